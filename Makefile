@@ -1,0 +1,46 @@
+# One environment (.venv) for everything; it is made on first use and refreshed when pyproject.toml changes.
+PY ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+CELL_TIMEOUT ?= 300
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full teacher lint notebooks clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml
+	@test -n "$(PY)" || { echo "No python3 found: install Python 3.11 or newer, or run make PY=/path/to/python." >&2; exit 2; }
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PY) is older than Python 3.11: install 3.11 or newer, or run make PY=/path/to/python." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PY) -m venv .venv || { rm -rf .venv; echo \
+		"$(PY) cannot create a virtual environment: install its venv module (Debian, Ubuntu: apt-get install python3-venv)." \
+		>&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,notebooks]'
+	@touch $@
+
+demo: $(STAMP)  ## draw one prompt with the teacher and with the few-step student, on a CPU
+	$(BIN)/python -m anytext_lcm.demo
+
+test: lint  ## lint, unit tests, notebooks against their stored outputs
+	$(BIN)/python -m pytest -m "not full" tests
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout $(CELL_TIMEOUT) notebooks
+
+test-full: lint  ## as test, with the full-size networks and the trainings
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout $(CELL_TIMEOUT) notebooks
+
+teacher: $(STAMP)  ## train the embedded teacher again from its recipe
+	$(BIN)/python -m anytext_lcm.teacher
+
+lint: $(STAMP)  ## ruff over package, tests and notebooks
+	$(BIN)/ruff check .
+
+notebooks: $(STAMP)  ## run the notebooks again and store their outputs
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+		--ExecutePreprocessor.store_widget_state=False notebooks/[0-9][0-9]_*.ipynb
+
+clean:  ## remove the environment, caches and outputs
+	rm -rf .venv outputs runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find anytext_lcm tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
