@@ -1,0 +1,1 @@
+"""Text lines to conditioning: fonts, glyphs, the batch, and a data set made up on the spot."""

@@ -1,0 +1,269 @@
+"""The batch: what the data sets, the training and the pipeline agree on.
+
+Names are those of AnyText2's t3_dataset.py; the layout is dense where upstream keeps lists, so that a batch
+is collated once and moved to a device in one go. L is the number of line slots (`max_lines`); slots beyond a picture's
+lines are zero everywhere and are not read, since `n_lines` says how many count.
+
+FIELDS below is the contract, `validate` holds a batch to it, `collate` makes one out of items, `build_conditioning`
+makes an item out of lines of text. Items are the same without the leading B, as numpy arrays.
+
+May import: numpy, torch, anytext_lcm.data.fonts, anytext_lcm.data.glyphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from anytext_lcm.data.fonts import PLAIN_FONT
+from anytext_lcm.data.glyphs import draw_glyph_line, draw_placed_glyph, draw_position
+
+MAX_CHARACTERS = 20
+"""Longest text of a line, as in upstream's training data."""
+
+UNSPECIFIED_COLOR = (500, 500, 500)
+"""Upstream's way to leave the colour to the model."""
+
+PLACEHOLDER = "*"
+"""Stands for one line in a caption; its token embedding is replaced by that of the line."""
+
+TEXT_PHRASES = ("Text says ", "Image with words ", "The picture reads ", "Captions are ", "Texts are ", "Text:  ")
+"""Openings of a text caption. Upstream's list lacks a comma, which joined its last two entries to "Text:  "; the
+published weights know that one, so it stays."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of the batch: its shape in letters, its type, the values allowed, and what it means."""
+
+    shape: str
+    dtype: torch.dtype
+    low: float
+    high: float
+    meaning: str
+
+
+FIELDS: dict[str, Field] = {
+    "img": Field("B3HW", torch.float32, -1, 1, "the picture, RGB"),
+    "masked_img": Field("B3HW", torch.float32, -1, 1, "all -1: generate; the picture with holes of -1: edit"),
+    "hint": Field("B1HW", torch.uint8, 0, 1, "union of the positions"),
+    "inv_mask": Field("B1HW", torch.uint8, 0, 1, "1 where the loss must not look"),
+    "glyphs": Field("BLHW", torch.uint8, 0, 255, "each line drawn in its polygon; every touched pixel counts"),
+    "positions": Field("BLHW", torch.uint8, 0, 1, "each line's filled polygon"),
+    "gly_line": Field("BL80,512", torch.uint8, 0, 1, "each line drawn upright, for the recogniser"),
+    "font_hint": Field("B1HW", torch.uint8, 0, 255, "the lines in the font that is wanted; 0 = no wish"),
+    "color": Field("BL3", torch.float32, 0, 500, "text colour, RGB 0..255, or 500, 500, 500 = any"),
+    "n_lines": Field("B", torch.int64, 1, 1024, "how many of the L slots are used"),
+}
+"""The tensors of a batch."""
+
+TEXT_FIELDS: dict[str, str] = {
+    "img_caption": "list of B strings: what is in the picture, no text in it",
+    "text_caption": "list of B strings: a phrase and one '*' a line, 'Text says * , * . '",
+    "texts": "B lists of n_lines strings: what is written",
+    "language": "B lists of n_lines strings: 'Latin', 'Chinese', ...",
+    "polygons": "B lists of n_lines (4, 2) int arrays: where the text is, for judging; x, y, clockwise from top left",
+}
+"""The lists of a batch. Items may carry more (`condition_polygons`, `meta`); collate keeps it as lists."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of text that is wanted in a picture.
+
+    text      1..20 characters
+    polygon   (n, 2) x, y in pixels; where the text is to be
+    color     RGB 0..255, None = any
+    hint_font font (file or name) in which the line is drawn into the font hint, None = no wish
+    language  as in AnyWord-3M
+    """
+
+    text: str
+    polygon: np.ndarray
+    color: tuple[int, int, int] | None = None
+    hint_font: str | Path | None = None
+    language: str = "Latin"
+
+
+def build_conditioning(
+    lines: Sequence[Line],
+    size: tuple[int, int],
+    max_lines: int,
+    font: str | Path = PLAIN_FONT,
+    mode: str = "generate",
+    image: np.ndarray | None = None,
+    phrase: str = TEXT_PHRASES[0],
+) -> dict[str, Any]:
+    """Turn lines of text into the fields of an item that do not need the picture to be known.
+
+    Arguments
+        lines     1..max_lines lines
+        size      height and width of the picture
+        max_lines number of slots L
+        font      font of glyph lines and placed glyphs
+        mode      "generate" (masked_img is -1 throughout) or "edit" (image with holes where the text goes)
+        image     (3, H, W) float32 -1..1, needed by "edit"
+        phrase    opening of the text caption
+
+    Returns every field of FIELDS and TEXT_FIELDS but `img` and `img_caption`, and `condition_polygons`. Raises ValueError
+    for too many lines, too long a text, characters the font lacks, polygons outside the picture.
+    """
+    height, width = size
+    if not lines:
+        raise ValueError("There is no line of text: give at least one.")
+    if len(lines) > max_lines:
+        raise ValueError(f"{len(lines)} lines do not fit {max_lines} slots: drop lines or raise max_lines.")
+    if mode not in ("generate", "edit"):
+        raise ValueError(f"Mode {mode!r} is unknown: choose 'generate' or 'edit'.")
+    if mode == "edit" and (image is None or image.shape != (3, height, width)):
+        found = "none" if image is None else f"shape {image.shape}"
+        raise ValueError(f"Mode 'edit' needs an image of shape (3, {height}, {width}), got {found}.")
+
+    glyphs = np.zeros((max_lines, height, width), np.uint8)
+    positions = np.zeros((max_lines, height, width), np.uint8)
+    gly_line = np.zeros((max_lines, 80, 512), np.uint8)
+    color = np.zeros((max_lines, 3), np.float32)
+    font_hint = np.zeros((1, height, width), np.uint8)
+    polygons = []
+    for slot, line in enumerate(lines):
+        polygon = _checked_polygon(line, slot, size)
+        if len(line.text) > MAX_CHARACTERS:
+            raise ValueError(
+                f"Line {slot + 1} has {len(line.text)} characters, the limit is {MAX_CHARACTERS}: "
+                f"shorten or split {line.text!r}."
+            )
+        glyphs[slot] = draw_placed_glyph(line.text, polygon, font, size)
+        positions[slot] = draw_position(polygon, size)
+        gly_line[slot] = draw_glyph_line(line.text, font)
+        color[slot] = UNSPECIFIED_COLOR if line.color is None else _checked_color(line.color, slot)
+        if line.hint_font is not None:
+            np.maximum(font_hint[0], draw_placed_glyph(line.text, polygon, line.hint_font, size), out=font_hint[0])
+        polygons.append(polygon)
+
+    hint = positions.max(axis=0, keepdims=True)
+    masked = np.full((3, height, width), -1.0, np.float32)
+    if mode == "edit":
+        masked = np.where(hint == 1, np.float32(-1), np.clip(image, -1, 1)).astype(np.float32)
+    return {
+        "masked_img": masked,
+        "hint": hint,
+        "inv_mask": np.zeros((1, height, width), np.uint8),
+        "glyphs": glyphs,
+        "positions": positions,
+        "gly_line": gly_line,
+        "font_hint": font_hint,
+        "color": color,
+        "n_lines": len(lines),
+        "text_caption": text_caption(len(lines), phrase),
+        "texts": [line.text for line in lines],
+        "language": [line.language for line in lines],
+        "polygons": polygons,
+        "condition_polygons": polygons,
+    }
+
+
+def text_caption(n_lines: int, phrase: str = TEXT_PHRASES[0]) -> str:
+    """'Text says * , * . ' for two lines."""
+    return phrase + " , ".join([PLACEHOLDER] * n_lines) + " . "
+
+
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Stack items to a batch: FIELDS become tensors, everything else a list with one entry an item.
+
+    Raises ValueError when items differ in size or in the number of line slots.
+    """
+    if not items:
+        raise ValueError("A batch needs at least one item, got none.")
+    batch: dict[str, Any] = {}
+    for name in items[0]:
+        values = [item[name] for item in items]
+        if name not in FIELDS:
+            batch[name] = values
+            continue
+        shapes = {np.shape(value) for value in values}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"Items differ in the shape of {name!r}: {sorted(shapes)}; "
+                "give all items of a batch one picture size and one max_lines."
+            )
+        batch[name] = torch.from_numpy(np.stack([np.asarray(value) for value in values])).to(FIELDS[name].dtype)
+    return batch
+
+
+def validate(batch: Mapping[str, Any]) -> None:
+    """Hold a batch to FIELDS and TEXT_FIELDS: ValueError names the first field that breaks it, and how."""
+    for name in (*FIELDS, *TEXT_FIELDS):
+        if name not in batch:
+            raise ValueError(f"The batch lacks the field {name!r}: see FIELDS in anytext_lcm/data/batch.py.")
+    for name, field in FIELDS.items():
+        value = batch[name]
+        if not isinstance(value, torch.Tensor) or value.dtype != field.dtype:
+            found = str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(f"{name!r} must be a tensor of {field.dtype}, got {found}.")
+    image = batch["img"]
+    if image.ndim != 4:
+        raise ValueError(f"'img' must have shape (B, 3, H, W), got {tuple(image.shape)}.")
+    if batch["positions"].ndim != 4:
+        raise ValueError(f"'positions' must have shape (B, L, H, W), got {tuple(batch['positions'].shape)}.")
+    sizes = {"B": image.shape[0], "L": batch["positions"].shape[1], "H": image.shape[2], "W": image.shape[3]}
+    for name, field in FIELDS.items():
+        value, wanted = batch[name], _expected_shape(field.shape, sizes)
+        if tuple(value.shape) != wanted:
+            raise ValueError(f"{name!r} must have shape {wanted}, got {tuple(value.shape)}.")
+        low, high = value.min().item(), value.max().item()
+        if not (field.low <= low and high <= field.high):  # also catches nan
+            raise ValueError(f"{name!r} must lie in {field.low}..{field.high}, it spans {low}..{high}.")
+    for name in TEXT_FIELDS:
+        if len(batch[name]) != sizes["B"]:
+            raise ValueError(f"{name!r} has {len(batch[name])} entries for a batch of {sizes['B']}.")
+    _validate_lines(batch, sizes["B"], sizes["L"])
+
+
+def _validate_lines(batch: Mapping[str, Any], n_items: int, n_slots: int) -> None:
+    for index in range(n_items):
+        n_lines = int(batch["n_lines"][index])
+        if n_lines > n_slots:
+            raise ValueError(f"Item {index} has n_lines {n_lines} but only {n_slots} slots: raise max_lines.")
+        for name in ("texts", "language", "polygons"):
+            if len(batch[name][index]) != n_lines:
+                raise ValueError(f"Item {index} has {len(batch[name][index])} {name} for n_lines {n_lines}.")
+        for text in batch["texts"][index]:
+            if not 1 <= len(text) <= MAX_CHARACTERS:
+                raise ValueError(f"Item {index}: text {text!r} has {len(text)} characters, allowed are 1..{MAX_CHARACTERS}.")
+        stars = batch["text_caption"][index].count(PLACEHOLDER)
+        if stars != n_lines and batch["text_caption"][index] != "":
+            raise ValueError(f"Item {index}: the text caption has {stars} '{PLACEHOLDER}' for {n_lines} lines.")
+        for name in ("glyphs", "positions", "gly_line", "color"):
+            if batch[name][index, n_lines:].any():
+                raise ValueError(f"Item {index}: {name!r} is not zero in the slots beyond n_lines {n_lines}.")
+
+
+def _expected_shape(letters: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    if letters == "BL80,512":
+        return sizes["B"], sizes["L"], 80, 512
+    return tuple(sizes[letter] if letter in sizes else int(letter) for letter in letters)
+
+
+def _checked_color(color: Sequence[float], slot: int) -> np.ndarray:
+    color = np.asarray(color, np.float32)
+    if color.shape != (3,) or not ((color >= 0) & (color <= 255)).all():
+        raise ValueError(f"The colour of line {slot + 1} must be three numbers 0..255, got {color.tolist()}.")
+    return color
+
+
+def _checked_polygon(line: Line, slot: int, size: tuple[int, int]) -> np.ndarray:
+    polygon = np.asarray(line.polygon)
+    if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3:
+        raise ValueError(f"The polygon of line {slot + 1} needs 3 or more (x, y) points, it has shape {polygon.shape}.")
+    polygon = polygon.astype(np.int32)
+    (height, width), (right, bottom) = size, polygon.max(axis=0)
+    if polygon.min() < 0 or right > width or bottom > height:
+        raise ValueError(
+            f"The polygon of line {slot + 1} ({line.text!r}) leaves the picture of {width} x {height}: move it inside."
+        )
+    return polygon

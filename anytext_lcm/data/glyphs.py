@@ -1,0 +1,167 @@
+"""Drawing a text line twice, as AnyText2 wants it: upright in a fixed frame, and placed in its polygon.
+
+The glyph line says what is written (it goes through the recogniser into the line's embedding); the placed glyph
+says where and how large (it goes into the WriteNet). The same placed glyph, in a font of the user's choice, is
+the font hint. Geometry follows `draw_glyph` and `draw_glyph2` of AnyText2's t3_dataset.py; two things differ on
+purpose: a text that cannot be drawn is an error here and a black image there, and the angle of
+cv2.minAreaRect is brought to one convention (see `_rectangle`).
+
+May import: numpy, cv2, Pillow, anytext_lcm.data.fonts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from anytext_lcm.data.fonts import PLAIN_FONT, load_font, require_glyphs
+
+GLYPH_LINE_SIZE = (80, 512)
+"""Height and width of a glyph line; the recogniser's input is made from it, so it is not free."""
+
+_MEASURE = 50  # font size at which a glyph line is measured before it is scaled to fit
+_STEEP = 10.0  # degrees: a rectangle this close to upright, and not wider than high, is written letter below letter
+_MAX_GAP = 100  # spaces between two letters at most
+
+
+def draw_glyph_line(text: str, font: str | Path = PLAIN_FONT) -> np.ndarray:
+    """The text drawn as large as fits and centred: (80, 512) uint8, 0 or 1, without anti-aliasing."""
+    _require_text(text, font)
+    height, width = GLYPH_LINE_SIZE
+    left, top, right, bottom = load_font(font, _MEASURE).getbbox(text)
+    scale = min(0.9 * width / max(right - left, 5), 0.9 * height / max(bottom - top, 5))
+    scaled = load_font(font, int(_MEASURE * scale))
+    left, top, right, bottom = scaled.getbbox(text)
+    canvas = Image.new("1", (width, height), 0)
+    # Upstream centres with Pillow's former getsize, whose height counts from the drawing origin: hence bottom - top/2.
+    x, y = (width - int(right - left)) // 2, (height - int(bottom)) // 2 - int(top) // 2
+    ImageDraw.Draw(canvas).text((x, y), text, font=scaled, fill=1)
+    return np.asarray(canvas, dtype=np.uint8)
+
+
+def draw_position(polygon: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The filled polygon (n, 2) of x, y on a canvas of `size` = (height, width): uint8, 0 or 1."""
+    mask = np.zeros(size, dtype=np.uint8)
+    cv2.fillPoly(mask, [np.asarray(polygon, dtype=np.int32).reshape(-1, 1, 2)], 1)
+    return mask
+
+
+def draw_placed_glyph(
+    text: str,
+    quad: np.ndarray,
+    font: str | Path = PLAIN_FONT,
+    size: tuple[int, int] = (512, 512),
+    add_space: bool = True,
+) -> np.ndarray:
+    """The text in white, as large as the polygon lets it, turned as the polygon is.
+
+    Arguments
+        text      1 character or more, all of which the font must hold
+        quad      (n, 2) x, y; what counts is the smallest rectangle around it
+        font      file or name of one of matplotlib's fonts
+        size      height and width of the canvas
+        add_space spread the letters over the long side by spaces between them
+
+    Returns (height, width) uint8, 0..255. Raises ValueError if the font lacks a character or the polygon is too small
+    for a letter of one pixel, FileNotFoundError if there is no such font.
+    """
+    _require_text(text, font)
+    quad = _integer_polygon(quad)
+    (cx, cy), (w, h), degrees = _rectangle(quad)
+    long_side, short_side = max(w, h), min(w, h)
+    angle = -degrees + (90.0 if w < h else 0.0)  # Pillow turns counter-clockwise, OpenCV clockwise
+
+    corners = cv2.boxPoints(((cx, cy), (w, h), degrees)).astype(np.int64)
+    box_x, box_y = int(corners[:, 0].min()), int(corners[:, 1].min())
+    box_w, box_h = int(corners[:, 0].max()) - box_x, int(corners[:, 1].max()) - box_y
+    from_axis = abs(angle) % 90.0
+    vertical = min(from_axis, 90.0 - from_axis) < _STEEP and box_h >= box_w
+
+    fitted = load_font(font, _fitting_size(text, font, long_side, short_side))
+    canvas = Image.new("L", (size[1], size[0]), 0)
+    pen = ImageDraw.Draw(canvas)
+    if vertical:
+        angle = 0.0
+        _draw_letters_below_each_other(pen, text, fitted, box_x, box_y, box_w, long_side)
+    else:
+        if add_space and len(text) > 1:
+            text = _spread(text, fitted, long_side)
+        left, top, right, bottom = fitted.getbbox(text)
+        # The left bearing stays in, as upstream leaves it.
+        pen.text((cx - (right - left) / 2, cy - (bottom - top) / 2 - top), text, font=fitted, fill=255)
+
+    if angle != 0.0:
+        turned = canvas.rotate(angle, expand=True, center=(cx, cy))
+        canvas = Image.new("L", canvas.size, 0)
+        canvas.paste(turned, (int((canvas.width - turned.width) / 2), int((canvas.height - turned.height) / 2)))
+    return np.array(canvas)
+
+
+def _require_text(text: str, font: str | Path) -> None:
+    if not text:
+        raise ValueError("The text of a line is empty: give at least one character (a space stands for no text).")
+    require_glyphs(font, text)
+
+
+def _integer_polygon(polygon: np.ndarray) -> np.ndarray:
+    polygon = np.asarray(polygon)
+    if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3:
+        raise ValueError(f"A polygon needs 3 or more (x, y) points, this one has shape {polygon.shape}.")
+    return polygon.astype(np.int32)
+
+
+def _rectangle(polygon: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
+    """cv2.minAreaRect with the angle in (0, 90], clockwise: OpenCV 5 gives [-90, 0), which turned upstream's text over."""
+    (cx, cy), (w, h), degrees = cv2.minAreaRect(polygon)
+    while degrees <= 0:
+        degrees, w, h = degrees + 90.0, h, w
+    return (cx, cy), (w, h), degrees
+
+
+def _fitting_size(text: str, font: str | Path, long_side: float, short_side: float) -> int:
+    """Upstream's bisection, with its float upper end; it stops a pixel or so short of the largest size that fits."""
+    low, high = 1.0, short_side
+    while low < high:
+        middle = (low + high) // 2
+        left, top, right, bottom = load_font(font, max(int(middle), 1)).getbbox(text)
+        if right - left <= long_side and bottom - top <= short_side:
+            low = middle + 1
+        else:
+            high = middle
+    size = int(high - 1)
+    if size < 1:
+        raise ValueError(
+            f"The polygon of {text!r} is {long_side:.0f} x {short_side:.0f} pixels, too small for any letter: "
+            "enlarge it or shorten the text."
+        )
+    return size
+
+
+def _spread(text: str, font, long_side: float) -> str:
+    """As many spaces between the letters as the long side takes."""
+    spread = text
+    for count in range(1, _MAX_GAP + 1):
+        wider = (" " * count).join(text)
+        left, _, right, _ = font.getbbox(wider)
+        if right - left > long_side:
+            break
+        spread = wider
+    return spread
+
+
+def _draw_letters_below_each_other(
+    pen: ImageDraw.ImageDraw, text: str, font, box_x: int, box_y: int, box_w: int, long_side: float
+) -> None:
+    boxes = [font.getbbox(letter) for letter in text]
+    heights = [bottom - top for _, top, _, bottom in boxes]
+    gap = 0.0
+    if len(text) > 1 and sum(heights) < long_side:
+        gap = (long_side - sum(heights)) // (len(text) - 1)
+    _, top, _, bottom = font.getbbox(text)
+    x, y = box_x + box_w // 2 - (bottom - top) // 2, float(box_y)
+    for letter, (_, letter_top, _, _), height in zip(text, boxes, heights, strict=True):
+        pen.text((x, y), letter, font=font, fill=255)
+        y += height + gap
