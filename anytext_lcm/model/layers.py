@@ -1,7 +1,7 @@
-"""Building blocks of the denoising trunk: residual blocks, cross-attention, resampling, the timestep embedding.
+"""Building blocks of the denoising trunk: residual blocks, attention, resampling, timestep embedding.
 
-Imports torch alone. Module names are the checkpoint's own, so the state dict is the layout. Upstream: AnyText2's
-`ldm/modules/diffusionmodules/openaimodel.py`, `ldm/modules/diffusionmodules/util.py` and `ldm/modules/attention.py`.
+Imports torch alone. Module names are the checkpoint's own, so the state dict is the layout. Upstream:
+AnyText2's `ldm/modules/attention.py` and, in `ldm/modules/diffusionmodules/`, `openaimodel.py` and `util.py`.
 """
 
 import math
@@ -59,7 +59,7 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(
             group_norm(out_channels, groups=norm_groups),
             nn.SiLU(),
-            nn.Identity(),  # upstream's dropout of probability 0; it holds the index, so that the convolution is 3
+            nn.Identity(),  # in place of upstream's dropout of 0, so that the convolution keeps index 3
             zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         same = in_channels == out_channels
@@ -102,7 +102,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(
-                f"num_heads is {num_heads} but an attention layer is {dim} wide: choose a divisor of every width."
+                f"num_heads is {num_heads} but an attention is {dim} wide: choose a divisor of all widths."
             )
         context_dim = dim if context_dim is None else context_dim
         self.num_heads = num_heads
@@ -138,7 +138,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        # net.1 is upstream's dropout of probability 0; it holds the index, so that the projection is 2.
+        # net.1 stands in place of upstream's dropout of 0, so that the projection keeps index 2.
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,8 +148,9 @@ class FeedForward(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, attention to the context, feed-forward, each added to its normalised input.
 
-    With `attnx` a second pair of attentions (AnyText2's AttnX) follows the first, weighted by `attnx_scale`. Upstream's
-    comment calls the pair parallel, its code runs it one after the other on the updated tokens; so does this.
+    With `attnx` a second pair of attentions (AnyText2's AttnX) follows the first, weighted by `attnx_scale`.
+    Upstream's comment calls the pair parallel, its code runs it one after the other on the updated tokens; so
+    does this. x: (B, n, dim), context: (B, m, context_dim). Returns (B, n, dim).
     """
 
     def __init__(self, dim: int, num_heads: int, context_dim: int, attnx: bool = False):

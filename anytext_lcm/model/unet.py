@@ -1,7 +1,8 @@
 """The denoising UNet of AnyText2, and the half of it that WriteNet copies.
 
-Imports torch and `model.layers`. Module names are the checkpoint's own (`model.diffusion_model`), so the state dict is
-the layout. Upstream: AnyText2's `ldm/modules/diffusionmodules/openaimodel.py` and `cldm/cldm.py` (ControlledUnetModel).
+Imports torch and `model.layers`. Module names are the checkpoint's own (`model.diffusion_model`), so the
+state dict is the layout. Upstream: AnyText2's `ldm/modules/diffusionmodules/openaimodel.py` and
+`cldm/cldm.py` (ControlledUnetModel).
 """
 
 from collections.abc import Sequence
@@ -38,8 +39,8 @@ class Block(nn.Sequential):
 class Trunk(nn.Module):
     """Timestep embedding, input blocks and middle block: what UNet and WriteNet have in common.
 
-    `gradient_checkpointing` trades compute for memory: blocks are run again in the backward pass. Off until it is set,
-    whatever `use_checkpoint` says, because upstream's yaml always says yes.
+    `gradient_checkpointing` trades compute for memory: blocks are run again in the backward pass. Off until
+    it is set, whatever `use_checkpoint` says, because upstream's yaml always says yes.
     """
 
     def __init__(
@@ -124,8 +125,8 @@ class Trunk(nn.Module):
 class UNetModel(Trunk):
     """Stable Diffusion 1.5's UNet with AnyText2's extra attention (AttnX) and room for control residuals.
 
-    `attention_resolutions` are downsampling factors, `output_attnx_level` level indices with 0 the finest. Arguments
-    after `norm_groups` are keys of upstream's yaml that change nothing here.
+    `attention_resolutions` are downsampling factors, `output_attnx_level` level indices with 0 the finest.
+    Arguments after `norm_groups` are keys of upstream's yaml that change nothing here.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class UNetModel(Trunk):
             dims=dims,
         )
         self.only_mid_control = only_mid_control
+        emb_channels = 4 * model_channels
         skips = list(self.block_channels)
         width = skips[-1]
         self.output_blocks = nn.ModuleList()
@@ -175,12 +177,11 @@ class UNetModel(Trunk):
             attnx = output_attnx and level in output_attnx_level
             for i in range(num_res_blocks + 1):
                 outputs = channel_mult[level] * model_channels
-                layers: list[nn.Module] = [ResBlock(width + skips.pop(), 4 * model_channels, outputs, norm_groups)]
+                layers: list[nn.Module] = [ResBlock(width + skips.pop(), emb_channels, outputs, norm_groups)]
                 width = outputs
                 if 2**level in attention_resolutions:
-                    layers.append(
-                        SpatialTransformer(width, num_heads, context_dim, transformer_depth, attnx, norm_groups)
-                    )
+                    transformer = (width, num_heads, context_dim, transformer_depth, attnx, norm_groups)
+                    layers.append(SpatialTransformer(*transformer))
                 if level and i == num_res_blocks:
                     layers.append(Upsample(width))
                 self.output_blocks.append(Block(*layers))
@@ -200,12 +201,13 @@ class UNetModel(Trunk):
     ) -> Tensor:
         """Predict the noise in latents x.
 
-        x: (B, in_channels, h, w); timesteps: (B,); context: (B, m, context_dim), the image caption; control: one residual
-        for each input block, then the middle one (the list is left as it is), or None. Returns (B, out_channels, h, w) in
-        x's dtype. Raises ValueError on sizes that do not halve and on a control list of another length.
+        x: (B, in_channels, h, w); timesteps: (B,); context: (B, m, context_dim), the image caption; control:
+        one residual for each input block, then the middle one (the list is left as it is), or None. Returns
+        (B, out_channels, h, w) in x's dtype. Raises ValueError on sizes that do not halve and on a control
+        list of another length.
 
-        Upstream runs the input blocks without gradient when they hold no AttnX; here they keep theirs, because an adapter
-        may sit in them.
+        Upstream runs the input blocks without gradient when they hold no AttnX; here they keep theirs,
+        because an adapter may sit in them.
         """
         self.check_size(x)
         if control is not None and len(control) != len(self.input_blocks) + 1:

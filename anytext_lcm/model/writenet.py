@@ -1,7 +1,7 @@
 """WriteNet: turns glyphs, positions and masked latents into the residuals that make the UNet write.
 
-Imports torch, `model.layers` and `model.unet`. Module names are the checkpoint's own (`control_model`), so the state dict
-is the layout. Upstream: AnyText2's `cldm/cldm.py` (ControlNet).
+Imports torch, `model.layers` and `model.unet`. Module names are the checkpoint's own (`control_model`), so
+the state dict is the layout. Upstream: AnyText2's `cldm/cldm.py` (ControlNet).
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ def hint_stack(channels: int, widths: Sequence[int]) -> nn.Sequential:
 class WriteNet(Trunk):
     """A copy of the UNet's first half that reads a drawn hint; one 1x1 convolution leads out of each block.
 
-    With `fast_control` (as released) latents and timestep are replaced by zeros, so the residuals depend on the text
-    caption and the hint alone and hold for every sampling step.
+    With `fast_control` (as released) latents and timestep are replaced by zeros, so the residuals depend on
+    the text caption and the hint alone and hold for every sampling step.
 
-    `zero_conv_std` is for training from nothing: the outgoing convolutions and the hint's fuse layer start at N(0, std)
-    instead of zero, so that both networks learn from the first step. `glyph_widths` and `position_widths` give the hint
-    stacks; 2n + 1 widths shrink the picture by 2^n, which must be the autoencoder's factor. The arguments after that
-    are keys of upstream's yaml that change nothing here.
+    `zero_conv_std` is for training from nothing: the outgoing convolutions and the hint's fuse layer start at
+    N(0, std) instead of zero, so that both networks learn from the first step. `glyph_widths` and
+    `position_widths` give the hint stacks; 2n + 1 widths shrink the picture by 2^n, which must be the
+    autoencoder's factor. The arguments after them are keys of upstream's yaml that change nothing here.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class WriteNet(Trunk):
             dims=dims,
         )
         if glyph_scale != 1:
-            raise ValueError(f"glyph_scale is {glyph_scale}: only glyph images of the picture's size (1) are read.")
+            raise ValueError(f"glyph_scale is {glyph_scale}: only 1 (glyphs of the picture's size) works.")
         if len(glyph_widths) != len(position_widths) or len(glyph_widths) % 2 == 0:
             raise ValueError(
                 f"glyph_widths has {len(glyph_widths)} entries and position_widths {len(position_widths)}: "
@@ -93,7 +93,8 @@ class WriteNet(Trunk):
                 nn.init.normal_(conv.weight, std=zero_conv_std)
             return conv
 
-        self.fuse_block_za = zero_conv(glyph_widths[-1] + position_widths[-1] + in_channels, model_channels, 3)
+        fused = glyph_widths[-1] + position_widths[-1] + in_channels
+        self.fuse_block_za = zero_conv(fused, model_channels, 3)
         self.zero_convs = nn.ModuleList(nn.Sequential(zero_conv(c, c, 1)) for c in self.block_channels)
         width = self.block_channels[-1]
         self.middle_block_out = nn.Sequential(zero_conv(width, width, 1))
@@ -108,7 +109,7 @@ class WriteNet(Trunk):
         if not parts[0].shape[-2:] == parts[1].shape[-2:] == parts[2].shape[-2:]:
             raise ValueError(
                 f"glyph {tuple(glyph.shape)}, position {tuple(position.shape)} and masked_latents "
-                f"{tuple(masked_latents.shape)} do not fit: the hint stacks must shrink the pictures to the latents' size."
+                f"{tuple(masked_latents.shape)} do not fit: the hint stacks must shrink pictures to latents."
             )
         return self.fuse_block_za(torch.cat([part.to(parts[0].dtype) for part in parts], dim=1))
 
@@ -123,10 +124,11 @@ class WriteNet(Trunk):
     ) -> list[Tensor]:
         """Residuals for each input block of the UNet, then for its middle block.
 
-        glyph: (B, glyph_channels, H, W), 1 where any glyph pixel is touched; position: (B, position_channels, H, W), the sum
-        of the lines' masks, 2 where two overlap; masked_latents: (B, in_channels, h, w), scaled; context: (B, m, context_dim),
-        the text caption. Latents x and timesteps (B,) are read only without `fast_control`, and then required.
-        Raises ValueError where they are missing and on sizes that do not fit.
+        glyph: (B, glyph_channels, H, W), 1 where any glyph pixel is touched; position: (B, position_channels,
+        H, W), the sum of the lines' masks, 2 where two overlap; masked_latents: (B, in_channels, h, w),
+        scaled; context: (B, m, context_dim), the text caption. Latents x and timesteps (B,) are read only
+        without `fast_control`, and then required. Raises ValueError where they are missing and on sizes that
+        do not fit.
         """
         self.check_size(masked_latents)
         if self.fast_control:
