@@ -50,8 +50,8 @@ LETTERS_AND_DIGITS = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKMNPQRSTUVWXYZ23456789"
 """Random strings avoid what a reader confuses: 0 O o, 1 I l i, L."""
 
 MIN_CONTRAST = 80.0  # luma between a text and anything of the background behind it
-MIN_HEIGHT, MAX_HEIGHT = 22.0, 42.0  # of the font's box, ascender to descender
-MIN_ADVANCE = 13.0  # a character's width on average; narrower ones do not survive an 8 x 8 autoencoder
+MIN_HEIGHT, MAX_HEIGHT = 28.0, 46.0  # of the font's box, ascender to descender
+MIN_ADVANCE = 15.0  # a character's width on average; narrower ones do not survive an 8 x 8 autoencoder
 MAX_SLACK = 4.0  # how far the condition polygon may exceed the text on each side
 MIN_ASPECT = 1.3  # width to height of a line; squarer polygons are taken for vertical text
 MARGIN = 1.0  # of the text quad around the ink
@@ -223,14 +223,14 @@ def _draw_scene(rng: np.random.Generator, size: int, max_lines: int, split: str)
 
 def _background(rng: np.random.Generator, name: str, size: int) -> tuple[np.ndarray, float, float]:
     """A picture of one colour with a faint pattern, (size, size, 3) float32, and its darkest and lightest luma."""
-    base = np.clip(np.asarray(COLORS[name], np.float32) + rng.uniform(-12, 12, 3), 0, 255)
+    base = _jitter(rng, name, 12)
     kind = _pick(rng, PATTERNS)
     if kind == "plain":
         image = np.empty((size, size, 3), np.float32)
         image[:] = base
         return image, _luma(base), _luma(base)
     # One amplitude for all channels and a little of its own for each: lighter or darker, hardly another hue.
-    delta = rng.choice((-1.0, 1.0)) * rng.uniform(7, 15) + rng.uniform(-3, 3, 3)
+    delta = rng.choice((-1.0, 1.0)) * rng.uniform(7, 15) + rng.uniform(-2, 2, 3)
     pattern = _pattern(rng, kind, size)
     image = np.clip(base + pattern[..., None] * delta.astype(np.float32), 0, 255)
     ends = _luma(np.clip(base - delta, 0, 255)), _luma(np.clip(base + delta, 0, 255))
@@ -280,7 +280,7 @@ def _draw_objects(
             left, top = max(int(x - radius), 0), max(int(y - radius), 0)
             right, bottom = int(x + radius) + 2, int(y + radius) + 2
             if not taken[top:bottom, left:right].any():
-                color = np.clip(np.asarray(COLORS[name]) + rng.uniform(-14, 14, 3), 0, 255)
+                color = _jitter(rng, name, 12)
                 _draw_shape(canvas, shape, x, y, radius, tuple(float(channel) for channel in color))
                 taken[top:bottom, left:right] = 1
                 objects.append((name, shape))
@@ -319,7 +319,7 @@ def _text_color(
     rng.shuffle(names)
     for _ in range(8):
         for name in names:
-            color = np.clip(np.rint(np.asarray(COLORS[name]) + rng.uniform(-14, 14, 3)), 0, 255)
+            color = np.rint(_jitter(rng, name, 14))
             luma = _luma(color)
             if luma > lightest + MIN_CONTRAST or luma < darkest - MIN_CONTRAST:
                 return name, (int(color[0]), int(color[1]), int(color[2]))
@@ -531,6 +531,13 @@ def _article(word: str) -> str:
 
 def _pick(rng: np.random.Generator, options: tuple) -> Any:
     return options[int(rng.integers(len(options)))]
+
+
+def _jitter(rng: np.random.Generator, name: str, amount: float) -> np.ndarray:
+    """A shade of a named colour, RGB float; the greys vary in lightness and hardly in hue, or they were other colours."""
+    own = 4.0 if name in ("white", "gray", "black") else amount
+    shift = rng.uniform(-amount, amount) * (1 - own / amount) + rng.uniform(-own, own, 3)
+    return np.clip(np.asarray(COLORS[name]) + shift, 0, 255)
 
 
 def _luma(color: np.ndarray) -> float:
