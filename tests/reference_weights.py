@@ -1,7 +1,7 @@
 """Weights and inputs behind the reference outputs of upstream AnyText2 (github tyxsspa/AnyText2 b06c583).
 
-The reference files in `tests/reference/` hold outputs only. The weights and most inputs follow from their own names:
-a name is hashed with CRC-32, the hash seeds a PCG64 generator, the generator draws standard normals.
+The reference files in `tests/reference/` hold outputs. The weights and most inputs follow from their own
+names: a name is hashed with CRC-32, the hash seeds a PCG64 generator, the generator draws standard normals.
 """
 
 from __future__ import annotations
@@ -43,17 +43,16 @@ def weights_for(key: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(value, dtype=np.float32))
 
 
-def fill(module: nn.Module, prefix: str = "", skip_undotted: bool = True) -> nn.Module:
+def fill(module: nn.Module, prefix: str = "") -> nn.Module:
     """Give every parameter and buffer of `module` the rule's value, put it in eval mode and return it.
 
-    `prefix` ends with a dot and is prepended to the module's own keys, e.g. "control_model.". Full keys without a dot are
-    the schedule buffers of a whole model; the rule leaves them as they are (`skip_undotted`).
+    `prefix` ends with a dot and is prepended to the module's own keys, e.g. "control_model.". Full keys
+    without a dot are the schedule buffers of a whole model; they stay as they are.
     """
     state = module.state_dict()
     for key, value in state.items():
-        if skip_undotted and "." not in prefix + key:
-            continue
-        state[key] = weights_for(prefix + key, tuple(value.shape))
+        if "." in prefix + key:
+            state[key] = weights_for(prefix + key, tuple(value.shape))
     module.load_state_dict(state, strict=True)
     return module.eval()
 
