@@ -92,6 +92,18 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention, (B, heads, tokens, head size) each; torch's fused kernel but for training on a CPU.
+
+    There the fused kernel's backward made the embedded UNet's step 25 % slower than the two products written out
+    (2 heads of 32, 256 tokens, torch 2.13).
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled() or not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return torch.softmax(scores, dim=-1).to(v.dtype) @ v
+
+
 class CrossAttention(nn.Module):
     """Multi-head attention of tokens x to `context`, or to themselves if it is None.
 
@@ -117,8 +129,7 @@ class CrossAttention(nn.Module):
             tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, n or m, dim / heads)
             for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        h = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(h.transpose(1, 2).flatten(2))
+        return self.to_out(_attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class GEGLU(nn.Module):

@@ -1,0 +1,537 @@
+"""Rebuilds the embedded teacher from nothing: `python -m anytext_lcm.build_teacher`.
+
+Five stages, each of which can be run alone and continued after an interruption:
+    data        pictures and conditioning of the mock task, drawn once into memory-mapped columns
+    vae         autoencoder on text-centred crops
+    recogniser  CTC on drawn lines; one set of weights for both of AnyText2's predictors, frozen afterwards
+    features    latents and recogniser features of every picture, so that the last stage runs on what is left
+    diffusion   UNet, WriteNet, text tower and the trainable part of the embedding manager, on v
+and `export`, which writes the half-precision file of `anytext_lcm/assets`.
+
+Runs on all CPU cores as single-threaded processes that average gradients (two OpenMP threads of one process slow each
+other down on a busy machine), or on one GPU. May import: data, model, lcm.
+"""
+
+import argparse
+import json
+import os
+import string
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.model.anytext2 import AnyText2
+
+CONFIG = "models_yaml/anytext2_tiny.yaml"
+STAGES = ("data", "vae", "recogniser", "features", "diffusion", "export")
+CHARACTERS = "".join(chr(c) for c in range(33, 127)) + " "  # class 0 is CTC's blank
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the shipped weights were made with; the reason stands beside each number."""
+
+    seed: int = 0
+    pictures: int = 24_000  # each is seen about twenty times, always with other noise
+    vae_steps: int = 2400
+    vae_batch: int = 12  # 64 px crops a process
+    vae_lr: float = 2e-3
+    vae_kl: float = 3e-3  # leaves posterior noise worth hiding small errors of the diffusion model in
+    recogniser_steps: int = 1500
+    recogniser_batch: int = 32
+    diffusion_steps: int = 20_000
+    diffusion_batch: int = 8  # pictures a process
+    copies: int = 2  # noise levels a picture: the control branch and the texts are shared by them
+    diffusion_lr: float = 1e-3
+    decay: float = 0.25  # share of the steps over which the rate falls to zero
+    ema: float = 0.999
+    caption_dropout: float = 0.1  # both captions empty: trains the branch that guidance subtracts
+    text_weight: float = 3.0  # loss weight inside the text boxes
+
+
+# -- processes ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of the processes of a stage."""
+
+    index: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.index == 0
+
+    def rng(self, *keys: int) -> np.random.Generator:
+        return np.random.default_rng([self.index, *keys])
+
+
+def _run_rank(index: int, world: int, port: int, stage, work: Path, recipe: Recipe) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(index), WORLD_SIZE=str(world))
+    device = torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=index, world_size=world)
+    try:
+        stage(Rank(index, world, device), work, recipe)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def _launch(stage, work: Path, recipe: Recipe, world: int) -> None:
+    """Runs stage(rank, work, recipe) in `world` fresh processes (spawn: forking after OpenMP has run can hang)."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_run_rank, args=(world, port, stage, work, recipe), nprocs=world)
+
+
+def _parallel(module: nn.Module, rank: Rank) -> nn.Module:
+    return DistributedDataParallel(module, gradient_as_bucket_view=True) if rank.world > 1 else module
+
+
+def _rate(step: int, total: int, peak: float, decay: float, warmup: int = 200) -> float:
+    """Linear warm-up, constant, linear fall over the last share `decay`: a longer run shares its beginning."""
+    return peak * min(1.0, (step + 1) / warmup, (total - step) / max(1, decay * total))
+
+
+def _save(path: Path, content: object) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+def _autocast(rank: Rank):
+    return torch.autocast(rank.device.type, torch.bfloat16)
+
+
+# -- data -----------------------------------------------------------------------------------------------------------
+
+LINES = 2  # line slots of the mock task
+SIDE = 128
+
+
+def _columns(work: Path, count: int, mode: str = "r") -> dict[str, np.ndarray]:
+    shapes = {
+        "img": (3, SIDE, SIDE),
+        "glyphs": (SIDE * SIDE // 8,),
+        "positions": (LINES, SIDE * SIDE // 8),
+        "gly_line": (LINES, 80 * 512 // 8),
+        "font_hint": (SIDE, SIDE),
+        "n_lines": (),
+        "edit": (),
+        "color": (LINES, 3),
+    }
+    kinds = {"color": np.float32}
+    open_ = np.lib.format.open_memmap
+    if mode == "r":
+        return {k: open_(work / f"{k}.npy", mode="r") for k in shapes}
+    return {k: open_(work / f"{k}.npy", mode=mode, dtype=kinds.get(k, np.uint8), shape=(count, *s)) for k, s in shapes.items()}
+
+
+def _draw(rank: Rank, work: Path, recipe: Recipe) -> None:
+    columns = {k: np.lib.format.open_memmap(work / f"{k}.npy", mode="r+") for k in _columns(work, 0)}
+    dataset = MockDataset(recipe.pictures, seed=recipe.seed, image_size=SIDE, max_lines=LINES)
+    captions = []
+    for i in tqdm(range(rank.index, recipe.pictures, rank.world), desc="data", disable=not rank.main):
+        item = dataset[i]
+        columns["img"][i] = np.round((np.asarray(item["img"]) + 1) * 127.5)
+        columns["glyphs"][i] = np.packbits((np.asarray(item["glyphs"]) != 0).any(0))
+        columns["positions"][i] = np.packbits(np.asarray(item["positions"]).reshape(LINES, -1), axis=1)
+        columns["gly_line"][i] = np.packbits(np.asarray(item["gly_line"]).reshape(LINES, -1), axis=1)
+        columns["font_hint"][i] = np.asarray(item["font_hint"])[0]
+        columns["n_lines"][i] = item["n_lines"]
+        columns["edit"][i] = bool((np.asarray(item["masked_img"]) != -1).any())
+        columns["color"][i] = item["color"]
+        captions.append((i, item["img_caption"], item["text_caption"]))
+    (work / f"captions.{rank.index}.json").write_text(json.dumps(captions))
+
+
+def stage_data(work: Path, recipe: Recipe, world: int) -> None:
+    if (work / "captions.json").exists():
+        return
+    _columns(work, recipe.pictures, mode="w+")
+    _launch(_draw, work, recipe, world)
+    parts = [work / f"captions.{i}.json" for i in range(world)]
+    rows = sorted(row for p in parts for row in json.loads(p.read_text()))
+    (work / "captions.json").write_text(json.dumps([[image, text] for _, image, text in rows]))
+    for p in parts:
+        p.unlink()
+
+
+# -- autoencoder ----------------------------------------------------------------------------------------------------
+
+CROP = 64
+
+
+def _crops(columns: dict, rng: np.random.Generator, count: int, whole: bool) -> tuple[Tensor, Tensor]:
+    """Crops around text (images, -1..1) and where text is in them (0/1)."""
+    images, masks = [], []
+    for i in rng.integers(len(columns["img"]), size=count):
+        mask = np.unpackbits(columns["positions"][i], axis=1).any(0).reshape(SIDE, SIDE)
+        image = columns["img"][i]
+        if not whole:
+            ys, xs = np.nonzero(mask)
+            at = rng.integers(len(ys)) if rng.random() < 0.8 else None
+            y, x = (rng.integers(SIDE), rng.integers(SIDE)) if at is None else (ys[at], xs[at])
+            y, x = (int(np.clip(v - CROP // 2, 0, SIDE - CROP)) // 8 * 8 for v in (y, x))
+            image, mask = image[:, y : y + CROP, x : x + CROP], mask[y : y + CROP, x : x + CROP]
+        images.append(image)
+        masks.append(mask)
+    return torch.from_numpy(np.stack(images)).float() / 127.5 - 1, torch.from_numpy(np.stack(masks)).float()[:, None]
+
+
+class _AutoencoderLoss(nn.Module):
+    def __init__(self, vae: nn.Module, kl: float, text_weight: float):
+        super().__init__()
+        self.vae, self.kl, self.text_weight = vae, kl, text_weight
+
+    def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        mean, logvar = self.vae.encode(images)
+        mean, logvar = mean.float(), logvar.float()
+        z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        output = self.vae.decode(z).float()
+        weight = 1 + (self.text_weight - 1) * text
+        error = output - images
+        edges = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (2, 3))
+        pixels = ((error.abs() + error.square()) * weight).mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        parts = {"pixels": pixels, "edges": edges, "kl": kl, "std": mean.std(), "noise": torch.exp(0.5 * logvar).mean()}
+        return pixels + 0.5 * edges + self.kl * kl, {k: v.detach() for k, v in parts.items()}
+
+
+def _train_vae(rank: Rank, work: Path, recipe: Recipe) -> None:
+    torch.manual_seed(recipe.seed)
+    columns = _columns(work, recipe.pictures)
+    vae = AnyText2.from_config(CONFIG).first_stage_model.train().to(rank.device, memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=recipe.vae_lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    start = 0
+    if (work / "vae.pt").exists():
+        saved = torch.load(work / "vae.pt", map_location=rank.device, weights_only=True)
+        vae.load_state_dict(saved["raw"]), average.load_state_dict(saved["average"])
+        optimiser.load_state_dict(saved["optimiser"])
+        start = saved["step"]
+    loss_of = _parallel(_AutoencoderLoss(vae, recipe.vae_kl, recipe.text_weight), rank)
+    torch.manual_seed(1000 * start + rank.index)
+    bar = tqdm(range(start, recipe.vae_steps), initial=start, total=recipe.vae_steps, desc="vae", disable=not rank.main, mininterval=5)
+    for step in bar:
+        whole = step >= 0.9 * recipe.vae_steps  # the last steps see the edges of whole pictures too
+        batch = recipe.vae_batch // (3 if whole else 1) * (8 if rank.device.type == "cuda" else 1)
+        images, text = _crops(columns, rank.rng(1, step), batch, whole)
+        for group in optimiser.param_groups:
+            group["lr"] = _rate(step, recipe.vae_steps, recipe.vae_lr, 0.5)
+        with _autocast(rank):
+            loss, parts = loss_of(images.to(rank.device, memory_format=torch.channels_last), text.to(rank.device))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        average.update_parameters(vae)
+        if rank.main and step % 25 == 0:
+            bar.set_postfix({k: f"{v.item():.4f}" for k, v in parts.items()})
+        if rank.main and (step % 500 == 499 or step == recipe.vae_steps - 1):
+            _save(
+                work / "vae.pt",
+                dict(raw=vae.state_dict(), average=average.state_dict(), optimiser=optimiser.state_dict(), step=step + 1),
+            )
+
+
+# -- recogniser -----------------------------------------------------------------------------------------------------
+
+
+def _train_recogniser(rank: Rank, work: Path, recipe: Recipe) -> None:
+    from anytext_lcm.data.fonts import TEXT_FONTS
+    from anytext_lcm.data.glyphs import draw_glyph_line
+    from anytext_lcm.model.recogniser import ctc_loss, preprocess
+
+    torch.manual_seed(recipe.seed)
+    network = AnyText2.from_config(CONFIG).text_predictor.train().to(rank.device)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    fonts = list(TEXT_FONTS)
+    bar = tqdm(range(recipe.recogniser_steps), desc="recogniser", disable=not rank.main, mininterval=5)
+    for step in bar:
+        rng = rank.rng(2, step)
+        alphabet = list(string.ascii_letters + string.digits)
+        texts = ["".join(rng.choice(alphabet, size=rng.integers(2, 9))) for _ in range(recipe.recogniser_batch)]
+        lines = [draw_glyph_line(t, fonts[rng.integers(len(fonts))]) for t in texts]
+        images = [torch.from_numpy(line).float().expand(3, -1, -1) * 255 for line in lines]
+        for group in optimiser.param_groups:
+            group["lr"] = _rate(step, recipe.recogniser_steps, 2e-3, 0.5, warmup=50)
+        output = network(preprocess(images).to(rank.device))
+        targets = [[CHARACTERS.index(c) + 1 for c in t] for t in texts]
+        loss = ctc_loss(output["ctc"], targets).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimiser.step()
+        if step % 25 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    _save(work / "recogniser.pt", network.state_dict())
+
+
+# -- features -------------------------------------------------------------------------------------------------------
+
+
+def load_parts(work: Path, device: torch.device) -> AnyText2:
+    """The network with trained autoencoder and recognisers."""
+    model = AnyText2.from_config(CONFIG)
+    saved = torch.load(work / "vae.pt", map_location="cpu", weights_only=True)["average"]
+    model.first_stage_model.load_state_dict({k.removeprefix("module."): v for k, v in saved.items() if k != "n_averaged"})
+    letters = torch.load(work / "recogniser.pt", map_location="cpu", weights_only=True)
+    model.text_predictor.load_state_dict(letters)
+    model.embedding_manager.font_predictor.load_state_dict(letters)
+    return model.to(device)
+
+
+def _masked(images: Tensor, hint: Tensor) -> Tensor:
+    return (images - 10 * hint).clamp(-1, 1)
+
+
+def _encode_all(rank: Rank, work: Path, recipe: Recipe) -> None:
+    columns = _columns(work, recipe.pictures)
+    out = {k: np.lib.format.open_memmap(work / f"{k}.npy", mode="r+") for k in ("latents", "masked", "glyph_features", "font_features")}
+    model = load_parts(work, rank.device)
+    size = 16
+    starts = range(rank.index * size, recipe.pictures, rank.world * size)
+    for a in tqdm(starts, desc="features", disable=not rank.main, mininterval=5):
+        rows = slice(a, min(a + size, recipe.pictures))
+        images = torch.from_numpy(columns["img"][rows]).to(rank.device).float() / 127.5 - 1
+        hint = torch.from_numpy(np.unpackbits(columns["positions"][rows], axis=2)).any(1).view(-1, 1, SIDE, SIDE).float()
+        with torch.inference_mode():
+            with _autocast(rank):
+                moments = torch.stack(model.first_stage_model.encode(images), dim=1)
+            out["latents"][rows] = moments.half().cpu().numpy()
+            edit = np.nonzero(columns["edit"][rows])[0]
+            if len(edit):
+                with _autocast(rank):
+                    masked = torch.stack(model.first_stage_model.encode(_masked(images[edit], hint[edit].to(rank.device))), dim=1)
+                out["masked"][a + edit] = masked.half().cpu().numpy()
+            glyph, font = _recogniser_features(model, columns, rows)
+            out["glyph_features"][rows], out["font_features"][rows] = glyph.half().numpy(), font.half().numpy()
+
+
+def _recogniser_features(model: AnyText2, columns: dict, rows: slice) -> tuple[Tensor, Tensor]:
+    lines = np.unpackbits(columns["gly_line"][rows], axis=2).reshape(-1, LINES, 80, 512)
+    positions = np.unpackbits(columns["positions"][rows], axis=2).reshape(-1, LINES, SIDE, SIDE)
+    hints = torch.from_numpy(columns["font_hint"][rows]).float()[:, None] / 255
+    used = torch.from_numpy(columns["n_lines"][rows].astype(np.int64))
+    glyph = model.embedding_manager.encode_glyphs(model.text_predictor, torch.from_numpy(lines), used)
+    font = model.embedding_manager.encode_fonts(hints, torch.from_numpy(positions), used)
+    return glyph.cpu(), font.cpu()
+
+
+def stage_features(work: Path, recipe: Recipe, world: int) -> None:
+    if (work / "features.done").exists():
+        return
+    z, side = 16, SIDE // 8
+    model = AnyText2.from_config(CONFIG, device="meta")
+    neck = model.embedding_manager.proj[0].in_features
+    shapes = {
+        "latents": (2, z, side, side),
+        "masked": (2, z, side, side),
+        "glyph_features": (LINES, neck),
+        "font_features": (LINES, neck),
+    }
+    for name, shape in shapes.items():
+        np.lib.format.open_memmap(work / f"{name}.npy", mode="w+", dtype=np.float16, shape=(recipe.pictures, *shape))
+    _launch(_encode_all, work, recipe, world)
+    latents = np.load(work / "latents.npy", mmap_mode="r")[:2000].astype(np.float32)
+    spread = float(np.sqrt(latents[:, 0].var() + np.exp(latents[:, 1]).mean()))
+    (work / "features.done").write_text(json.dumps({"scale_factor": round(1 / spread, 5)}))
+
+
+# -- diffusion ------------------------------------------------------------------------------------------------------
+
+
+class _DiffusionLoss(nn.Module):
+    """v-prediction (Salimans & Ho 2022) with several noise levels a picture, weighted up inside the text boxes."""
+
+    def __init__(self, model: AnyText2, copies: int, text_weight: float):
+        super().__init__()
+        self.model, self.copies, self.text_weight = model, copies, text_weight
+
+    def forward(self, batch: dict, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        model, copies = self.model, self.copies
+        conditioning = model.condition(batch)
+        control = [c.repeat(copies, 1, 1, 1) for c in model.control(conditioning)]
+        x0 = latents.repeat(copies, 1, 1, 1)
+        abar = model.alphas_cumprod[t].view(-1, 1, 1, 1)
+        noisy = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+        target = abar.sqrt() * noise - (1 - abar).sqrt() * x0
+        context = conditioning.image_context.repeat(copies, 1, 1)
+        output = model.model.diffusion_model(noisy, t, context, control=control).float()
+        text = F.adaptive_avg_pool2d(conditioning.positions.float().clamp(max=1), x0.shape[-1]).repeat(copies, 1, 1, 1)
+        weight = 1 + (self.text_weight - 1) * text
+        errors = (output - target).square().mean(1, keepdim=True)
+        return (errors * weight).sum() / weight.sum(), errors.detach().mean((1, 2, 3))
+
+
+class _Batches:
+    """Random batches from the columns, as the model's contract with frozen parts already computed."""
+
+    def __init__(self, work: Path, recipe: Recipe, device: torch.device, scale_factor: float):
+        self.recipe, self.device, self.scale = recipe, device, scale_factor
+        self.columns = _columns(work, recipe.pictures)
+        for name in ("latents", "masked", "glyph_features", "font_features"):
+            self.columns[name] = np.load(work / f"{name}.npy", mmap_mode="r")
+        self.captions = json.loads((work / "captions.json").read_text())
+        blank = load_parts(work, torch.device("cpu"))
+        with torch.inference_mode():
+            self.empty = torch.stack(blank.first_stage_model.encode(torch.full((1, 3, SIDE, SIDE), -1.0)), dim=1)[0].numpy()
+
+    def _sample(self, moments: np.ndarray, rng: np.random.Generator) -> Tensor:
+        mean, logvar = moments[:, 0].astype(np.float32), moments[:, 1].astype(np.float32)
+        z = mean + np.exp(0.5 * logvar) * rng.standard_normal(mean.shape, dtype=np.float32)
+        return torch.from_numpy(z).to(self.device) * self.scale
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[dict, Tensor, Tensor, Tensor]:
+        rows = np.sort(rng.choice(self.recipe.pictures, size=count, replace=False))
+        c = {k: v[rows] for k, v in self.columns.items() if k not in ("img", "gly_line", "font_hint")}
+        masked = np.where(c["edit"].astype(bool)[:, None, None, None, None], c["masked"], self.empty[None])
+        captions = [self.captions[i] if rng.random() >= self.recipe.caption_dropout else ["", ""] for i in rows]
+        batch = {
+            "glyphs": torch.from_numpy(np.unpackbits(c["glyphs"], axis=1)).view(-1, 1, SIDE, SIDE),
+            "positions": torch.from_numpy(np.unpackbits(c["positions"], axis=2)).view(-1, LINES, SIDE, SIDE),
+            "color": torch.from_numpy(c["color"]),
+            "n_lines": torch.from_numpy(c["n_lines"].astype(np.int64)),
+            "glyph_features": torch.from_numpy(c["glyph_features"]).float(),
+            "font_features": torch.from_numpy(c["font_features"]).float(),
+            "masked_latents": self._sample(masked, rng),
+            "img_caption": [image for image, _ in captions],
+            "text_caption": [text for _, text in captions],
+        }
+        total = count * self.recipe.copies
+        t = (rng.permutation(total) + rng.random(total)) / total * 1000  # stratified: every batch covers all levels
+        latents = self._sample(c["latents"], rng)
+        noise = rng.standard_normal((total, *latents.shape[1:]), dtype=np.float32)
+        return batch, latents, torch.from_numpy(t).long().clamp(0, 999).to(self.device), torch.from_numpy(noise).to(self.device)
+
+
+def trainable(model: AnyText2) -> list[nn.Parameter]:
+    """Everything but the autoencoder and the two recognisers."""
+    model.requires_grad_(True)
+    for frozen in (model.first_stage_model, model.text_predictor, model.embedding_manager.font_predictor):
+        frozen.requires_grad_(False)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
+    torch.manual_seed(recipe.seed)
+    model = load_parts(work, rank.device)
+    model.scale_factor = json.loads((work / "features.done").read_text())["scale_factor"]
+    for net in (model.model, model.control_model):
+        net.to(memory_format=torch.channels_last)
+    parameters = trainable(model)
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.diffusion_lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+    batches = _Batches(work, recipe, rank.device, model.scale_factor)
+    start, path = 0, work / "diffusion.pt"
+    if path.exists():
+        saved = torch.load(path, map_location=rank.device, weights_only=True)
+        model.load_state_dict(saved["raw"]), average.load_state_dict(saved["average"])
+        optimiser.load_state_dict(saved["optimiser"])
+        start = saved["step"]
+    loss_of = _parallel(_DiffusionLoss(model, recipe.copies, recipe.text_weight), rank)
+    log = (work / "diffusion.jsonl").open("a") if rank.main else None
+    bar = tqdm(range(start, recipe.diffusion_steps), initial=start, total=recipe.diffusion_steps, desc="diffusion", disable=not rank.main, mininterval=10)
+    clock, mean = time.monotonic(), 0.0
+    for step in bar:
+        count = recipe.diffusion_batch * (16 if rank.device.type == "cuda" else 1)
+        batch, latents, t, noise = batches.draw(rank.rng(3, step), count)
+        for group in optimiser.param_groups:
+            group["lr"] = _rate(step, recipe.diffusion_steps, recipe.diffusion_lr, recipe.decay)
+        with _autocast(rank):
+            loss, errors = loss_of(batch, latents, t, noise)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        average.update_parameters(model)
+        mean += loss.item()
+        if rank.main and step % 100 == 99:
+            bands = [round(errors[(t >= a) & (t < a + 250)].mean().item(), 4) for a in (0, 250, 500, 750)]
+            row = dict(step=step + 1, loss=round(mean / 100, 5), bands=bands, seconds=round(time.monotonic() - clock, 1))
+            log.write(json.dumps(row) + "\n"), log.flush()
+            bar.set_postfix(loss=f"{row['loss']:.4f}")
+            mean = 0.0
+        if rank.main and (step % 500 == 499 or step == recipe.diffusion_steps - 1):
+            state = dict(raw=model.state_dict(), average=average.state_dict(), optimiser=optimiser.state_dict(), step=step + 1)
+            _save(path, state)
+
+
+# -- export ---------------------------------------------------------------------------------------------------------
+
+
+def load_average(work: Path) -> AnyText2:
+    """The averaged weights of the last saved step."""
+    model = AnyText2.from_config(CONFIG)
+    saved = torch.load(work / "diffusion.pt", map_location="cpu", weights_only=True)["average"]
+    model.load_state_dict({k.removeprefix("module."): v for k, v in saved.items() if k != "n_averaged"})
+    model.scale_factor = json.loads((work / "features.done").read_text())["scale_factor"]
+    return model.eval()
+
+
+def stage_export(work: Path, target: Path) -> None:
+    """Half-precision safetensors, written beside its final place and renamed."""
+    from safetensors.torch import save_file
+
+    model = load_average(work)
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    save_file(state, partial, metadata={"scale_factor": str(model.scale_factor)})
+    partial.replace(target)
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB; set scale_factor: {model.scale_factor} in {CONFIG}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m anytext_lcm.build_teacher", description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("outputs/teacher"), help="columns and checkpoints go here")
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--steps", type=int, default=Recipe.diffusion_steps, help="diffusion steps")
+    parser.add_argument("--pictures", type=int, default=Recipe.pictures)
+    parser.add_argument("--vae_steps", type=int, default=Recipe.vae_steps)
+    parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
+    parser.add_argument("--target", type=Path, default=Path("anytext_lcm/assets/teacher.safetensors"))
+    args = parser.parse_args(argv)
+    args.work.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(diffusion_steps=args.steps, pictures=args.pictures, vae_steps=args.vae_steps)
+    for stage in args.stage:
+        began = time.monotonic()
+        if stage == "data":
+            stage_data(args.work, recipe, args.processes)
+        elif stage == "vae":
+            _launch(_train_vae, args.work, recipe, args.processes)
+        elif stage == "recogniser":
+            if not (args.work / "recogniser.pt").exists():
+                _launch(_train_recogniser, args.work, recipe, 1)
+        elif stage == "features":
+            stage_features(args.work, recipe, args.processes)
+        elif stage == "diffusion":
+            _launch(_train_diffusion, args.work, recipe, args.processes)
+        else:
+            stage_export(args.work, args.target)
+        print(f"{stage}: {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

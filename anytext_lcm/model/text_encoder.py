@@ -1,0 +1,156 @@
+"""Captions to contexts: the CLIP text tower, its tokenizer, and the cutting of long captions into chunks.
+
+Imports torch, and transformers for the tokenizer alone. Upstream: `ldm/modules/encoders/modules.py`
+(FrozenCLIPEmbedderT3); tower layout: transformers' CLIPTextModel of 2023, whose keys the checkpoint carries.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONTEXT_LENGTH = 77
+CHUNK = CONTEXT_LENGTH - 2  # the room between start and end token
+PLACEHOLDER = "*"
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(h.transpose(1, 2).flatten(2))
+
+
+class _MLP(nn.Module):
+    def __init__(self, width: int, intermediate: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, intermediate)
+        self.fc2 = nn.Linear(intermediate, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc1(x)
+        return self.fc2(h * torch.sigmoid(1.702 * h))  # CLIP's "quick GELU", not the erf one
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, heads: int, intermediate: int):
+        super().__init__()
+        self.self_attn = _Attention(width, heads)
+        self.layer_norm1 = nn.LayerNorm(width)
+        self.mlp = _MLP(width, intermediate)
+        self.layer_norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, vocab_size: int, width: int):
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.position_embedding = nn.Embedding(CONTEXT_LENGTH, width)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, layers: int, width: int, heads: int, intermediate: int):
+        super().__init__()
+        self.layers = nn.ModuleList(_Layer(width, heads, intermediate) for _ in range(layers))
+
+
+class TextModel(nn.Module):
+    """CLIP's text tower: pre-norm layers with a causal mask and no padding mask; the whole last hidden state is used."""
+
+    def __init__(self, vocab_size: int, width: int, layers: int, heads: int, intermediate: int):
+        super().__init__()
+        self.embeddings = _Embeddings(vocab_size, width)
+        self.encoder = _Encoder(layers, width, heads, intermediate)
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (B, 77) -> token embeddings (B, 77, D), before positions: where placeholders are replaced."""
+        return self.embeddings.token_embedding(ids)
+
+    def forward(self, token_embeds: Tensor) -> Tensor:
+        """(B, 77, D) -> context (B, 77, D)."""
+        x = token_embeds + self.embeddings.position_embedding.weight[: token_embeds.shape[1]]
+        for layer in self.encoder.layers:
+            x = layer(x)
+        return self.final_layer_norm(x)
+
+
+class _Transformer(nn.Module):
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.text_model = TextModel(**kwargs)
+
+
+class TextEncoder(nn.Module):
+    """`cond_stage_model` of the checkpoint: the tower under `transformer.text_model`. The defaults are CLIP ViT-L/14's."""
+
+    def __init__(
+        self, vocab_size: int = 49408, width: int = 768, layers: int = 12, heads: int = 12, intermediate: int = 3072, **_unused
+    ):
+        super().__init__()
+        self.transformer = _Transformer(
+            vocab_size=vocab_size, width=width, layers=layers, heads=heads, intermediate=intermediate
+        )
+        self.start_id, self.end_id = vocab_size - 2, vocab_size - 1  # CLIP puts its two special tokens last
+
+    @property
+    def text_model(self) -> TextModel:
+        return self.transformer.text_model
+
+    def chunk(self, ids: Tensor) -> Tensor:
+        """Image-caption ids (B, T), start and end columns included -> (B, k, 77), k = max(1, ceil((T - 2) / 75))."""
+        body = ids[:, 1:-1]
+        missing = -body.shape[1] % CHUNK if body.shape[1] else CHUNK
+        body = F.pad(body, (0, missing), value=self.end_id).unflatten(1, (-1, CHUNK))
+        start = body.new_full((*body.shape[:2], 1), self.start_id)
+        end = body.new_full((*body.shape[:2], 1), self.end_id)
+        return torch.cat([start, body, end], dim=-1)
+
+
+class Tokenizer:
+    """CLIP's byte-pair tokenizer, read from a local folder with `vocab.json` and `merges.txt`; never from the network.
+
+    Raises FileNotFoundError when the folder or a file in it is missing.
+    """
+
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"CLIP tokenizer: {folder / name} is missing; put vocab.json and merges.txt of "
+                    "openai/clip-vit-large-patch14 into that folder, or name another folder in the yaml under "
+                    "model.params.cond_stage_config.params.version."
+                )
+        from transformers import CLIPTokenizer
+
+        self._bpe = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        self.end_id = self._bpe.eos_token_id
+        ids = self._bpe(PLACEHOLDER, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise ValueError(f"CLIP tokenizer in {folder}: the placeholder '*' must be one token, it is {len(ids)}.")
+        self.placeholder_id = ids[0]
+
+    def image_ids(self, captions: list[str]) -> Tensor:
+        """Untruncated, padded with the end token to the longest of the batch -> int64 (B, T)."""
+        rows = [self._bpe(c)["input_ids"] for c in captions]
+        longest = max(len(r) for r in rows)
+        return torch.tensor([r + [self.end_id] * (longest - len(r)) for r in rows], dtype=torch.int64)
+
+    def text_ids(self, captions: list[str]) -> Tensor:
+        """Truncated and padded to 77 -> int64 (B, 77)."""
+        rows = [self._bpe(c, truncation=True, max_length=CONTEXT_LENGTH)["input_ids"] for c in captions]
+        return torch.tensor([r + [self.end_id] * (CONTEXT_LENGTH - len(r)) for r in rows], dtype=torch.int64)
