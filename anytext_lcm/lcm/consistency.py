@@ -1,0 +1,59 @@
+"""The consistency function and the losses that compare two of them. Imports the schedule.
+
+f(x_t, t) shall answer the same clean picture all along one trajectory of the teacher. Two conditions make it
+so: it is the identity at t = 0 (the boundary, built in here) and neighbours agree (the loss).
+"""
+
+from torch import Tensor
+
+from anytext_lcm.lcm.schedule import NoiseSchedule, _column
+
+
+def boundary_scalings(
+    timesteps: Tensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0, like: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """c_skip and c_out of f = c_skip x_t + c_out x0: Consistency Models (arXiv:2303.01469), appendix C.
+
+    timesteps: int64 (B,). Returns fp32 (B, 1, 1, 1), or with the axes of `like`; exactly (1, 0) at t = 0.
+    Differs from the paper as LCM's code does: t is scaled by 10, epsilon is 0, and c_out lacks the factor
+    sigma_data, because what it multiplies is already an estimate of x0. On the solver's grid the two are
+    nearly a switch: c_skip(19) = 7e-6. In fp16 the square would overflow from t = 26 on and silently make
+    c_out 0.
+    """
+    t = timestep_scaling * timesteps.float()
+    t = t.view(-1, 1, 1, 1) if like is None else _column(t, like).to(like.device)
+    c_skip = sigma_data**2 / (t**2 + sigma_data**2)
+    c_out = t / (t**2 + sigma_data**2).sqrt()
+    return c_skip, c_out
+
+
+def consistency_function(x_t: Tensor, eps: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """f(x_t, t) = c_skip x_t + c_out (x_t - sigma_t eps) / alpha_t: LCM (arXiv:2310.04378), for a network
+    that predicts eps. fp32 (B, C, h, w).
+    """
+    c_skip, c_out = boundary_scalings(timesteps, like=x_t)
+    return c_skip * x_t.float() + c_out * schedule.x0_from_eps(x_t, eps, timesteps)
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of values (B, C, h, w) over what weight (B, 1, h, w) in 0..1 keeps; 0 when it keeps nothing."""
+    if weight is None:
+        return values.mean()
+    weight = weight.float().expand_as(values)
+    return (values * weight).sum() / weight.sum().clamp(min=1)
+
+
+def pseudo_huber(pred: Tensor, target: Tensor, c: float = 1e-3, weight: Tensor | None = None) -> Tensor:
+    """Mean of sqrt(d^2 + c^2) - c with d = pred - target: quadratic below c, absolute above
+    (arXiv:2310.14189).
+
+    Written as d^2 / (sqrt(d^2 + c^2) + c), the same number without the difference of two nearly equal ones.
+    fp32 scalar.
+    """
+    squared = (pred.float() - target.float()) ** 2
+    return weighted_mean(squared / ((squared + c**2).sqrt() + c), weight)
+
+
+def l2(pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of (pred - target)^2, fp32 scalar."""
+    return weighted_mean((pred.float() - target.float()) ** 2, weight)

@@ -1,0 +1,82 @@
+"""From noise to a picture's latents: the teacher's many steps, the student's few. Imports the rest of this
+room.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from anytext_lcm.lcm.consistency import consistency_function
+from anytext_lcm.lcm.objectives import Predict
+from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
+from anytext_lcm.lcm.solver import ddim_step
+
+Progress = Callable[
+    [int, int, Tensor], None
+]  # steps done, timestep just used, estimate of the clean latents there
+
+
+def _batch(timestep: Tensor, like: Tensor) -> Tensor:
+    return timestep.to(like.device).expand(like.shape[0])
+
+
+@torch.no_grad()
+def sample_ddim(
+    predict: Predict,
+    noise: Tensor,
+    schedule: NoiseSchedule,
+    steps: int = 20,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Deterministic DDIM (arXiv:2010.02502, eta 0): noise (B, C, h, w) at t = 951 of 20 steps -> latents,
+    fp32.
+
+    predict answers the guided eps. The last step ends at alphas_cumprod[0] and not at clean data, as
+    upstream's sampler does (ldm/models/diffusion/ddim.py). Raises ValueError for a number of steps that does
+    not fit the schedule.
+    """
+    timesteps = ddim_timesteps(steps, len(schedule))
+    spacing = len(schedule) // steps
+    x = noise.float()
+    for done, timestep in enumerate(timesteps, 1):
+        t = _batch(timestep, x)
+        eps = predict(x, t)
+        x0 = schedule.x0_from_eps(x, eps, t)
+        x = ddim_step(schedule, x0, eps, (t - spacing).clamp(min=0))
+        if progress is not None:
+            progress(done, int(timestep), x0)
+    return x
+
+
+@torch.no_grad()
+def sample_lcm(
+    predict: Predict,
+    noise: Tensor,
+    schedule: NoiseSchedule,
+    steps: int = 4,
+    generator: torch.Generator | None = None,
+    original_steps: int = 50,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Multistep consistency sampling: LCM (arXiv:2310.04378). noise (B, C, h, w) -> latents,
+    fp32.
+
+    Answer the clean latents, put fresh noise on them down to the next timestep, answer again. The last answer
+    is returned as it is, without noise. generator draws that noise, on its own device; one draw between two
+    steps. Raises ValueError when steps is not within 1..original_steps.
+    """
+    timesteps = lcm_timesteps(steps, original_steps, len(schedule))
+    x = noise.float()
+    for done, timestep in enumerate(timesteps, 1):
+        t = _batch(timestep, x)
+        x0 = consistency_function(x, predict(x, t), t, schedule)
+        if progress is not None:
+            progress(done, int(timestep), x0)
+        if done == steps:
+            return x0
+        fresh = torch.randn(
+            x.shape, generator=generator, device=generator.device if generator else x.device
+        ).to(x.device)
+        x = schedule.add_noise(x0, fresh, _batch(timesteps[done], x))
+    raise AssertionError("unreachable: there is at least one step")

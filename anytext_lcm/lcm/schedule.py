@@ -1,0 +1,143 @@
+"""The noise schedule and its two coarse grids: the student's (LCM) and the teacher's (DDIM). Imports torch
+alone.
+
+Symbols: alpha_t = sqrt(alphas_cumprod[t]) scales the signal, sigma_t = sqrt(1 - alphas_cumprod[t]) the noise,
+so that alpha_t^2 + sigma_t^2 = 1. Everything is computed in fp32, whatever dtype comes in: at t = 999 the
+error of a prediction is multiplied by 1 / alpha_t = 14.6, and bf16 cannot even hold the number 999.
+"""
+
+import torch
+from torch import Tensor
+
+TRAIN_TIMESTEPS = 1000  # AnyText2 models_yaml/anytext2_sd15.yaml, as Stable Diffusion 1.5
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, ...) with as many axes as `like`."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+class NoiseSchedule:
+    """Signal and noise of the forward process x_t = alpha_t x_0 + sigma_t noise, and the conversions that
+    follow from it.
+
+    Predictions of a network are eps (the noise), x0 (the data) or v = alpha_t noise - sigma_t x_0 (Salimans &
+    Ho, arXiv:2202.00512, appendix D). In every method tensors are (B, ...), timesteps int64 (B,) in 0..999,
+    the result is fp32.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor):
+        """alphas_cumprod: (T,), falling, inside (0, 1). Raises ValueError otherwise."""
+        abar = alphas_cumprod.detach().float()
+        if (
+            abar.ndim != 1
+            or not bool(((abar > 0) & (abar < 1)).all())
+            or not bool((abar[1:] < abar[:-1]).all())
+        ):
+            raise ValueError(
+                "alphas_cumprod must be one falling row of numbers between 0 and 1; pass the model's buffer."
+            )
+        self.alphas_cumprod = abar
+
+    @classmethod
+    def scaled_linear(
+        cls, start: float = 0.00085, end: float = 0.012, steps: int = TRAIN_TIMESTEPS
+    ) -> "NoiseSchedule":
+        """Betas whose square roots are evenly spaced: Stable Diffusion's "linear"
+        (ldm/modules/diffusionmodules/util.py), "scaled_linear" in diffusers. Multiplied up in fp64, kept in
+        fp32.
+        """
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        return cls(torch.cumprod(1 - betas, dim=0))
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def to(self, device: torch.device | str) -> "NoiseSchedule":
+        return NoiseSchedule(self.alphas_cumprod.to(device))
+
+    def alpha_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t, each (B, 1, ...) fp32, ready to be multiplied with `like`.
+
+        Raises ValueError when the timesteps are no integers: half precision would already have rounded them.
+        """
+        if timesteps.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"timesteps must be int64, not {timesteps.dtype}; they index the schedule.")
+        abar = self.alphas_cumprod.to(like.device)[timesteps.to(like.device)]
+        return _column(abar.sqrt(), like), _column((1 - abar).sqrt(), like)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = alpha_t x0 + sigma_t noise."""
+        alpha_t, sigma_t = self.alpha_sigma(timesteps, x0)
+        return alpha_t * x0.float() + sigma_t * noise.float()
+
+    def x0_from_eps(self, x_t: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
+        """x0 = (x_t - sigma_t eps) / alpha_t."""
+        alpha_t, sigma_t = self.alpha_sigma(timesteps, x_t)
+        return (x_t.float() - sigma_t * eps.float()) / alpha_t
+
+    def eps_from_x0(self, x_t: Tensor, x0: Tensor, timesteps: Tensor) -> Tensor:
+        """eps = (x_t - alpha_t x0) / sigma_t."""
+        alpha_t, sigma_t = self.alpha_sigma(timesteps, x_t)
+        return (x_t.float() - alpha_t * x0.float()) / sigma_t
+
+    def v_from_x0_eps(self, x0: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
+        """v = alpha_t eps - sigma_t x0."""
+        alpha_t, sigma_t = self.alpha_sigma(timesteps, x0)
+        return alpha_t * eps.float() - sigma_t * x0.float()
+
+    def x0_from_v(self, x_t: Tensor, v: Tensor, timesteps: Tensor) -> Tensor:
+        """x0 = alpha_t x_t - sigma_t v: a rotation, so nothing is divided by a small number."""
+        alpha_t, sigma_t = self.alpha_sigma(timesteps, x_t)
+        return alpha_t * x_t.float() - sigma_t * v.float()
+
+    def eps_from_v(self, x_t: Tensor, v: Tensor, timesteps: Tensor) -> Tensor:
+        """eps = sigma_t x_t + alpha_t v."""
+        alpha_t, sigma_t = self.alpha_sigma(timesteps, x_t)
+        return sigma_t * x_t.float() + alpha_t * v.float()
+
+
+def solver_grid(n: int = 50, train_timesteps: int = TRAIN_TIMESTEPS) -> Tensor:
+    """The timesteps a student is trained on: k, 2k, ... less 1, with k = train_timesteps / n. int64 (n,),
+    rising, 19..999.
+
+    Latent Consistency Models (arXiv:2310.04378), section 4.3: k = 20 training timesteps between neighbours.
+    Raises ValueError when n does not divide train_timesteps: the grid would not end at the noisiest timestep.
+    """
+    if n < 1 or train_timesteps % n:
+        raise ValueError(
+            f"A grid of {n} steps does not divide {train_timesteps} timesteps evenly; use for example 50."
+        )
+    k = train_timesteps // n
+    return torch.arange(1, n + 1) * k - 1
+
+
+def lcm_timesteps(steps: int, original_steps: int = 50, train_timesteps: int = TRAIN_TIMESTEPS) -> Tensor:
+    """The timesteps a student is asked at, int64 (steps,), falling: 4 steps are 999, 759, 499, 259.
+
+    Every one lies on `solver_grid(original_steps)`, the only places the student has been trained at: the
+    falling grid is read at the places floor(i * original_steps / steps), as LCM's own scheduler does. Raises
+    ValueError when steps is not within 1..original_steps.
+    """
+    grid = solver_grid(original_steps, train_timesteps).flip(0)
+    if not 1 <= steps <= original_steps:
+        raise ValueError(
+            f"{steps} steps are not possible: the student knows {original_steps} timesteps, "
+            f"so ask for 1 to {original_steps}."
+        )
+    return grid[torch.arange(steps) * original_steps // steps]
+
+
+def ddim_timesteps(steps: int, train_timesteps: int = TRAIN_TIMESTEPS) -> Tensor:
+    """The teacher's sampling timesteps, int64 (steps,), falling: 20 steps are 951, 901, ... 1.
+
+    0, c, 2c, ... plus 1 with c = train_timesteps // steps (ldm/models/diffusion/ddim.py; "leading" with an
+    offset of 1 in diffusers). Where steps does not divide 1000, upstream runs more steps than asked for, or
+    past the end of its table; here it is always `steps`. Raises ValueError when they do not fit.
+    """
+    if not 1 <= steps < train_timesteps:  # then the noisiest, (steps - 1) c + 1, is on the schedule too
+        raise ValueError(
+            f"{steps} DDIM steps are not possible with {train_timesteps} timesteps; "
+            f"ask for 1 to {train_timesteps - 1}."
+        )
+    return (torch.arange(steps) * (train_timesteps // steps) + 1).flip(0)

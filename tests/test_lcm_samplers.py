@@ -1,0 +1,141 @@
+"""Samplers: against diffusers' schedulers step by step, and against a problem whose answer is known."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, LCMScheduler
+
+from anytext_lcm.lcm.samplers import sample_ddim, sample_lcm
+from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps
+
+SCHEDULE = NoiseSchedule.scaled_linear()
+BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+MEAN, SPREAD = 0.3, 0.7
+
+
+def gaussian_eps(x, t):
+    """What a perfect network answers when all pictures are drawn from N(MEAN, SPREAD^2)."""
+    alpha_t, sigma_t = SCHEDULE.alpha_sigma(t, x)
+    return sigma_t * (x - alpha_t * MEAN) / (alpha_t**2 * SPREAD**2 + sigma_t**2)
+
+
+def wavy_eps(x, t):
+    return torch.tanh(x) + 0.1 * torch.cos(3 * x + t.view(-1, 1, 1, 1) / 100)
+
+
+def noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 20, 50])
+def test_ddim_trajectory_equals_diffusers(steps):
+    scheduler = DDIMScheduler(**BETAS, steps_offset=1, set_alpha_to_one=False, timestep_spacing="leading")
+    scheduler.set_timesteps(steps)
+    x, theirs, clean = noise(2, 4, 3, 3), [], []
+    for t in scheduler.timesteps:
+        answer = scheduler.step(wavy_eps(x, t.expand(2)), t, x)
+        x = answer.prev_sample
+        theirs.append(int(t))
+        clean.append(answer.pred_original_sample)
+    seen = []
+    mine = sample_ddim(
+        wavy_eps, noise(2, 4, 3, 3), SCHEDULE, steps, progress=lambda done, t, x0: seen.append((done, t, x0))
+    )
+    torch.testing.assert_close(mine, x, rtol=1e-4, atol=1e-4)
+    assert [entry[:2] for entry in seen] == list(enumerate(theirs, 1))
+    for entry, x0 in zip(seen, clean, strict=True):
+        torch.testing.assert_close(entry[2], x0, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 16])
+def test_lcm_trajectory_equals_diffusers(steps):
+    scheduler = LCMScheduler(**BETAS)
+    scheduler.set_timesteps(steps, original_inference_steps=50)
+    generator = torch.Generator().manual_seed(9)
+    x = noise(2, 4, 3, 3)
+    for t in scheduler.timesteps:
+        x, x0 = scheduler.step(wavy_eps(x, t.expand(2)), t, x, generator=generator, return_dict=False)
+    mine = sample_lcm(wavy_eps, noise(2, 4, 3, 3), SCHEDULE, steps, torch.Generator().manual_seed(9))
+    torch.testing.assert_close(mine, x, rtol=1e-3, atol=1e-3)
+    assert torch.equal(x, x0)
+
+
+def test_no_noise_is_added_after_the_last_lcm_step():
+    answers = []
+    generator = torch.Generator().manual_seed(1)
+    result = sample_lcm(
+        wavy_eps,
+        noise(1, 4, 2, 2),
+        SCHEDULE,
+        4,
+        generator,
+        progress=lambda done, t, x0: answers.append((done, t, x0)),
+    )
+    assert torch.equal(result, answers[-1][2]) and [a[:2] for a in answers] == [
+        (1, 999),
+        (2, 759),
+        (3, 499),
+        (4, 259),
+    ]
+    same = torch.Generator().manual_seed(1)
+    for _ in range(3):  # three draws for four steps
+        torch.randn((1, 4, 2, 2), generator=same)
+    assert torch.equal(generator.get_state(), same.get_state())
+
+
+def test_lcm_draws_from_its_generator_alone():
+    again = [
+        sample_lcm(wavy_eps, noise(1, 4, 2, 2), SCHEDULE, 4, torch.Generator().manual_seed(s))
+        for s in (1, 1, 2)
+    ]
+    assert torch.equal(again[0], again[1]) and not torch.allclose(again[0], again[2])
+
+
+def test_ddim_converges_to_the_exact_ode_on_gaussian_data():
+    """There x_t = alpha_t MEAN + sqrt(alpha_t^2 SPREAD^2 + sigma_t^2) z with one z all along the
+    trajectory.
+    """
+
+    def on_line(z, t):
+        alpha_t, sigma_t = SCHEDULE.alpha_sigma(torch.tensor([t]), z)
+        return alpha_t * MEAN + (alpha_t**2 * SPREAD**2 + sigma_t**2).sqrt() * z
+
+    z = noise(64, 1, 2, 2)
+    errors = {}
+    for steps in (10, 20, 50, 200, 500):
+        start = int(ddim_timesteps(steps)[0])
+        errors[steps] = (
+            (sample_ddim(gaussian_eps, on_line(z, start), SCHEDULE, steps) - on_line(z, 0)).abs().max()
+        )
+    assert errors[10] > errors[20] > errors[50] > errors[200] > errors[500]
+    assert errors[20] < 0.2 and errors[500] < 9e-3
+    assert errors[200] / errors[500] == pytest.approx(2.5, rel=0.25)  # a method of first order
+
+
+def test_a_perfect_consistency_function_needs_one_step():
+    """For pictures that are all the same, the posterior mean is the consistency function: every step answers
+    the picture.
+    """
+    picture = noise(1, 4, 2, 2)
+
+    def predict(x, t):
+        return SCHEDULE.eps_from_x0(x, picture.expand_as(x), t)
+
+    for steps in (1, 2, 4):
+        x = sample_lcm(predict, torch.randn(3, 4, 2, 2), SCHEDULE, steps, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(x, picture.expand(3, -1, -1, -1), rtol=1e-3, atol=1e-3)
+
+
+def test_steps_that_do_not_fit():
+    with pytest.raises(ValueError, match="1 to 50"):
+        sample_lcm(wavy_eps, noise(1, 4, 2, 2), SCHEDULE, 51)
+    with pytest.raises(ValueError, match="DDIM steps"):
+        sample_ddim(wavy_eps, noise(1, 4, 2, 2), SCHEDULE, 0)
+
+
+def test_samplers_answer_fp32_and_ask_with_int64():
+    def predict(x, t):
+        assert t.dtype == torch.int64 and t.shape == (2,) and x.dtype == torch.float32
+        return (0.5 * x).half()
+
+    for sample in (sample_ddim, sample_lcm):
+        assert sample(predict, noise(2, 4, 2, 2).half(), SCHEDULE, 4).dtype == torch.float32
