@@ -1,11 +1,12 @@
 """The batch: what the data sets, the training and the pipeline agree on.
 
 Names are those of AnyText2's t3_dataset.py; the layout is dense where upstream keeps lists, so that a batch
-is collated once and moved to a device in one go. L is the number of line slots (`max_lines`); slots beyond a picture's
-lines are zero everywhere and are not read, since `n_lines` says how many count.
+is collated once and moved to a device in one go. L is the number of line slots (`max_lines`); slots beyond a
+picture's lines are zero everywhere and are not read, since `n_lines` says how many count.
 
-FIELDS below is the contract, `validate` holds a batch to it, `collate` makes one out of items, `build_conditioning`
-makes an item out of lines of text. Items are the same without the leading B, as numpy arrays.
+FIELDS below is the contract, `validate` holds a batch to it, `collate` makes one out of items,
+`build_conditioning` makes an item out of lines of text. Items are the same without the
+leading B, as numpy arrays.
 
 May import: numpy, torch, anytext_lcm.data.fonts, anytext_lcm.data.glyphs.
 """
@@ -32,9 +33,11 @@ UNSPECIFIED_COLOR = (500, 500, 500)
 PLACEHOLDER = "*"
 """Stands for one line in a caption; its token embedding is replaced by that of the line."""
 
-TEXT_PHRASES = ("Text says ", "Image with words ", "The picture reads ", "Captions are ", "Texts are ", "Text:  ")
-"""Openings of a text caption. Upstream's list lacks a comma, which joined its last two entries to "Text:  "; the
-published weights know that one, so it stays."""
+TEXT_PHRASES = (
+    "Text says ", "Image with words ", "The picture reads ", "Captions are ", "Texts are ", "Text:  ",
+)  # fmt: skip
+"""Openings of a text caption. Upstream's list lacks a comma, which joined its last two entries to "Text:  ";
+the published weights know that one, so it stays."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ FIELDS: dict[str, Field] = {
     "masked_img": Field("B3HW", torch.float32, -1, 1, "all -1: generate; the picture with holes of -1: edit"),
     "hint": Field("B1HW", torch.uint8, 0, 1, "union of the positions"),
     "inv_mask": Field("B1HW", torch.uint8, 0, 1, "1 where the loss must not look"),
-    "glyphs": Field("BLHW", torch.uint8, 0, 255, "each line drawn in its polygon; every touched pixel counts"),
+    "glyphs": Field("BLHW", torch.uint8, 0, 255, "each line drawn in its polygon"),
     "positions": Field("BLHW", torch.uint8, 0, 1, "each line's filled polygon"),
     "gly_line": Field("BL80,512", torch.uint8, 0, 1, "each line drawn upright, for the recogniser"),
     "font_hint": Field("B1HW", torch.uint8, 0, 255, "the lines in the font that is wanted; 0 = no wish"),
@@ -67,7 +70,7 @@ TEXT_FIELDS: dict[str, str] = {
     "text_caption": "list of B strings: a phrase and one '*' a line, 'Text says * , * . '",
     "texts": "B lists of n_lines strings: what is written",
     "language": "B lists of n_lines strings: 'Latin', 'Chinese', ...",
-    "polygons": "B lists of n_lines (4, 2) int arrays: where the text is, for judging; x, y, clockwise from top left",
+    "polygons": "B lists of n_lines (4, 2) int arrays: where the text is; x, y, clockwise from top left",
 }
 """The lists of a batch. Items may carry more (`condition_polygons`, `meta`); collate keeps it as lists."""
 
@@ -110,8 +113,8 @@ def build_conditioning(
         image     (3, H, W) float32 -1..1, needed by "edit"
         phrase    opening of the text caption
 
-    Returns every field of FIELDS and TEXT_FIELDS but `img` and `img_caption`, and `condition_polygons`. Raises ValueError
-    for too many lines, too long a text, characters the font lacks, polygons outside the picture.
+    Returns every field of FIELDS and TEXT_FIELDS but `img` and `img_caption`, and `condition_polygons`.
+    Raises ValueError for too many lines, too long a text, characters the font lacks, polygons outside the picture.
     """
     height, width = size
     if not lines:
@@ -142,7 +145,8 @@ def build_conditioning(
         gly_line[slot] = draw_glyph_line(line.text, font)
         color[slot] = UNSPECIFIED_COLOR if line.color is None else _checked_color(line.color, slot)
         if line.hint_font is not None:
-            np.maximum(font_hint[0], draw_placed_glyph(line.text, polygon, line.hint_font, size), out=font_hint[0])
+            wish = draw_placed_glyph(line.text, polygon, line.hint_font, size)
+            np.maximum(font_hint[0], wish, out=font_hint[0])
         polygons.append(polygon)
 
     hint = positions.max(axis=0, keepdims=True)
@@ -191,7 +195,8 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 f"Items differ in the shape of {name!r}: {sorted(shapes)}; "
                 "give all items of a batch one picture size and one max_lines."
             )
-        batch[name] = torch.from_numpy(np.stack([np.asarray(value) for value in values])).to(FIELDS[name].dtype)
+        stacked = np.stack([np.asarray(value) for value in values])
+        batch[name] = torch.from_numpy(stacked).to(FIELDS[name].dtype)
     return batch
 
 
@@ -234,10 +239,14 @@ def _validate_lines(batch: Mapping[str, Any], n_items: int, n_slots: int) -> Non
                 raise ValueError(f"Item {index} has {len(batch[name][index])} {name} for n_lines {n_lines}.")
         for text in batch["texts"][index]:
             if not 1 <= len(text) <= MAX_CHARACTERS:
-                raise ValueError(f"Item {index}: text {text!r} has {len(text)} characters, allowed are 1..{MAX_CHARACTERS}.")
+                raise ValueError(
+                    f"Item {index}: text {text!r} has {len(text)} characters, not 1..{MAX_CHARACTERS}."
+                )
         stars = batch["text_caption"][index].count(PLACEHOLDER)
         if stars != n_lines and batch["text_caption"][index] != "":
-            raise ValueError(f"Item {index}: the text caption has {stars} '{PLACEHOLDER}' for {n_lines} lines.")
+            raise ValueError(
+                f"Item {index}: the text caption has {stars} '{PLACEHOLDER}' for {n_lines} lines."
+            )
         for name in ("glyphs", "positions", "gly_line", "color"):
             if batch[name][index, n_lines:].any():
                 raise ValueError(f"Item {index}: {name!r} is not zero in the slots beyond n_lines {n_lines}.")
@@ -259,11 +268,14 @@ def _checked_color(color: Sequence[float], slot: int) -> np.ndarray:
 def _checked_polygon(line: Line, slot: int, size: tuple[int, int]) -> np.ndarray:
     polygon = np.asarray(line.polygon)
     if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3:
-        raise ValueError(f"The polygon of line {slot + 1} needs 3 or more (x, y) points, it has shape {polygon.shape}.")
+        raise ValueError(
+            f"The polygon of line {slot + 1} needs 3 or more (x, y) points, it has shape {polygon.shape}."
+        )
     polygon = polygon.astype(np.int32)
     (height, width), (right, bottom) = size, polygon.max(axis=0)
     if polygon.min() < 0 or right > width or bottom > height:
         raise ValueError(
-            f"The polygon of line {slot + 1} ({line.text!r}) leaves the picture of {width} x {height}: move it inside."
+            f"The polygon of line {slot + 1} ({line.text!r}) leaves the picture of {width} x {height}: "
+            "move it inside."
         )
     return polygon

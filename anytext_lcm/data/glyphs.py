@@ -1,10 +1,10 @@
 """Drawing a text line twice, as AnyText2 wants it: upright in a fixed frame, and placed in its polygon.
 
-The glyph line says what is written (it goes through the recogniser into the line's embedding); the placed glyph
-says where and how large (it goes into the WriteNet). The same placed glyph, in a font of the user's choice, is
-the font hint. Geometry follows `draw_glyph` and `draw_glyph2` of AnyText2's t3_dataset.py; two things differ on
-purpose: a text that cannot be drawn is an error here and a black image there, and the angle of
-cv2.minAreaRect is brought to one convention (see `_rectangle`).
+The glyph line says what is written (it goes through the recogniser into the line's embedding); the placed
+glyph says where and how large (it goes into the WriteNet). The same placed glyph, in a font of the user's
+choice, is the font hint. Geometry follows `draw_glyph` and `draw_glyph2` of AnyText2's t3_dataset.py; two
+things differ on purpose: a text that cannot be drawn is an error here and a black image there, and the angle
+of cv2.minAreaRect is brought to one convention (see `_rectangle`).
 
 May import: numpy, cv2, Pillow, anytext_lcm.data.fonts.
 """
@@ -23,7 +23,7 @@ GLYPH_LINE_SIZE = (80, 512)
 """Height and width of a glyph line; the recogniser's input is made from it, so it is not free."""
 
 _MEASURE = 50  # font size at which a glyph line is measured before it is scaled to fit
-_STEEP = 10.0  # degrees: a rectangle this close to upright, and not wider than high, is written letter below letter
+_STEEP = 10.0  # degrees: a rectangle this upright, and not wider than high, gets its letters below each other
 _MAX_GAP = 100  # spaces between two letters at most
 
 
@@ -36,7 +36,7 @@ def draw_glyph_line(text: str, font: str | Path = PLAIN_FONT) -> np.ndarray:
     scaled = load_font(font, int(_MEASURE * scale))
     left, top, right, bottom = scaled.getbbox(text)
     canvas = Image.new("1", (width, height), 0)
-    # Upstream centres with Pillow's former getsize, whose height counts from the drawing origin: hence bottom - top/2.
+    # Upstream centres with Pillow's former getsize, whose height counts from the drawing origin.
     x, y = (width - int(right - left)) // 2, (height - int(bottom)) // 2 - int(top) // 2
     ImageDraw.Draw(canvas).text((x, y), text, font=scaled, fill=1)
     return np.asarray(canvas, dtype=np.uint8)
@@ -65,8 +65,8 @@ def draw_placed_glyph(
         size      height and width of the canvas
         add_space spread the letters over the long side by spaces between them
 
-    Returns (height, width) uint8, 0..255. Raises ValueError if the font lacks a character or the polygon is too small
-    for a letter of one pixel, FileNotFoundError if there is no such font.
+    Returns (height, width) uint8, 0..255. Raises ValueError if the font lacks a character or the polygon is
+    too small for a letter of one pixel, FileNotFoundError if there is no such font.
     """
     _require_text(text, font)
     quad = _integer_polygon(quad)
@@ -96,13 +96,14 @@ def draw_placed_glyph(
     if angle != 0.0:
         turned = canvas.rotate(angle, expand=True, center=(cx, cy))
         canvas = Image.new("L", canvas.size, 0)
-        canvas.paste(turned, (int((canvas.width - turned.width) / 2), int((canvas.height - turned.height) / 2)))
+        x, y = int((canvas.width - turned.width) / 2), int((canvas.height - turned.height) / 2)
+        canvas.paste(turned, (x, y))
     return np.array(canvas)
 
 
 def _require_text(text: str, font: str | Path) -> None:
     if not text:
-        raise ValueError("The text of a line is empty: give at least one character (a space stands for no text).")
+        raise ValueError("The text of a line is empty: give at least one character (a space draws nothing).")
     require_glyphs(font, text)
 
 
@@ -114,7 +115,10 @@ def _integer_polygon(polygon: np.ndarray) -> np.ndarray:
 
 
 def _rectangle(polygon: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
-    """cv2.minAreaRect with the angle in (0, 90], clockwise: OpenCV 5 gives [-90, 0), which turned upstream's text over."""
+    """cv2.minAreaRect with the angle in (0, 90], clockwise.
+
+    OpenCV 5 gives [-90, 0) instead, with which upstream's rules turn horizontal text upright.
+    """
     (cx, cy), (w, h), degrees = cv2.minAreaRect(polygon)
     while degrees <= 0:
         degrees, w, h = degrees + 90.0, h, w
@@ -122,7 +126,7 @@ def _rectangle(polygon: np.ndarray) -> tuple[tuple[float, float], tuple[float, f
 
 
 def _fitting_size(text: str, font: str | Path, long_side: float, short_side: float) -> int:
-    """Upstream's bisection, with its float upper end; it stops a pixel or so short of the largest size that fits."""
+    """Upstream's bisection, with its float upper end; it ends a pixel or so below the largest fit."""
     low, high = 1.0, short_side
     while low < high:
         middle = (low + high) // 2
@@ -134,7 +138,7 @@ def _fitting_size(text: str, font: str | Path, long_side: float, short_side: flo
     size = int(high - 1)
     if size < 1:
         raise ValueError(
-            f"The polygon of {text!r} is {long_side:.0f} x {short_side:.0f} pixels, too small for any letter: "
+            f"The polygon of {text!r} is {long_side:.0f} x {short_side:.0f} pixels, too small for a letter: "
             "enlarge it or shorten the text."
         )
     return size
@@ -155,13 +159,12 @@ def _spread(text: str, font, long_side: float) -> str:
 def _draw_letters_below_each_other(
     pen: ImageDraw.ImageDraw, text: str, font, box_x: int, box_y: int, box_w: int, long_side: float
 ) -> None:
-    boxes = [font.getbbox(letter) for letter in text]
-    heights = [bottom - top for _, top, _, bottom in boxes]
+    heights = [bottom - top for _, top, _, bottom in map(font.getbbox, text)]
     gap = 0.0
     if len(text) > 1 and sum(heights) < long_side:
         gap = (long_side - sum(heights)) // (len(text) - 1)
     _, top, _, bottom = font.getbbox(text)
     x, y = box_x + box_w // 2 - (bottom - top) // 2, float(box_y)
-    for letter, (_, letter_top, _, _), height in zip(text, boxes, heights, strict=True):
+    for letter, height in zip(text, heights, strict=True):
         pen.text((x, y), letter, font=font, fill=255)
         y += height + gap

@@ -1,13 +1,13 @@
 """A data set made up on the spot: coloured pictures with one or two lines of text, in AnyText2's format.
 
-It is meant to be a fair ground for few-step distillation. The condition says what is written, roughly where, and
-(mostly) in which colour; it leaves open the font, its weight, width and slant, the place within the polygon, the
-pattern of the background and where the objects are, so that a model has something to decide, and averaging the
-possibilities blurs the picture. Text is large and clear enough that a recogniser reads nearly all of it, so what
-a model loses is the model's loss.
+It is meant to be a fair ground for few-step distillation. The condition says what is written, roughly where,
+and (mostly) in which colour; it leaves open the font, its weight, width and slant, the place within the
+polygon, the pattern of the background and where the objects are, so that a model has something to decide, and
+averaging the possibilities blurs the picture. Text is large and clear enough that a recogniser reads nearly
+all of it, so what a model loses is the model's loss.
 
-All lengths below are pixels of a 128-pixel picture and scale with the picture. Every item depends on (seed, split,
-index) alone, so it is the same whatever the number of workers and the order.
+All lengths below are pixels of a 128-pixel picture and scale with the picture. Every item depends on (seed,
+split, index) alone, so it is the same whatever the number of workers and the order.
 
 May import: numpy, cv2, Pillow, torch, anytext_lcm.data.*.
 """
@@ -120,7 +120,8 @@ class MockDataset(torch.utils.data.Dataset):
             raise ValueError(f"image_size {image_size} must be a multiple of 8 and at least 64.")
         if max_lines < 1:
             raise ValueError(f"max_lines is {max_lines}, at least one line slot is needed.")
-        self.size, self.seed, self.image_size, self.max_lines, self.split = size, seed, image_size, max_lines, split
+        self.size, self.seed, self.split = size, seed, split
+        self.image_size, self.max_lines = image_size, max_lines
         self.edit_share, self.hint_share, self.color_share = edit_share, hint_share, color_share
         self.glyph_font = glyph_font
 
@@ -174,7 +175,7 @@ class MockDataset(torch.utils.data.Dataset):
         return item
 
     def picture(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Only the picture (3, H, W) float32 -1..1 and its text coverage (1, H, W) uint8 0..255: no conditioning."""
+        """The picture (3, H, W) float32 -1..1 and its text coverage (1, H, W) uint8 0..255."""
         scene = self.scene(index)
         return _to_float(scene.image), scene.coverage[None]
 
@@ -188,8 +189,7 @@ class MockDataset(torch.utils.data.Dataset):
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, stream])
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Scene
+# -- the scene ------------------------------------------------------------------------------------------
 
 
 def _draw_scene(rng: np.random.Generator, size: int, max_lines: int, split: str) -> Scene:
@@ -215,14 +215,21 @@ def _draw_scene(rng: np.random.Generator, size: int, max_lines: int, split: str)
         np.maximum(coverage, block.coverage, out=coverage)
         lines.append(
             TextLine(
-                block.text, block.font, color_name, color, block.font_height, block.angle, block.quad, block.condition_quad
+                text=block.text,
+                font=block.font,
+                color_name=color_name,
+                color=color,
+                font_height=block.font_height,
+                angle=block.angle,
+                quad=block.quad,
+                condition_quad=block.condition_quad,
             )
         )
     return Scene(np.rint(image).astype(np.uint8), coverage, tuple(lines), background_name, objects)
 
 
 def _background(rng: np.random.Generator, name: str, size: int) -> tuple[np.ndarray, float, float]:
-    """A picture of one colour with a faint pattern, (size, size, 3) float32, and its darkest and lightest luma."""
+    """One colour with a faint pattern, (size, size, 3) float32, and its darkest and lightest luma."""
     base = _jitter(rng, name, 12)
     kind = _pick(rng, PATTERNS)
     if kind == "plain":
@@ -327,8 +334,7 @@ def _text_color(
     raise RuntimeError(f"No text colour stands out from luma {darkest:.0f}..{lightest:.0f}.")
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Text
+# -- text -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -380,11 +386,12 @@ def _place_line(
     high = min(MAX_HEIGHT * scale / box, widest)
     if n_lines > 1:
         high = min(high, 34.0 * scale / box)
-    if low > high:
+    smallest, largest = int(np.ceil(low * _SUPER)), int(high * _SUPER)  # font sizes of the enlarged layer
+    if smallest > largest:
         return None
-    em = round(_SUPER * rng.uniform(low, high)) / _SUPER
+    layer_em = int(rng.integers(smallest, largest + 1))
 
-    mask = _draw_ink(text, font, round(em * _SUPER))
+    mask = _draw_ink(text, font, layer_em)
     transform, width, height = _ink_frame(mask, width_factor, slant)
     width, height = width + 2 * MARGIN * scale, height + 2 * MARGIN * scale
     if width + slack[0] + slack[2] < MIN_ASPECT * (height + slack[1] + slack[3]):
@@ -413,7 +420,7 @@ def _place_line(
     return _Block(
         text=text,
         font=font,
-        font_height=round(em * box, 2),
+        font_height=round(layer_em / _SUPER * box, 2),
         angle=round(float(angle), 2),
         coverage=_place_ink(mask, transform, turn, middle, size),
         quad=np.rint(inner + middle).astype(np.int32),
@@ -458,7 +465,7 @@ def _draw_ink(text: str, font: str, size: int) -> np.ndarray:
 
 
 def _ink_frame(mask: np.ndarray, width_factor: float, slant: float) -> tuple[np.ndarray, float, float]:
-    """Stretch and slant of the ink: 2 x 3 map of layer pixels to picture pixels around the ink's middle; its size."""
+    """Stretch and slant: (2, 3) map from layer pixels to pixels around the ink's middle; the ink's size."""
     lean = -np.tan(np.radians(slant))
     linear = np.array([[width_factor, lean], [0.0, 1.0]]) / _SUPER
     rows = np.arange(len(mask))
@@ -474,14 +481,16 @@ def _ink_frame(mask: np.ndarray, width_factor: float, slant: float) -> tuple[np.
     return np.column_stack([linear, offset]), float(width), float(height)
 
 
-def _place_ink(mask: np.ndarray, transform: np.ndarray, turn: np.ndarray, middle: np.ndarray, size: int) -> np.ndarray:
-    """Draw the layer into the picture: at twice the size, then averaged, for smooth edges. (size, size) uint8."""
+def _place_ink(
+    mask: np.ndarray, transform: np.ndarray, turn: np.ndarray, middle: np.ndarray, size: int
+) -> np.ndarray:
+    """Draw the layer in its place: at twice the size, then averaged for smooth edges. (size, size) uint8."""
     linear = turn @ transform[:, :2]
     offset = turn @ transform[:, 2] + middle
     # Pixel i covers i..i+1, so centres are at +0.5 on both sides.
     linear, offset = linear * _SUPER, offset * _SUPER
     offset = offset + linear @ np.array([0.5, 0.5]) - 0.5
-    large = cv2.warpAffine(mask, np.column_stack([linear, offset]), (size * _SUPER, size * _SUPER), flags=cv2.INTER_LINEAR)
+    large = cv2.warpAffine(mask, np.column_stack([linear, offset]), (size * _SUPER, size * _SUPER))
     return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
 
 
@@ -495,12 +504,11 @@ def _turn(degrees: float) -> np.ndarray:
     return np.array([[cos, -sin], [sin, cos]])
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Caption
+# -- caption --------------------------------------------------------------------------------------------
 
 
 def _caption(rng: np.random.Generator, scene: Scene, names_colors: bool) -> str:
-    """One of a few ways to say: background, objects, and the text colours unless they are left to the numbers."""
+    """One of a few ways to say: background, objects, and text colours unless they are left to the numbers."""
     things = " and ".join(f"{_article(name)} {name} {shape}" for name, shape in scene.objects)
     names = list(dict.fromkeys(line.color_name for line in scene.lines))
     text = f"{' and '.join(names)} text" if names_colors else "text"
@@ -521,8 +529,7 @@ def caption_vocabulary() -> tuple[str, ...]:
     return tuple(sorted(signs | grammar | phrases | set(COLORS) | set(SHAPES)))
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Helpers
+# -- helpers --------------------------------------------------------------------------------------------
 
 
 def _article(word: str) -> str:
@@ -534,7 +541,7 @@ def _pick(rng: np.random.Generator, options: tuple) -> Any:
 
 
 def _jitter(rng: np.random.Generator, name: str, amount: float) -> np.ndarray:
-    """A shade of a named colour, RGB float; the greys vary in lightness and hardly in hue, or they were other colours."""
+    """A shade of a named colour, RGB float; greys vary in lightness and hardly in hue."""
     own = 4.0 if name in ("white", "gray", "black") else amount
     shift = rng.uniform(-amount, amount) * (1 - own / amount) + rng.uniform(-own, own, 3)
     return np.clip(np.asarray(COLORS[name]) + shift, 0, 255)
@@ -550,4 +557,5 @@ def _distance(first: str, second: str) -> float:
 
 def _to_float(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 to (3, H, W) float32 -1..1."""
-    return np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) / np.float32(127.5) - np.float32(1)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
+    return planes / np.float32(127.5) - np.float32(1)
