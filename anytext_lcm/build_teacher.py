@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.model.vae import ResnetBlock
 
 CONFIG = "models_yaml/anytext2_tiny.yaml"
 STAGES = ("data", "vae", "recogniser", "features", "diffusion", "export")
@@ -48,8 +49,8 @@ class Recipe:
     vae_steps: int = 2400
     vae_batch: int = 12  # 64 px crops a process
     vae_lr: float = 2e-3
-    vae_kl: float = 3e-3  # leaves posterior noise worth hiding small errors of the diffusion model in
-    recogniser_steps: int = 1500
+    vae_kl: float = 1e-3  # leaves posterior noise worth hiding small errors of the diffusion model in
+    recogniser_steps: int = 600
     recogniser_batch: int = 32
     diffusion_steps: int = 20_000
     diffusion_batch: int = 8  # pictures a process
@@ -222,6 +223,11 @@ def _train_vae(rank: Rank, work: Path, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     columns = _columns(work, recipe.pictures)
     vae = AnyText2.from_config(CONFIG).first_stage_model.train().to(rank.device, memory_format=torch.channels_last)
+    with torch.no_grad():  # begin with little posterior noise, or the decoder learns nothing for a long time
+        vae.quant_conv.bias[vae.quant_conv.bias.shape[0] // 2 :] = -5.0
+        for module in vae.modules():  # and as a nearly linear network, which finds colours at once
+            if isinstance(module, ResnetBlock):
+                module.conv2.weight.zero_(), module.conv2.bias.zero_()
     optimiser = torch.optim.AdamW(vae.parameters(), lr=recipe.vae_lr, betas=(0.9, 0.99), weight_decay=1e-4)
     average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     start = 0
