@@ -114,7 +114,7 @@ def build_conditioning(
         phrase    opening of the text caption
 
     Returns every field of FIELDS and TEXT_FIELDS but `img` and `img_caption`, and `condition_polygons`.
-    Raises ValueError for too many lines, too long a text, characters the font lacks, polygons outside the picture.
+    Raises ValueError for too many lines, too long a text, characters the font lacks, polygons outside.
     """
     height, width = size
     if not lines:

@@ -87,7 +87,7 @@ WORDS = tuple(
 
 
 def split_of(text: str) -> str:
-    """ "train" or "test": a checksum of the lower-cased text decides, so no casing of a test text is trained."""
+    """ "train" or "test": a checksum of the lower-cased text decides, hence alike for all casings."""
     return "test" if zlib.crc32(text.lower().encode()) % TEST_SHARE == 0 else "train"
 
 
