@@ -52,9 +52,9 @@ class Recipe:
     vae_kl: float = 1e-3  # leaves posterior noise worth hiding small errors of the diffusion model in
     recogniser_steps: int = 600
     recogniser_batch: int = 32
-    diffusion_steps: int = 20_000
-    diffusion_batch: int = 8  # pictures a process
-    copies: int = 2  # noise levels a picture: the control branch and the texts are shared by them
+    diffusion_steps: int = 7_000
+    diffusion_batch: int = 4  # pictures a process
+    copies: int = 4  # noise levels a picture, which share its control branch and texts: 35 % more samples a second than 2
     diffusion_lr: float = 1e-3
     decay: float = 0.25  # share of the steps over which the rate falls to zero
     ema: float = 0.999
@@ -320,7 +320,7 @@ def _encode_all(rank: Rank, work: Path, recipe: Recipe) -> None:
     starts = range(rank.index * size, recipe.pictures, rank.world * size)
     for a in tqdm(starts, desc="features", disable=not rank.main, mininterval=5):
         rows = slice(a, min(a + size, recipe.pictures))
-        images = torch.from_numpy(columns["img"][rows]).to(rank.device).float() / 127.5 - 1
+        images = torch.from_numpy(np.array(columns["img"][rows])).to(rank.device).float() / 127.5 - 1
         hint = torch.from_numpy(np.unpackbits(columns["positions"][rows], axis=2)).any(1).view(-1, 1, SIDE, SIDE).float()
         with torch.inference_mode():
             with _autocast(rank):
