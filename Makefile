@@ -32,7 +32,7 @@ test-full: lint  ## as test, with the full-size networks and the trainings
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout $(CELL_TIMEOUT) notebooks
 
 teacher: $(STAMP)  ## train the embedded teacher again from its recipe
-	$(BIN)/python -m anytext_lcm.teacher
+	$(BIN)/python -m anytext_lcm.build_teacher
 
 lint: $(STAMP)  ## ruff over package, tests and notebooks
 	$(BIN)/ruff check .

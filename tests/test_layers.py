@@ -51,7 +51,14 @@ def imports(path, tree):
 
 
 def is_command(tree):
-    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+    """Whether the file can be run: it has a function main or a block for __name__ == "__main__"."""
+    return any(
+        isinstance(node, ast.FunctionDef)
+        and node.name == "main"
+        or isinstance(node, ast.If)
+        and "__main__" in ast.unparse(node.test)
+        for node in tree.body
+    )
 
 
 def test_the_order_has_no_cycle():
