@@ -183,7 +183,7 @@ def test_broken_batches_are_named(held_out, change, message):
         validate(broken)
 
 
-def held_out_of_two_sizes_do_not_collate():
+def test_items_of_two_sizes_do_not_collate():
     with pytest.raises(ValueError, match="differ in the shape"):
         collate([MockDataset(1)[0], MockDataset(1, max_lines=3)[0]])
 
@@ -202,7 +202,7 @@ def assert_same_item(one, other):
             assert one[name] == other[name], name
 
 
-def held_out_depend_on_seed_split_and_index_alone():
+def test_items_depend_on_seed_split_and_index_alone():
     first, again = MockDataset(50, seed=1), MockDataset(9999, seed=1)
     for index in (49, 7, 7, 0):
         assert_same_item(first[index], again[index])
