@@ -26,9 +26,10 @@ def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(5))
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("steps", [1, 4, 7, 20, 50])
-def test_ddim_trajectory_equals_diffusers(steps):
-    scheduler = DDIMScheduler(**BETAS, steps_offset=1, set_alpha_to_one=False, timestep_spacing="leading")
+def test_ddim_trajectory_equals_diffusers(steps, spacing):
+    scheduler = DDIMScheduler(**BETAS, steps_offset=1, set_alpha_to_one=False, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
     x, theirs, clean = noise(2, 4, 3, 3), [], []
     for t in scheduler.timesteps:
@@ -38,7 +39,12 @@ def test_ddim_trajectory_equals_diffusers(steps):
         clean.append(answer.pred_original_sample)
     seen = []
     mine = sample_ddim(
-        wavy_eps, noise(2, 4, 3, 3), SCHEDULE, steps, progress=lambda done, t, x0: seen.append((done, t, x0))
+        wavy_eps,
+        noise(2, 4, 3, 3),
+        SCHEDULE,
+        steps,
+        progress=lambda done, t, x0: seen.append((done, t, x0)),
+        spacing=spacing,
     )
     torch.testing.assert_close(mine, x, rtol=1e-4, atol=1e-4)
     assert [entry[:2] for entry in seen] == list(enumerate(theirs, 1))
@@ -139,3 +145,19 @@ def test_samplers_answer_fp32_and_ask_with_int64():
 
     for sample in (sample_ddim, sample_lcm):
         assert sample(predict, noise(2, 4, 2, 2).half(), SCHEDULE, 4).dtype == torch.float32
+
+
+def test_lcm_with_one_generator_a_picture_does_not_depend_on_the_batch():
+    def generators():
+        return [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
+
+    together = sample_lcm(wavy_eps, noise(3, 4, 3, 3), SCHEDULE, 4, generators())
+    alone = sample_lcm(wavy_eps, noise(3, 4, 3, 3)[1:2], SCHEDULE, 4, generators()[1:2])
+    torch.testing.assert_close(together[1:2], alone)
+    with pytest.raises(ValueError):
+        sample_lcm(wavy_eps, noise(3, 4, 3, 3), SCHEDULE, 4, generators()[:2])
+
+
+def test_unknown_spacing():
+    with pytest.raises(ValueError, match="leading"):
+        ddim_timesteps(4, spacing="linspace")

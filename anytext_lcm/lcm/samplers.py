@@ -2,7 +2,7 @@
 room.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,13 @@ def _batch(timestep: Tensor, like: Tensor) -> Tensor:
     return timestep.to(like.device).expand(like.shape[0])
 
 
+def _fresh_noise(x: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+    if isinstance(generator, Sequence):
+        return torch.cat([_fresh_noise(row, g) for row, g in zip(x.split(1), generator, strict=True)])
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=device).to(x.device)
+
+
 @torch.no_grad()
 def sample_ddim(
     predict: Predict,
@@ -28,22 +35,23 @@ def sample_ddim(
     schedule: NoiseSchedule,
     steps: int = 20,
     progress: Progress | None = None,
+    spacing: str = "leading",
 ) -> Tensor:
     """Deterministic DDIM (arXiv:2010.02502, eta 0): noise (B, C, h, w) at t = 951 of 20 steps -> latents,
     fp32.
 
     predict answers the guided eps. The last step ends at alphas_cumprod[0] and not at clean data, as
-    upstream's sampler does (ldm/models/diffusion/ddim.py). Raises ValueError for a number of steps that does
-    not fit the schedule.
+    upstream's sampler does (ldm/models/diffusion/ddim.py). spacing as in `ddim_timesteps`. Raises ValueError
+    for a number of steps that does not fit the schedule.
     """
-    timesteps = ddim_timesteps(steps, len(schedule))
-    spacing = len(schedule) // steps
+    timesteps = ddim_timesteps(steps, len(schedule), spacing)
+    stride = len(schedule) // steps
     x = noise.float()
     for done, timestep in enumerate(timesteps, 1):
         t = _batch(timestep, x)
         eps = predict(x, t)
         x0 = schedule.x0_from_eps(x, eps, t)
-        x = ddim_step(schedule, x0, eps, (t - spacing).clamp(min=0))
+        x = ddim_step(schedule, x0, eps, (t - stride).clamp(min=0))
         if progress is not None:
             progress(done, int(timestep), x0)
     return x
@@ -55,7 +63,7 @@ def sample_lcm(
     noise: Tensor,
     schedule: NoiseSchedule,
     steps: int = 4,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     original_steps: int = 50,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -64,7 +72,8 @@ def sample_lcm(
 
     Answer the clean latents, put fresh noise on them down to the next timestep, answer again. The last answer
     is returned as it is, without noise. generator draws that noise, on its own device; one draw between two
-    steps. Raises ValueError when steps is not within 1..original_steps.
+    steps. One generator a picture makes each picture independent of what else is in the batch. Raises
+    ValueError when steps is not within 1..original_steps.
     """
     timesteps = lcm_timesteps(steps, original_steps, len(schedule))
     x = noise.float()
@@ -75,8 +84,5 @@ def sample_lcm(
             progress(done, int(timestep), x0)
         if done == steps:
             return x0
-        fresh = torch.randn(
-            x.shape, generator=generator, device=generator.device if generator else x.device
-        ).to(x.device)
-        x = schedule.add_noise(x0, fresh, _batch(timesteps[done], x))
+        x = schedule.add_noise(x0, _fresh_noise(x, generator), _batch(timesteps[done], x))
     raise AssertionError("unreachable: there is at least one step")

@@ -128,16 +128,26 @@ def lcm_timesteps(steps: int, original_steps: int = 50, train_timesteps: int = T
     return grid[torch.arange(steps) * original_steps // steps]
 
 
-def ddim_timesteps(steps: int, train_timesteps: int = TRAIN_TIMESTEPS) -> Tensor:
+def ddim_timesteps(
+    steps: int, train_timesteps: int = TRAIN_TIMESTEPS, spacing: str = "leading"
+) -> Tensor:
     """The teacher's sampling timesteps, int64 (steps,), falling: 20 steps are 951, 901, ... 1.
 
-    0, c, 2c, ... plus 1 with c = train_timesteps // steps (ldm/models/diffusion/ddim.py; "leading" with an
-    offset of 1 in diffusers). Where steps does not divide 1000, upstream runs more steps than asked for, or
-    past the end of its table; here it is always `steps`. Raises ValueError when they do not fit.
+    leading: 0, c, 2c, ... plus 1 with c = train_timesteps // steps (ldm/models/diffusion/ddim.py; "leading"
+    with an offset of 1 in diffusers). Where steps does not divide 1000, upstream runs more steps than asked
+    for, or past the end of its table; here it is always `steps`.
+    trailing: counted down from 999 (arXiv:2305.08891, table 2). Few steps need it: pure noise belongs at
+    t = 999, and 4 leading steps would treat it as what is there at t = 751.
+    Raises ValueError when steps or spacing do not fit.
     """
     if not 1 <= steps < train_timesteps:  # then the noisiest, (steps - 1) c + 1, is on the schedule too
         raise ValueError(
             f"{steps} DDIM steps are not possible with {train_timesteps} timesteps; "
             f"ask for 1 to {train_timesteps - 1}."
         )
+    if spacing == "trailing":
+        places = torch.arange(steps, dtype=torch.float64) * (train_timesteps / steps)
+        return (train_timesteps - places).round().long() - 1
+    if spacing != "leading":
+        raise ValueError(f"Spacing {spacing!r} is unknown: choose 'leading' or 'trailing'.")
     return (torch.arange(steps) * (train_timesteps // steps) + 1).flip(0)
