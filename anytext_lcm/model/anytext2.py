@@ -1,7 +1,7 @@
-"""AnyText2 as one module whose state dict is the published checkpoint's, and the calls everything else makes on it.
+"""AnyText2 as one module whose state dict is the published checkpoint's, and the calls made on it.
 
-Imports torch, OmegaConf and this room. No call leaves anything behind in the model: what upstream caches in fields
-(control residuals, line embeddings, the sampler's toggle) is returned to the caller here.
+Imports torch, OmegaConf and this room. No call leaves anything behind in the model: what upstream caches in
+fields (control residuals, line embeddings, the sampler's toggle) is returned to the caller here.
 """
 
 import math
@@ -22,14 +22,29 @@ from anytext_lcm.model.vae import AutoencoderKL, sample_posterior
 from anytext_lcm.model.writenet import WriteNet
 
 PARAMETERIZATIONS = ("eps", "v")
+SCHEDULE_BUFFERS = (
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "logvar",
+)
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """Everything the two networks are told about a picture.
 
-    image_context (B, 77k, D) feeds the UNet, text_context (B, 77, D) WriteNet; glyphs (B, 1, H, W) 0/1; positions
-    (B, 1, H, W) summed over lines, so 2 where two overlap; masked_latents (B, C, H/8, W/8), scaled.
+    image_context (B, 77k, D) feeds the UNet, text_context (B, 77, D) WriteNet; glyphs (B, 1, H, W) 0/1;
+    positions (B, 1, H, W) summed over lines, so 2 where two overlap; masked_latents (B, C, H/8, W/8), scaled.
     """
 
     image_context: Tensor
@@ -60,11 +75,16 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: list["Conditioning"]) -> "Conditioning":
-        """Joins batches. Image contexts of different length are tiled to a common one, which is exact: a softmax over
-        keys that are all repeated equally often gives the same average of values."""
+        """Joins batches. Image contexts of different length are tiled to a common one, which is exact: a
+        softmax over keys that are all repeated equally often gives the same average of values.
+        """
         length = math.lcm(*(p.image_context.shape[1] for p in parts))
-        parts = [replace(p, image_context=p.image_context.repeat(1, length // p.image_context.shape[1], 1)) for p in parts]
-        return Conditioning(**{n: torch.cat([getattr(p, n) for p in parts]) for n in Conditioning.__dataclass_fields__})
+        parts = [
+            replace(p, image_context=p.image_context.repeat(1, length // p.image_context.shape[1], 1))
+            for p in parts
+        ]
+        names = Conditioning.__dataclass_fields__
+        return Conditioning(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
 
 
 class _Wrapper(nn.Module):
@@ -83,15 +103,21 @@ class AnyText2(nn.Module):
         self.scale_factor = float(params["scale_factor"])
         self.parameterization = params.get("parameterization", "eps")
         if self.parameterization not in PARAMETERIZATIONS:
-            raise ValueError(f"parameterization must be one of {PARAMETERIZATIONS}, not {self.parameterization!r}.")
+            raise ValueError(
+                f"parameterization must be one of {PARAMETERIZATIONS}, not {self.parameterization!r}."
+            )
         self.latent_channels = int(params["channels"])
-        self._register_schedule(params["timesteps"], params["linear_start"], params["linear_end"])
+        self._schedule = (int(params["timesteps"]), params["linear_start"], params["linear_end"])
+        for name, value in schedule_buffers(*self._schedule).items():
+            self.register_buffer(name, value)
         text = dict(params["cond_stage_config"]["params"])
         self._tokenizer_folder = _resolve(Path(text["version"]), tokenizer_root)
         self._tokenizer: Tokenizer | None = None
         manager = dict(params["embedding_manager_config"]["params"])
         recogniser = dict(manager.pop("recogniser", {}))
-        unet = UNetModel(only_mid_control=params.get("only_mid_control", False), **params["unet_config"]["params"])
+        unet = UNetModel(
+            only_mid_control=params.get("only_mid_control", False), **params["unet_config"]["params"]
+        )
         self.model = _Wrapper(unet)
         self.control_model = WriteNet(**params["control_stage_config"]["params"])
         self.first_stage_model = AutoencoderKL(**params["first_stage_config"]["params"])
@@ -100,37 +126,66 @@ class AnyText2(nn.Module):
         self.text_predictor = Recogniser(**recogniser)
 
     @classmethod
-    def from_config(cls, config: str | Path | DictConfig | Mapping, device: str | torch.device = "cpu") -> "AnyText2":
+    def from_config(
+        cls, config: str | Path | DictConfig | Mapping, device: str | torch.device = "cpu"
+    ) -> "AnyText2":
         """Builds the network from upstream's yaml format, with fresh weights, in eval mode.
 
         config: a path, or what OmegaConf.load gives. device "meta" builds without memory.
         Raises FileNotFoundError for a missing file and ValueError for one that does not describe a model.
         """
-        root = Path(".")
+        root, where = Path("."), "The configuration"
         if isinstance(config, str | Path):
-            path = Path(config)
+            path, where = Path(config), f"Configuration {config}"
             if not path.is_file():
-                raise FileNotFoundError(f"Configuration {path} does not exist; use models_yaml/anytext2_sd15.yaml or anytext2_tiny.yaml.")
+                raise FileNotFoundError(
+                    f"{where} is not a file; use models_yaml/anytext2_sd15.yaml or anytext2_tiny.yaml."
+                )
             root = path.resolve().parent.parent
             try:
                 config = OmegaConf.load(path)
             except Exception as error:
-                raise ValueError(f"Configuration {path} is not valid yaml ({str(error).splitlines()[0]}).") from error
+                raise ValueError(f"{where} is not valid yaml ({str(error).splitlines()[0]}).") from error
         if OmegaConf.is_config(config):
             config = OmegaConf.to_container(config, resolve=True)
+        model = config.get("model") if isinstance(config, Mapping) else None
+        params = model.get("params") if isinstance(model, Mapping) else None
+        if not isinstance(params, Mapping):
+            raise ValueError(f"{where} has no model.params; models_yaml/anytext2_sd15.yaml shows the format.")
         try:
-            params = config["model"]["params"]
             with torch.device(device):
                 return cls(params, tokenizer_root=root).eval()
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"The configuration does not describe an AnyText2 model: {error} under model.params.") from error
+        except KeyError as error:
+            raise ValueError(f"{where} does not describe an AnyText2 model: {error} is missing.") from error
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{where} does not describe an AnyText2 model: {error}.") from error
 
     def load_checkpoint(self, path: str | Path) -> "AnyText2":
-        """Loads a `.ckpt` or `.safetensors` file strictly (see `checkpoint.py`); fp16 or fp32. Returns self."""
-        load_strict(self, read_state_dict(path), source=f"Checkpoint {path}")
+        """Loads a `.ckpt` or `.safetensors` file strictly (see `checkpoint.py`); fp16 or fp32. Returns self.
+
+        A half-precision file has rounded the schedule too, 1 - abar at t = 1 by 15 %; there the yaml's exact
+        one stays.
+        """
+        state = read_state_dict(path)
+        for name, exact in schedule_buffers(*self._schedule, device="cpu").items():
+            stored = state.get(name)
+            if stored is None or stored.dtype == torch.float32 or stored.shape != exact.shape:
+                continue
+            if torch.allclose(stored.float(), exact, rtol=1e-2, atol=1e-4):
+                state[name] = exact
+        load_strict(self, state, source=f"Checkpoint {path}")
         return self
 
-    # -- properties ---------------------------------------------------------------------------------------------
+    def _apply(self, fn, recurse: bool = True) -> "AnyText2":
+        """As any module's, but `.half()` and `.to(torch.bfloat16)` leave the schedule in fp32."""
+        exact = {name: self._buffers[name] for name in SCHEDULE_BUFFERS}
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            if self._buffers[name].dtype != value.dtype:
+                self._buffers[name] = value.to(self._buffers[name].device)
+        return self
+
+    # -- properties ------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -144,41 +199,57 @@ class AnyText2(nn.Module):
     @property
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self._tokenizer_folder)
+            tokenizer = Tokenizer(self._tokenizer_folder)
+            if tokenizer.placeholder_id != self.embedding_manager.placeholder_id:
+                raise ValueError(
+                    f"The tokenizer in {self._tokenizer_folder} gives '*' the id {tokenizer.placeholder_id}, "
+                    f"the embedding manager waits for {self.embedding_manager.placeholder_id}; use the "
+                    "vocabulary these weights were trained with."
+                )
+            self._tokenizer = tokenizer
         return self._tokenizer
 
-    # -- conditioning -------------------------------------------------------------------------------------------
+    # -- conditioning ----------------------------------------------------------------------------------------
 
     def condition(self, batch: Mapping, generator: torch.Generator | None = None) -> Conditioning:
         """A batch (fields of `anytext_lcm.data.batch`) -> Conditioning.
 
-        `masked_latents` in the batch spares the encoder; `glyph_features` and `font_features` spare the recognisers.
-        generator draws the posterior noise of the masked picture.
-        Raises ValueError when a caption has more placeholders than the picture has lines (unless it has one line).
+        `masked_latents` in the batch spares the encoder; `glyph_features` and `font_features` spare the
+        recognisers. generator draws the posterior noise of the masked picture. Raises ValueError when a field
+        is missing or a caption has more placeholders than the picture has lines (unless it has one line).
         """
+        needed = {"positions", "glyphs", "color", "n_lines", "img_caption", "text_caption"}
+        needed |= set() if "masked_latents" in batch else {"masked_img"}
+        if missing := sorted(needed - set(batch)):
+            raise ValueError(
+                f"The batch lacks {', '.join(missing)}; anytext_lcm.data.batch makes complete batches."
+            )
         on_device = {k: v.to(self.device) for k, v in batch.items() if isinstance(v, Tensor)}
         embeddings = self.embedding_manager.line_embeddings(
             self.text_predictor,
             gly_line=on_device.get("gly_line"),
-            positions=on_device["positions"].to(self.dtype),
-            font_hint=on_device["font_hint"].to(self.dtype) / 255 if "font_hint" in on_device else None,
-            color=on_device["color"].to(self.dtype),
+            positions=on_device["positions"],
+            font_hint=on_device["font_hint"].float() / 255 if "font_hint" in on_device else None,
+            color=on_device["color"],
             n_lines=batch["n_lines"],
             glyph_features=on_device.get("glyph_features"),
             font_features=on_device.get("font_features"),
         )
         masked = on_device.get("masked_latents")
+        if masked is None:
+            masked = self.encode(on_device["masked_img"], generator)
         return Conditioning(
             image_context=self.image_context(self.tokenizer.image_ids(batch["img_caption"]), embeddings),
             text_context=self.text_context(self.tokenizer.text_ids(batch["text_caption"]), embeddings),
             glyphs=(on_device["glyphs"] != 0).any(dim=1, keepdim=True).to(self.dtype),
             positions=on_device["positions"].sum(dim=1, keepdim=True).to(self.dtype),
-            masked_latents=(self.encode(on_device["masked_img"], generator) if masked is None else masked).to(self.dtype),
+            masked_latents=masked.to(self.dtype),
         )
 
     def uncondition(self, conditioning: Conditioning, negative_prompt: str = "") -> Conditioning:
-        """The branch that guidance pushes away from: the negative prompt as image caption and an empty text caption,
-        with glyphs, positions and masked latents kept, as upstream deploys it."""
+        """The branch that guidance pushes away from: the negative prompt as image caption and an empty text
+        caption, with glyphs, positions and masked latents kept, as upstream deploys it.
+        """
         size = len(conditioning)
         image = self.image_context(self.tokenizer.image_ids([negative_prompt]), None)
         text = self.text_context(self.tokenizer.text_ids([""]), None)
@@ -187,7 +258,7 @@ class AnyText2(nn.Module):
         )
 
     def image_context(self, ids: Tensor, embeddings: list[Tensor] | None) -> Tensor:
-        """ids (B, T) of whole image captions -> (B, 77k, D); '*' takes line embeddings, counted on across chunks."""
+        """ids (B, T) of whole image captions -> (B, 77k, D); '*' takes line embeddings, across chunks too."""
         chunks = self.cond_stage_model.chunk(ids.to(self.device))
         counters, contexts = [0] * len(ids), []
         for chunk in chunks.unbind(1):
@@ -199,14 +270,16 @@ class AnyText2(nn.Module):
         """ids (B, 77) of text captions -> (B, 77, D); the placeholder counter starts at 0 again."""
         return self._encode(ids.to(self.device), embeddings, [0] * len(ids))[0]
 
-    def _encode(self, ids: Tensor, embeddings: list[Tensor] | None, counters: list[int]) -> tuple[Tensor, list[int]]:
+    def _encode(
+        self, ids: Tensor, embeddings: list[Tensor] | None, counters: list[int]
+    ) -> tuple[Tensor, list[int]]:
         tower = self.cond_stage_model.text_model
         embeds = tower.embed(ids)
         if embeddings is not None:
             embeds, counters = self.embedding_manager.replace(ids, embeds, embeddings, counters)
         return tower(embeds), counters
 
-    # -- networks -----------------------------------------------------------------------------------------------
+    # -- networks --------------------------------------------------------------------------------------------
 
     def control(
         self,
@@ -215,13 +288,15 @@ class AnyText2(nn.Module):
         latents: Tensor | None = None,
         timesteps: Tensor | None = None,
     ) -> list[Tensor]:
-        """WriteNet's residuals, one per input block and one for the middle (13 at full size), each times strength.
+        """WriteNet's residuals times strength: one per input block, one for the middle (13 at full size).
 
-        With `fast_control` (shipped) they depend on the conditioning alone: compute them once a picture and branch.
-        latents and timesteps are needed only without it.
+        With `fast_control` (shipped) they depend on the conditioning alone: compute them once a picture and
+        branch. latents and timesteps are needed only without it.
         """
         c = conditioning
-        residuals = self.control_model(c.glyphs, c.positions, c.masked_latents, c.text_context, x=latents, timesteps=timesteps)
+        residuals = self.control_model(
+            c.glyphs, c.positions, c.masked_latents, c.text_context, x=latents, timesteps=timesteps
+        )
         return residuals if strength == 1.0 else [r * strength for r in residuals]
 
     def predict_noise(
@@ -234,11 +309,15 @@ class AnyText2(nn.Module):
     ) -> Tensor:
         """latents (B, C, h, w), timesteps int64 (B,), residuals of `control` -> eps (B, C, h, w) in fp32.
 
-        A network trained on v (Salimans & Ho 2022, appendix D) is converted here, eps = sqrt(abar) v + sqrt(1 - abar) x,
-        so that every caller meets eps.
+        A network trained on v (Salimans & Ho 2022, appendix D) is converted here, eps = sqrt(abar) v + sqrt(1
+        - abar) x, so that every caller meets eps.
         """
         output = self.model.diffusion_model(
-            latents.to(self.dtype), timesteps, conditioning.image_context, control=control, attnx_scale=attnx_scale
+            latents.to(self.dtype),
+            timesteps,
+            conditioning.image_context,
+            control=control,
+            attnx_scale=attnx_scale,
         ).float()
         if self.parameterization == "eps":
             return output
@@ -246,7 +325,9 @@ class AnyText2(nn.Module):
         return abar.sqrt() * output + (1 - abar).sqrt() * latents.float()
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """images (B, 3, H, W) in -1..1 -> a sample of the posterior times scale_factor, fp32 (never the mean, as upstream)."""
+        """images (B, 3, H, W) in -1..1 -> a sample of the posterior times scale_factor, fp32 (never the mean,
+        as upstream).
+        """
         mean, logvar = self.first_stage_model.encode(images.to(self.device, self.dtype))
         return self.scale_factor * sample_posterior(mean.float(), logvar.float(), generator)
 
@@ -254,39 +335,41 @@ class AnyText2(nn.Module):
         """scaled latents (B, C, h, w) -> images (B, 3, 8h, 8w), about -1..1, fp32."""
         return self.first_stage_model.decode((latents / self.scale_factor).to(self.dtype)).float()
 
-    # -- schedule -----------------------------------------------------------------------------------------------
 
-    def _register_schedule(self, timesteps: int, start: float, end: float) -> None:
-        """The 13 buffers upstream stores (`ldm/models/diffusion/ddpm.py`), computed in fp64 and kept in fp32."""
-        device = torch.get_default_device()
-        betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64, device=device) ** 2
-        abar = torch.cumprod(1 - betas, dim=0)
-        previous = torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
-        variance = betas * (1 - previous) / (1 - abar)
-        buffers = {
-            "betas": betas,
-            "alphas_cumprod": abar,
-            "alphas_cumprod_prev": previous,
-            "sqrt_alphas_cumprod": abar.sqrt(),
-            "sqrt_one_minus_alphas_cumprod": (1 - abar).sqrt(),
-            "log_one_minus_alphas_cumprod": (1 - abar).log(),
-            "sqrt_recip_alphas_cumprod": (1 / abar).sqrt(),
-            "sqrt_recipm1_alphas_cumprod": (1 / abar - 1).sqrt(),
-            "posterior_variance": variance,
-            "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
-            "posterior_mean_coef1": betas * previous.sqrt() / (1 - abar),
-            "posterior_mean_coef2": (1 - previous) * (1 - betas).sqrt() / (1 - abar),
-            "logvar": torch.zeros_like(betas),
-        }
-        for name, value in buffers.items():
-            self.register_buffer(name, value.float())
+def schedule_buffers(
+    timesteps: int, start: float, end: float, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
+    """The 13 buffers upstream stores (`ldm/models/diffusion/ddpm.py`), each (timesteps,): fp64 kept as
+    fp32.
+    """
+    betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64, device=device) ** 2
+    abar = torch.cumprod(1 - betas, dim=0)
+    previous = torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
+    variance = betas * (1 - previous) / (1 - abar)
+    buffers = {
+        "betas": betas,
+        "alphas_cumprod": abar,
+        "alphas_cumprod_prev": previous,
+        "sqrt_alphas_cumprod": abar.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - abar).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - abar).log(),
+        "sqrt_recip_alphas_cumprod": (1 / abar).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / abar - 1).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": betas * previous.sqrt() / (1 - abar),
+        "posterior_mean_coef2": (1 - previous) * (1 - betas).sqrt() / (1 - abar),
+        "logvar": torch.zeros_like(betas),
+    }
+    return {name: value.float() for name, value in buffers.items()}
 
 
 def _resolve(folder: Path, root: Path) -> Path:
-    """A relative folder is looked for in the working directory first (upstream's habit), then beside models_yaml."""
+    """A relative folder is looked for in the working directory first, as upstream does, then in root."""
     return folder if folder.is_absolute() or folder.exists() else root / folder
 
 
 def _known(manager: dict) -> dict:
-    """Upstream's yaml carries settings of branches that its checkpoint does not use; only ours are passed on."""
-    return {k: manager[k] for k in ("token_dim", "enable_flag", "position_widths", "placeholder_id") if k in manager}
+    """Upstream's yaml carries settings of branches that its checkpoint does not use; only ours go on."""
+    ours = ("token_dim", "enable_flag", "position_widths", "placeholder_id")
+    return {k: manager[k] for k in ours if k in manager}

@@ -1,6 +1,7 @@
 """Reading checkpoint files and loading them strictly, all or nothing. Imports torch and safetensors alone."""
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,41 +13,52 @@ OPTIONAL_KEYS = ("cond_stage_model.transformer.text_model.embeddings.position_id
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """A `.safetensors` file or a pickled checkpoint (`.ckpt`, `.pt`, `.pth`, `.bin`), memory-mapped, as name -> tensor.
+    """A `.safetensors` file or a pickled checkpoint (`.ckpt`, `.pt`, `.pth`, `.bin`) as name -> tensor.
 
-    Pickles are read with `weights_only=True`, so that a foreign file cannot run code; entries wrapped in `state_dict`
-    (once or twice, as upstream's loader allows) are unwrapped. Raises FileNotFoundError or ValueError.
+    Files are memory-mapped. Pickles are read with `weights_only=True`, so that a foreign file cannot run
+    code; entries wrapped in `state_dict` (once or twice, as upstream's loader allows) are unwrapped. Raises
+    FileNotFoundError or ValueError.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"Checkpoint {path} does not exist; name the file that holds the AnyText2 weights.")
+        raise FileNotFoundError(
+            f"Checkpoint {path} is not a file; name the one that holds the AnyText2 weights."
+        )
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = _read_pickle(path)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ValueError(f"Checkpoint {path} cannot be read: it is truncated or not a weights file ({reason}).") from error
-    except Exception as error:  # safetensors raises a class of its own
-        raise ValueError(f"Checkpoint {path} cannot be read: it is truncated or not a weights file ({error}).") from error
+        state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path):  # what torch.save has written since 1.6
+            raise ValueError(_unreadable(path)) from error
+        raise ValueError(
+            f"Checkpoint {path} holds more than tensors, and loading that could run foreign code; "
+            "save its state dict alone, best as .safetensors."
+        ) from error
+    except Exception as error:  # each format and each kind of damage has its own class
+        raise ValueError(_unreadable(path)) from error
     for _ in range(2):
         if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
             state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"Checkpoint {path} holds no state dict: expected names mapped to tensors, maybe under 'state_dict'.")
+        raise ValueError(
+            f"Checkpoint {path} holds no state dict: expected tensors by name, maybe under 'state_dict'."
+        )
     return dict(state)
 
 
+def _unreadable(path: Path) -> str:
+    size = path.stat().st_size
+    return f"Checkpoint {path} ({size} bytes) is truncated or no weights file; download or export it again."
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
 def _read_pickle(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap can only be used" not in str(error):
-            raise
-        return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6 cannot be mapped
+    mapped = zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be mapped
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _listing(names: list[str]) -> str:
@@ -56,21 +68,28 @@ def _listing(names: list[str]) -> str:
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
     """Loads every tensor or none: names and shapes are compared before the first one is touched.
 
-    Values are converted to the model's dtypes. Parameters on the meta device receive the tensors themselves, so a full
-    model is never held twice. Raises ValueError that names the missing, unexpected and mis-shaped keys.
+    Values are converted to the model's dtypes. Parameters on the meta device receive the tensors themselves,
+    so a full model is never held twice. Raises ValueError that names the missing, unexpected and mis-shaped
+    keys.
     """
     state = {k: v for k, v in state.items() if k not in OPTIONAL_KEYS}
     own = model.state_dict()
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
-    shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
+    shapes = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
     problems = [
         f"{len(names)} {kind} ({_listing(names)})"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if names
     ]
     if problems:
-        raise ValueError(f"{source} does not fit this model, nothing was loaded: keys " + "; ".join(problems) + ".")
+        raise ValueError(
+            f"{source} does not fit this model, nothing was loaded: keys " + "; ".join(problems) + "."
+        )
     if any(v.is_meta for v in own.values()):
         model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=True, assign=True)
     else:

@@ -25,7 +25,10 @@ class _Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out_proj(h.transpose(1, 2).flatten(2))
 
@@ -68,7 +71,7 @@ class _Encoder(nn.Module):
 
 
 class TextModel(nn.Module):
-    """CLIP's text tower: pre-norm layers with a causal mask and no padding mask; the whole last hidden state is used."""
+    """CLIP's text tower: pre-norm layers, a causal mask, no padding mask; all last hidden states are used."""
 
     def __init__(self, vocab_size: int, width: int, layers: int, heads: int, intermediate: int):
         super().__init__()
@@ -95,10 +98,16 @@ class _Transformer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """`cond_stage_model` of the checkpoint: the tower under `transformer.text_model`. The defaults are CLIP ViT-L/14's."""
+    """`cond_stage_model`: the tower under `transformer.text_model`. The defaults are CLIP ViT-L/14's."""
 
     def __init__(
-        self, vocab_size: int = 49408, width: int = 768, layers: int = 12, heads: int = 12, intermediate: int = 3072, **_unused
+        self,
+        vocab_size: int = 49408,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        intermediate: int = 3072,
+        **_unused,
     ):
         super().__init__()
         self.transformer = _Transformer(
@@ -111,7 +120,7 @@ class TextEncoder(nn.Module):
         return self.transformer.text_model
 
     def chunk(self, ids: Tensor) -> Tensor:
-        """Image-caption ids (B, T), start and end columns included -> (B, k, 77), k = max(1, ceil((T - 2) / 75))."""
+        """Image-caption ids (B, T), start and end columns included -> (B, max(1, ceil((T - 2) / 75)), 77)."""
         body = ids[:, 1:-1]
         missing = -body.shape[1] % CHUNK if body.shape[1] else CHUNK
         body = F.pad(body, (0, missing), value=self.end_id).unflatten(1, (-1, CHUNK))
@@ -121,7 +130,7 @@ class TextEncoder(nn.Module):
 
 
 class Tokenizer:
-    """CLIP's byte-pair tokenizer, read from a local folder with `vocab.json` and `merges.txt`; never from the network.
+    """CLIP's byte-pair tokenizer, read from a local folder with `vocab.json` and `merges.txt`, never fetched.
 
     Raises FileNotFoundError when the folder or a file in it is missing.
     """
@@ -132,7 +141,7 @@ class Tokenizer:
             if not (folder / name).is_file():
                 raise FileNotFoundError(
                     f"CLIP tokenizer: {folder / name} is missing; put vocab.json and merges.txt of "
-                    "openai/clip-vit-large-patch14 into that folder, or name another folder in the yaml under "
+                    "openai/clip-vit-large-patch14 into that folder, or name another one in the yaml under "
                     "model.params.cond_stage_config.params.version."
                 )
         from transformers import CLIPTokenizer
@@ -141,7 +150,9 @@ class Tokenizer:
         self.end_id = self._bpe.eos_token_id
         ids = self._bpe(PLACEHOLDER, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
-            raise ValueError(f"CLIP tokenizer in {folder}: the placeholder '*' must be one token, it is {len(ids)}.")
+            raise ValueError(
+                f"CLIP tokenizer in {folder}: the placeholder '*' must be one token, it is {len(ids)}."
+            )
         self.placeholder_id = ids[0]
 
     def image_ids(self, captions: list[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The autoencoder between pictures and latents (AnyText2 keeps Stable Diffusion's KL-f8 under `first_stage_model`).
+"""The autoencoder between pictures and latents, Stable Diffusion's KL-f8 (`first_stage_model`).
 
 Imports torch alone. Module names are the checkpoint's own, so the state dict is the layout.
 """
@@ -89,7 +89,9 @@ class _Level(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, num_blocks: int, groups: int):
         super().__init__()
         widths = [in_channels] + [out_channels] * num_blocks
-        self.block = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(
+            ResnetBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
@@ -100,7 +102,9 @@ class _Level(nn.Module):
 class Encoder(nn.Module):
     """(B, 3, H, W) -> moments (B, 2z, H/f, W/f), f = 2 ** (levels - 1)."""
 
-    def __init__(self, in_channels: int, ch: int, ch_mult: list[int], num_res_blocks: int, z_channels: int, groups: int):
+    def __init__(
+        self, in_channels: int, ch: int, ch_mult: list[int], num_res_blocks: int, z_channels: int, groups: int
+    ):
         super().__init__()
         widths = [ch * m for m in ch_mult]
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
@@ -126,7 +130,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(B, z, h, w) -> (B, 3, f*h, f*w). `up` is indexed by level, the coarsest (last) runs first."""
 
-    def __init__(self, out_ch: int, ch: int, ch_mult: list[int], num_res_blocks: int, z_channels: int, groups: int):
+    def __init__(
+        self, out_ch: int, ch: int, ch_mult: list[int], num_res_blocks: int, z_channels: int, groups: int
+    ):
         super().__init__()
         widths = [ch * m for m in ch_mult]
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
@@ -153,30 +159,38 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """Stable Diffusion's autoencoder (upstream `ldm/models/autoencoder.py`).
 
-    ddconfig: upstream's keys (`ch`, `ch_mult`, `num_res_blocks`, `z_channels`, `in_channels`, `out_ch`, `double_z`,
-    `attn_resolutions`, `resolution`, `dropout`) and `norm_groups` (32 upstream).
-    Raises ValueError for a setting that upstream's checkpoint does not use and this class does not build.
+    ddconfig: upstream's keys (`ch`, `ch_mult`, `num_res_blocks`, `z_channels`, `in_channels`, `out_ch`,
+    `double_z`, `attn_resolutions`, `resolution`, `dropout`) and `norm_groups` (32 upstream). Raises
+    ValueError for a setting that upstream's checkpoint does not use and this class does not build.
     """
 
     def __init__(self, ddconfig: dict, embed_dim: int, **_unused):
         super().__init__()
         cfg = dict(ddconfig)
         if cfg.get("attn_resolutions") or not cfg.get("double_z", True):
-            raise ValueError("first_stage_config.ddconfig: attn_resolutions must be empty and double_z true, as upstream's are")
+            raise ValueError(
+                "first_stage_config.ddconfig: attn_resolutions must be empty and double_z true, as upstream."
+            )
         z, groups = cfg["z_channels"], cfg.get("norm_groups", 32)
-        common = dict(ch=cfg["ch"], ch_mult=list(cfg["ch_mult"]), num_res_blocks=cfg["num_res_blocks"], z_channels=z, groups=groups)
+        common = dict(
+            ch=cfg["ch"],
+            ch_mult=list(cfg["ch_mult"]),
+            num_res_blocks=cfg["num_res_blocks"],
+            z_channels=z,
+            groups=groups,
+        )
         self.encoder = Encoder(cfg["in_channels"], **common)
         self.decoder = Decoder(cfg["out_ch"], **common)
         self.quant_conv = nn.Conv2d(2 * z, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z, 1)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) in -1..1 -> posterior mean and log variance (clamped), each (B, z, H/8, W/8), unscaled."""
+        """images (B, 3, H, W) in -1..1 -> mean and clamped log variance, (B, z, H/8, W/8) each, unscaled."""
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def decode(self, z: Tensor) -> Tensor:
-        """unscaled latents (B, z, h, w) -> images (B, 3, 8h, 8w), about -1..1, neither squashed nor clamped."""
+        """unscaled latents (B, z, h, w) -> images (B, 3, 8h, 8w), about -1..1, not squashed or clamped."""
         return self.decoder(self.post_quant_conv(z))
 
 
