@@ -1,8 +1,9 @@
 """Rebuilds the embedded teacher from nothing: `python -m anytext_lcm.build_teacher`.
 
-Five stages, each of which can be run alone and continued after an interruption:
+Six stages, each of which can be run alone and continued after an interruption:
     data        pictures and conditioning of the mock task, drawn once into memory-mapped columns
     vae         autoencoder on text-centred crops
+    decoder     its decoder alone, on latents with noise added: the diffusion model's latents are never exact
     recogniser  CTC on drawn lines; one set of weights for both of AnyText2's predictors, frozen afterwards
     features    latents and recogniser features of every picture, so that the last stage runs on what is left
     diffusion   UNet, WriteNet, text tower and the trainable part of the embedding manager, on v
@@ -19,6 +20,7 @@ import string
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -33,10 +35,10 @@ from tqdm import tqdm
 
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.model.vae import ResnetBlock
+from anytext_lcm.model.vae import AutoencoderKL, ResnetBlock
 
 CONFIG = "models_yaml/anytext2_tiny.yaml"
-STAGES = ("data", "vae", "recogniser", "features", "diffusion", "export")
+STAGES = ("data", "vae", "recogniser", "features", "diffusion", "decoder", "export")
 CHARACTERS = "".join(chr(c) for c in range(33, 127)) + " "  # class 0 is CTC's blank
 
 
@@ -50,11 +52,13 @@ class Recipe:
     vae_batch: int = 12  # 64 px crops a process
     vae_lr: float = 2e-3
     vae_kl: float = 1e-3  # leaves posterior noise worth hiding small errors of the diffusion model in
+    decoder_steps: int = 1200
+    decoder_noise: float = 0.35  # largest added noise, in standard deviations of the latents
     recogniser_steps: int = 600
     recogniser_batch: int = 32
     diffusion_steps: int = 7_000
     diffusion_batch: int = 4  # pictures a process
-    copies: int = 4  # noise levels a picture, which share its control branch and texts: 35 % more samples a second than 2
+    copies: int = 4  # noise levels a picture; they share its control branch: 35 % more samples a second than 2
     diffusion_lr: float = 1e-3
     decay: float = 0.25  # share of the steps over which the rate falls to zero
     ema: float = 0.999
@@ -115,9 +119,9 @@ def _rate(step: int, total: int, peak: float, decay: float, warmup: int = 200) -
 
 
 def _save(path: Path, content: object) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    partial.replace(path)
+    unfinished = path.with_suffix(".partial")
+    torch.save(content, unfinished)
+    unfinished.replace(path)
 
 
 def _autocast(rank: Rank):
@@ -145,7 +149,10 @@ def _columns(work: Path, count: int, mode: str = "r") -> dict[str, np.ndarray]:
     open_ = np.lib.format.open_memmap
     if mode == "r":
         return {k: open_(work / f"{k}.npy", mode="r") for k in shapes}
-    return {k: open_(work / f"{k}.npy", mode=mode, dtype=kinds.get(k, np.uint8), shape=(count, *s)) for k, s in shapes.items()}
+    return {
+        k: open_(work / f"{k}.npy", mode=mode, dtype=kinds.get(k, np.uint8), shape=(count, *s))
+        for k, s in shapes.items()
+    }
 
 
 def _draw(rank: Rank, work: Path, recipe: Recipe) -> None:
@@ -197,68 +204,112 @@ def _crops(columns: dict, rng: np.random.Generator, count: int, whole: bool) -> 
             image, mask = image[:, y : y + CROP, x : x + CROP], mask[y : y + CROP, x : x + CROP]
         images.append(image)
         masks.append(mask)
-    return torch.from_numpy(np.stack(images)).float() / 127.5 - 1, torch.from_numpy(np.stack(masks)).float()[:, None]
+    return torch.from_numpy(np.stack(images)).float() / 127.5 - 1, torch.from_numpy(np.stack(masks)).float()[
+        :, None
+    ]
 
 
 class _AutoencoderLoss(nn.Module):
-    def __init__(self, vae: nn.Module, kl: float, text_weight: float):
+    """noise = 0 trains encoder and decoder; above 0 the decoder alone, on latents that noisy at most."""
+
+    def __init__(self, vae: nn.Module, kl: float, text_weight: float, noise: float):
         super().__init__()
-        self.vae, self.kl, self.text_weight = vae, kl, text_weight
+        self.vae, self.kl, self.text_weight, self.noise = vae, kl, text_weight, noise
 
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        mean, logvar = self.vae.encode(images)
+        with torch.set_grad_enabled(self.noise == 0):
+            mean, logvar = self.vae.encode(images)
         mean, logvar = mean.float(), logvar.float()
         z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        if self.noise:
+            level = self.noise * mean.std() * torch.rand(len(z), 1, 1, 1, device=z.device)
+            z = z + level * torch.randn_like(z)
         output = self.vae.decode(z).float()
         weight = 1 + (self.text_weight - 1) * text
         error = output - images
-        edges = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (2, 3))
+        edges = sum(
+            (error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (2, 3)
+        )
         pixels = ((error.abs() + error.square()) * weight).mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        parts = {"pixels": pixels, "edges": edges, "kl": kl, "std": mean.std(), "noise": torch.exp(0.5 * logvar).mean()}
+        parts = {
+            "pixels": pixels,
+            "edges": edges,
+            "kl": kl,
+            "std": mean.std(),
+            "noise": torch.exp(0.5 * logvar).mean(),
+        }
         return pixels + 0.5 * edges + self.kl * kl, {k: v.detach() for k, v in parts.items()}
 
 
-def _train_vae(rank: Rank, work: Path, recipe: Recipe) -> None:
+def _train_autoencoder(rank: Rank, work: Path, recipe: Recipe, decoder_only: bool) -> None:
     torch.manual_seed(recipe.seed)
     columns = _columns(work, recipe.pictures)
-    vae = AnyText2.from_config(CONFIG).first_stage_model.train().to(rank.device, memory_format=torch.channels_last)
-    with torch.no_grad():  # begin with little posterior noise, or the decoder learns nothing for a long time
-        vae.quant_conv.bias[vae.quant_conv.bias.shape[0] // 2 :] = -5.0
-        for module in vae.modules():  # and as a nearly linear network, which finds colours at once
-            if isinstance(module, ResnetBlock):
-                module.conv2.weight.zero_(), module.conv2.bias.zero_()
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=recipe.vae_lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    name = "decoder" if decoder_only else "vae"
+    total, path = (recipe.decoder_steps if decoder_only else recipe.vae_steps), work / f"{name}.pt"
+    vae = AnyText2.from_config(CONFIG).first_stage_model.train()
+    if decoder_only:
+        vae.load_state_dict(_averaged(work / "vae.pt"))
+        vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
+    else:
+        _begin_gently(vae)
+    vae.to(rank.device, memory_format=torch.channels_last)
+    parameters = [p for p in vae.parameters() if p.requires_grad]
+    peak = recipe.vae_lr * (0.5 if decoder_only else 1.0)
+    optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
     average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     start = 0
-    if (work / "vae.pt").exists():
-        saved = torch.load(work / "vae.pt", map_location=rank.device, weights_only=True)
+    if path.exists():
+        saved = torch.load(path, map_location=rank.device, weights_only=True)
         vae.load_state_dict(saved["raw"]), average.load_state_dict(saved["average"])
         optimiser.load_state_dict(saved["optimiser"])
         start = saved["step"]
-    loss_of = _parallel(_AutoencoderLoss(vae, recipe.vae_kl, recipe.text_weight), rank)
+    noise = recipe.decoder_noise if decoder_only else 0.0
+    loss_of = _parallel(_AutoencoderLoss(vae, recipe.vae_kl, recipe.text_weight, noise), rank)
     torch.manual_seed(1000 * start + rank.index)
-    bar = tqdm(range(start, recipe.vae_steps), initial=start, total=recipe.vae_steps, desc="vae", disable=not rank.main, mininterval=5)
+    bar = tqdm(
+        range(start, total), initial=start, total=total, desc=name, disable=not rank.main, mininterval=5
+    )
     for step in bar:
-        whole = step >= 0.9 * recipe.vae_steps  # the last steps see the edges of whole pictures too
+        whole = step >= 0.9 * total  # the last steps see the edges of whole pictures too
         batch = recipe.vae_batch // (3 if whole else 1) * (8 if rank.device.type == "cuda" else 1)
         images, text = _crops(columns, rank.rng(1, step), batch, whole)
         for group in optimiser.param_groups:
-            group["lr"] = _rate(step, recipe.vae_steps, recipe.vae_lr, 0.5)
+            group["lr"] = _rate(step, total, peak, 0.5)
         with _autocast(rank):
-            loss, parts = loss_of(images.to(rank.device, memory_format=torch.channels_last), text.to(rank.device))
+            loss, parts = loss_of(
+                images.to(rank.device, memory_format=torch.channels_last), text.to(rank.device)
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         average.update_parameters(vae)
         if rank.main and step % 25 == 0:
             bar.set_postfix({k: f"{v.item():.4f}" for k, v in parts.items()})
-        if rank.main and (step % 500 == 499 or step == recipe.vae_steps - 1):
-            _save(
-                work / "vae.pt",
-                dict(raw=vae.state_dict(), average=average.state_dict(), optimiser=optimiser.state_dict(), step=step + 1),
+        if rank.main and (step % 200 == 199 or step == total - 1):
+            state = dict(
+                raw=vae.state_dict(),
+                average=average.state_dict(),
+                optimiser=optimiser.state_dict(),
+                step=step + 1,
             )
+            _save(path, state)
+
+
+def _begin_gently(vae: AutoencoderKL) -> None:
+    """Little posterior noise and a nearly linear network, or colours and strokes are found late."""
+    with torch.no_grad():
+        vae.quant_conv.bias[vae.quant_conv.bias.shape[0] // 2 :] = -5.0
+        for module in vae.modules():
+            if isinstance(module, ResnetBlock):
+                module.conv2.weight.zero_(), module.conv2.bias.zero_()
+
+
+def _averaged(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a training state, under their own names."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)["average"]
+    return {k.removeprefix("module."): v for k, v in saved.items() if k != "n_averaged"}
 
 
 # -- recogniser -----------------------------------------------------------------------------------------------------
@@ -277,7 +328,9 @@ def _train_recogniser(rank: Rank, work: Path, recipe: Recipe) -> None:
     for step in bar:
         rng = rank.rng(2, step)
         alphabet = list(string.ascii_letters + string.digits)
-        texts = ["".join(rng.choice(alphabet, size=rng.integers(2, 9))) for _ in range(recipe.recogniser_batch)]
+        texts = [
+            "".join(rng.choice(alphabet, size=rng.integers(2, 9))) for _ in range(recipe.recogniser_batch)
+        ]
         lines = [draw_glyph_line(t, fonts[rng.integers(len(fonts))]) for t in texts]
         images = [torch.from_numpy(line).float().expand(3, -1, -1) * 255 for line in lines]
         for group in optimiser.param_groups:
@@ -300,8 +353,7 @@ def _train_recogniser(rank: Rank, work: Path, recipe: Recipe) -> None:
 def load_parts(work: Path, device: torch.device) -> AnyText2:
     """The network with trained autoencoder and recognisers."""
     model = AnyText2.from_config(CONFIG)
-    saved = torch.load(work / "vae.pt", map_location="cpu", weights_only=True)["average"]
-    model.first_stage_model.load_state_dict({k.removeprefix("module."): v for k, v in saved.items() if k != "n_averaged"})
+    model.first_stage_model.load_state_dict(_averaged(work / "vae.pt"))
     letters = torch.load(work / "recogniser.pt", map_location="cpu", weights_only=True)
     model.text_predictor.load_state_dict(letters)
     model.embedding_manager.font_predictor.load_state_dict(letters)
@@ -314,14 +366,22 @@ def _masked(images: Tensor, hint: Tensor) -> Tensor:
 
 def _encode_all(rank: Rank, work: Path, recipe: Recipe) -> None:
     columns = _columns(work, recipe.pictures)
-    out = {k: np.lib.format.open_memmap(work / f"{k}.npy", mode="r+") for k in ("latents", "masked", "glyph_features", "font_features")}
+    out = {
+        k: np.lib.format.open_memmap(work / f"{k}.npy", mode="r+")
+        for k in ("latents", "masked", "glyph_features", "font_features")
+    }
     model = load_parts(work, rank.device)
     size = 16
     starts = range(rank.index * size, recipe.pictures, rank.world * size)
     for a in tqdm(starts, desc="features", disable=not rank.main, mininterval=5):
         rows = slice(a, min(a + size, recipe.pictures))
         images = torch.from_numpy(np.array(columns["img"][rows])).to(rank.device).float() / 127.5 - 1
-        hint = torch.from_numpy(np.unpackbits(columns["positions"][rows], axis=2)).any(1).view(-1, 1, SIDE, SIDE).float()
+        hint = (
+            torch.from_numpy(np.unpackbits(columns["positions"][rows], axis=2))
+            .any(1)
+            .view(-1, 1, SIDE, SIDE)
+            .float()
+        )
         with torch.inference_mode():
             with _autocast(rank):
                 moments = torch.stack(model.first_stage_model.encode(images), dim=1)
@@ -329,10 +389,16 @@ def _encode_all(rank: Rank, work: Path, recipe: Recipe) -> None:
             edit = np.nonzero(columns["edit"][rows])[0]
             if len(edit):
                 with _autocast(rank):
-                    masked = torch.stack(model.first_stage_model.encode(_masked(images[edit], hint[edit].to(rank.device))), dim=1)
+                    masked = torch.stack(
+                        model.first_stage_model.encode(_masked(images[edit], hint[edit].to(rank.device))),
+                        dim=1,
+                    )
                 out["masked"][a + edit] = masked.half().cpu().numpy()
             glyph, font = _recogniser_features(model, columns, rows)
-            out["glyph_features"][rows], out["font_features"][rows] = glyph.half().numpy(), font.half().numpy()
+            out["glyph_features"][rows], out["font_features"][rows] = (
+                glyph.half().numpy(),
+                font.half().numpy(),
+            )
 
 
 def _recogniser_features(model: AnyText2, columns: dict, rows: slice) -> tuple[Tensor, Tensor]:
@@ -358,7 +424,9 @@ def stage_features(work: Path, recipe: Recipe, world: int) -> None:
         "font_features": (LINES, neck),
     }
     for name, shape in shapes.items():
-        np.lib.format.open_memmap(work / f"{name}.npy", mode="w+", dtype=np.float16, shape=(recipe.pictures, *shape))
+        np.lib.format.open_memmap(
+            work / f"{name}.npy", mode="w+", dtype=np.float16, shape=(recipe.pictures, *shape)
+        )
     _launch(_encode_all, work, recipe, world)
     latents = np.load(work / "latents.npy", mmap_mode="r")[:2000].astype(np.float32)
     spread = float(np.sqrt(latents[:, 0].var() + np.exp(latents[:, 1]).mean()))
@@ -385,7 +453,9 @@ class _DiffusionLoss(nn.Module):
         target = abar.sqrt() * noise - (1 - abar).sqrt() * x0
         context = conditioning.image_context.repeat(copies, 1, 1)
         output = model.model.diffusion_model(noisy, t, context, control=control).float()
-        text = F.adaptive_avg_pool2d(conditioning.positions.float().clamp(max=1), x0.shape[-1]).repeat(copies, 1, 1, 1)
+        text = F.adaptive_avg_pool2d(conditioning.positions.float().clamp(max=1), x0.shape[-1]).repeat(
+            copies, 1, 1, 1
+        )
         weight = 1 + (self.text_weight - 1) * text
         errors = (output - target).square().mean(1, keepdim=True)
         return (errors * weight).sum() / weight.sum(), errors.detach().mean((1, 2, 3))
@@ -402,7 +472,9 @@ class _Batches:
         self.captions = json.loads((work / "captions.json").read_text())
         blank = load_parts(work, torch.device("cpu"))
         with torch.inference_mode():
-            self.empty = torch.stack(blank.first_stage_model.encode(torch.full((1, 3, SIDE, SIDE), -1.0)), dim=1)[0].numpy()
+            self.empty = torch.stack(
+                blank.first_stage_model.encode(torch.full((1, 3, SIDE, SIDE), -1.0)), dim=1
+            )[0].numpy()
 
     def _sample(self, moments: np.ndarray, rng: np.random.Generator) -> Tensor:
         mean, logvar = moments[:, 0].astype(np.float32), moments[:, 1].astype(np.float32)
@@ -413,7 +485,9 @@ class _Batches:
         rows = np.sort(rng.choice(self.recipe.pictures, size=count, replace=False))
         c = {k: v[rows] for k, v in self.columns.items() if k not in ("img", "gly_line", "font_hint")}
         masked = np.where(c["edit"].astype(bool)[:, None, None, None, None], c["masked"], self.empty[None])
-        captions = [self.captions[i] if rng.random() >= self.recipe.caption_dropout else ["", ""] for i in rows]
+        captions = [
+            self.captions[i] if rng.random() >= self.recipe.caption_dropout else ["", ""] for i in rows
+        ]
         batch = {
             "glyphs": torch.from_numpy(np.unpackbits(c["glyphs"], axis=1)).view(-1, 1, SIDE, SIDE),
             "positions": torch.from_numpy(np.unpackbits(c["positions"], axis=2)).view(-1, LINES, SIDE, SIDE),
@@ -426,10 +500,17 @@ class _Batches:
             "text_caption": [text for _, text in captions],
         }
         total = count * self.recipe.copies
-        t = (rng.permutation(total) + rng.random(total)) / total * 1000  # stratified: every batch covers all levels
+        t = (
+            (rng.permutation(total) + rng.random(total)) / total * 1000
+        )  # stratified: every batch covers all levels
         latents = self._sample(c["latents"], rng)
         noise = rng.standard_normal((total, *latents.shape[1:]), dtype=np.float32)
-        return batch, latents, torch.from_numpy(t).long().clamp(0, 999).to(self.device), torch.from_numpy(noise).to(self.device)
+        return (
+            batch,
+            latents,
+            torch.from_numpy(t).long().clamp(0, 999).to(self.device),
+            torch.from_numpy(noise).to(self.device),
+        )
 
 
 def trainable(model: AnyText2) -> list[nn.Parameter]:
@@ -447,7 +528,9 @@ def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
     for net in (model.model, model.control_model):
         net.to(memory_format=torch.channels_last)
     parameters = trainable(model)
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.diffusion_lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=recipe.diffusion_lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
+    )
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
     batches = _Batches(work, recipe, rank.device, model.scale_factor)
     start, path = 0, work / "diffusion.pt"
@@ -458,7 +541,14 @@ def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
         start = saved["step"]
     loss_of = _parallel(_DiffusionLoss(model, recipe.copies, recipe.text_weight), rank)
     log = (work / "diffusion.jsonl").open("a") if rank.main else None
-    bar = tqdm(range(start, recipe.diffusion_steps), initial=start, total=recipe.diffusion_steps, desc="diffusion", disable=not rank.main, mininterval=10)
+    bar = tqdm(
+        range(start, recipe.diffusion_steps),
+        initial=start,
+        total=recipe.diffusion_steps,
+        desc="diffusion",
+        disable=not rank.main,
+        mininterval=10,
+    )
     clock, mean = time.monotonic(), 0.0
     for step in bar:
         count = recipe.diffusion_batch * (16 if rank.device.type == "cuda" else 1)
@@ -475,12 +565,22 @@ def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
         mean += loss.item()
         if rank.main and step % 100 == 99:
             bands = [round(errors[(t >= a) & (t < a + 250)].mean().item(), 4) for a in (0, 250, 500, 750)]
-            row = dict(step=step + 1, loss=round(mean / 100, 5), bands=bands, seconds=round(time.monotonic() - clock, 1))
+            row = dict(
+                step=step + 1,
+                loss=round(mean / 100, 5),
+                bands=bands,
+                seconds=round(time.monotonic() - clock, 1),
+            )
             log.write(json.dumps(row) + "\n"), log.flush()
             bar.set_postfix(loss=f"{row['loss']:.4f}")
             mean = 0.0
         if rank.main and (step % 500 == 499 or step == recipe.diffusion_steps - 1):
-            state = dict(raw=model.state_dict(), average=average.state_dict(), optimiser=optimiser.state_dict(), step=step + 1)
+            state = dict(
+                raw=model.state_dict(),
+                average=average.state_dict(),
+                optimiser=optimiser.state_dict(),
+                step=step + 1,
+            )
             _save(path, state)
 
 
@@ -490,8 +590,9 @@ def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
 def load_average(work: Path) -> AnyText2:
     """The averaged weights of the last saved step."""
     model = AnyText2.from_config(CONFIG)
-    saved = torch.load(work / "diffusion.pt", map_location="cpu", weights_only=True)["average"]
-    model.load_state_dict({k.removeprefix("module."): v for k, v in saved.items() if k != "n_averaged"})
+    model.load_state_dict(_averaged(work / "diffusion.pt"))
+    if (work / "decoder.pt").exists():
+        model.first_stage_model.load_state_dict(_averaged(work / "decoder.pt"))
     model.scale_factor = json.loads((work / "features.done").read_text())["scale_factor"]
     return model.eval()
 
@@ -501,17 +602,25 @@ def stage_export(work: Path, target: Path) -> None:
     from safetensors.torch import save_file
 
     model = load_average(work)
-    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    state = {
+        k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()
+    }
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    save_file(state, partial, metadata={"scale_factor": str(model.scale_factor)})
-    partial.replace(target)
-    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB; set scale_factor: {model.scale_factor} in {CONFIG}")
+    unfinished = target.with_suffix(".partial")
+    save_file(state, unfinished, metadata={"scale_factor": str(model.scale_factor)})
+    unfinished.replace(target)
+    print(
+        f"{target}: {target.stat().st_size / 1e6:.1f} MB; set scale_factor: {model.scale_factor} in {CONFIG}"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m anytext_lcm.build_teacher", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("outputs/teacher"), help="columns and checkpoints go here")
+    parser = argparse.ArgumentParser(
+        prog="python -m anytext_lcm.build_teacher", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/teacher"), help="columns and checkpoints go here"
+    )
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--steps", type=int, default=Recipe.diffusion_steps, help="diffusion steps")
     parser.add_argument("--pictures", type=int, default=Recipe.pictures)
@@ -526,7 +635,9 @@ def main(argv: list[str] | None = None) -> None:
         if stage == "data":
             stage_data(args.work, recipe, args.processes)
         elif stage == "vae":
-            _launch(_train_vae, args.work, recipe, args.processes)
+            _launch(partial(_train_autoencoder, decoder_only=False), args.work, recipe, args.processes)
+        elif stage == "decoder":
+            _launch(partial(_train_autoencoder, decoder_only=True), args.work, recipe, args.processes)
         elif stage == "recogniser":
             if not (args.work / "recogniser.pt").exists():
                 _launch(_train_recogniser, args.work, recipe, 1)

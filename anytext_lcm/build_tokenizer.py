@@ -48,7 +48,7 @@ def _apply(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """vocab.json and merges.txt into `folder`. Raises ValueError if the captions need more than VOCABULARY_SIZE tokens."""
+    """vocab.json and merges.txt into `folder`. Raises ValueError if VOCABULARY_SIZE tokens are not enough."""
     phrases = [*caption_vocabulary(), *re.findall(r"[A-Za-z]+", " ".join(TEXT_PHRASES))]
     merges = merges_of([w for phrase in phrases for w in re.findall(r"[A-Za-z]+", phrase)])
     symbols = byte_symbols()
@@ -58,7 +58,9 @@ def write_tokenizer(folder: Path) -> None:
         raise ValueError(f"The captions need {len(tokens) + 2} tokens, the vocabulary has {VOCABULARY_SIZE}.")
     tokens += [f"<|unused{i}|>" for i in range(spare)] + ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False), encoding="utf-8"
+    )
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
