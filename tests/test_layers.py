@@ -10,13 +10,14 @@ PACKAGE = Path(__file__).parents[1] / "anytext_lcm"
 MAY_IMPORT = {
     "outputs": set(),
     "lcm": set(),
+    "settings": {"lcm"},
     "model": {"lcm"},
     "data": set(),
     "lora": {"model", "outputs"},
     "judge": {"data"},
     "pipeline": {"lcm", "model", "data", "lora"},
-    "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs"},
-    "plots": {"lcm", "model", "data", "lora", "judge", "pipeline", "distill"},
+    "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings"},
+    "plots": {"lcm", "model", "data", "lora", "judge", "pipeline", "settings", "distill"},
 }
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT["widgets"] = LIBRARY
