@@ -1,0 +1,85 @@
+"""Files and folders that appear whole or not at all. Imports the standard library alone."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_writable(path: str | Path) -> Path:
+    """The folder of a file to come, made if need be. Raises ValueError when nothing can be written there:
+    asked before minutes of work, not after.
+    """
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"Nothing can be written to {folder} ({error.strerror}); name another output."
+        ) from error
+    return folder
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, with its suffix, that takes its place when the block ends well."""
+    path = Path(path)
+    folder = check_writable(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file to write.")
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=folder)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp gives access to its owner alone
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(path: str | Path, mark: str = "report.json") -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends well, and vanishes when not.
+
+    A folder that is there is replaced only if it is empty or holds `mark`, that is, if an earlier run wrote
+    it: a mistyped name shall not delete anything. Raises ValueError for another one, before the block runs.
+    """
+    path = Path(path).absolute()
+    folder = check_writable(path)
+    if path.exists():
+        if not path.is_dir():
+            raise ValueError(f"{path} is a file; name a folder to write.")
+        if any(path.iterdir()) and not (path / mark).is_file():
+            raise ValueError(f"{path} holds other files and will not be replaced; name another folder.")
+
+    def fresh() -> Path:
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=folder))
+
+    temporary, former = fresh(), None
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        if path.exists():
+            former = fresh()
+            os.replace(path, former)  # an empty folder may be replaced by another
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if former is not None:
+                os.replace(former, path)
+            raise
+    finally:
+        for leftover in (temporary, former):
+            if leftover is not None:
+                shutil.rmtree(leftover, ignore_errors=True)

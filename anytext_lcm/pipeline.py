@@ -1,0 +1,493 @@
+"""From a prompt and lines of text to a picture, by the teacher or by its few-step student.
+
+A picture depends on the weights, the prompt, the method and its own seed, and on nothing else: not on what
+else is in the batch, and not on how many threads there are. All random numbers of a picture come from its
+seed, in streams of their own, so that methods with the same seeds start from the same noise.
+
+Imports torch, numpy, OmegaConf and the rooms data, model, lcm and lora.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from anytext_lcm.data.batch import Line, build_conditioning, collate
+from anytext_lcm.data.fonts import PLAIN_FONT
+from anytext_lcm.lcm.samplers import sample_ddim, sample_lcm
+from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
+from anytext_lcm.lcm.solver import guide
+from anytext_lcm.lora import adapter_layers, adapter_off
+from anytext_lcm.model.anytext2 import AnyText2, Conditioning
+
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED_CONFIG = Path(__file__).parents[1] / "models_yaml" / "anytext2_tiny.yaml"
+EMBEDDED_CHECKPOINT = ASSETS / "teacher.safetensors"
+SHIPPED_ADAPTER = ASSETS / "adapter"
+
+EMBEDDED_GUIDANCE = 2.0  # where the embedded teacher writes best
+FULL_GUIDANCE = 7.5  # AnyText2's evaluation scripts
+# AnyText2 demo.py; the embedded teacher learnt the empty caption instead.
+FULL_NEGATIVE_PROMPT = (
+    "low-res, bad anatomy, extra digit, fewer digits, cropped, worst quality, low quality, watermark, "
+    "unreadable text, messy words, distorted text, disorganized writing, advertising picture"
+)
+TRAILING_BELOW = 20  # DDIM steps; from there on upstream's spacing, see `ddim_timesteps`
+BATCH_SIZE = 8  # pictures of one network call; fixed, because rounding depends on it
+
+
+# -- models ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is asked of a network when nobody says otherwise."""
+
+    size: tuple[int, int]  # height and width of a picture
+    max_lines: int
+    guidance_scale: float  # of the teacher
+    negative_prompt: str
+
+
+def defaults_for(config: str | Path) -> Defaults:
+    """Defaults of the network that a yaml describes. Raises FileNotFoundError or ValueError."""
+    path = Path(config)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Configuration {path} does not exist; use models_yaml/anytext2_sd15.yaml or anytext2_tiny.yaml."
+        )
+    try:
+        side = 8 * int(OmegaConf.load(path).model.params.image_size)
+    except Exception as error:
+        raise ValueError(f"Configuration {path} does not say model.params.image_size.") from error
+    if path.name == EMBEDDED_CONFIG.name:
+        return Defaults((side, side), 2, EMBEDDED_GUIDANCE, "")
+    return Defaults((side, side), 20, FULL_GUIDANCE, FULL_NEGATIVE_PROMPT)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(
+    config: str | Path,
+    checkpoint: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> AnyText2:
+    """A teacher from its yaml and its weights, ready to draw. Raises FileNotFoundError or ValueError."""
+    model = AnyText2.from_config(config).load_checkpoint(checkpoint).requires_grad_(False)
+    for network in model.children():  # the schedule, buffers of the model itself, stays in fp32
+        network.to(dtype)
+    return model.to(default_device() if device is None else device)
+
+
+def load_embedded_teacher(device: str | torch.device | None = None) -> AnyText2:
+    """The small teacher that comes with the package, fp32. Raises FileNotFoundError when it is not there."""
+    if not EMBEDDED_CHECKPOINT.is_file():
+        raise FileNotFoundError(
+            f"The embedded teacher {EMBEDDED_CHECKPOINT} is missing; rebuild it with "
+            "`python -m anytext_lcm.build_teacher`."
+        )
+    return load_model(EMBEDDED_CONFIG, EMBEDDED_CHECKPOINT, device)
+
+
+def resolve_adapter(name: str | Path) -> Path | None:
+    """A folder, "shipped" or "none" -> where the adapter is, None for none. Raises FileNotFoundError."""
+    if str(name) == "none":
+        return None
+    folder = SHIPPED_ADAPTER if str(name) == "shipped" else Path(name)
+    if not (folder / "adapter_config.json").is_file():
+        hint = "make one with `make demo` or `python -m anytext_lcm.train`, or say none for the teacher"
+        raise FileNotFoundError(f"There is no adapter in {folder}; {hint}.")
+    return folder
+
+
+# -- prompts --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is wanted: a caption without the text, the lines of text, and for editing the picture to change.
+
+    image: (H, W, 3) uint8 RGB, kept outside the lines' polygons; None = draw all of it.
+    """
+
+    caption: str
+    lines: tuple[Line, ...]
+    image: np.ndarray | None = None
+
+
+def prompts_to_batch(
+    prompts: Sequence[Prompt], size: tuple[int, int], max_lines: int, font: str | Path = PLAIN_FONT
+) -> dict[str, Any]:
+    """The batch (see anytext_lcm/data/batch.py) that `prepare` wants; it has no `img`, which nobody reads.
+
+    size: height and width, multiples of 8. Raises ValueError for no prompt, too many or too long lines,
+    characters that the font lacks, polygons outside, a picture of another size.
+    """
+    if any(side % 8 or side < 8 for side in size):
+        raise ValueError(f"The size {size[1]} x {size[0]} must be a multiple of 8 pixels each way.")
+    items = []
+    for prompt in prompts:
+        image = None
+        if prompt.image is not None:
+            if prompt.image.shape != (*size, 3) or prompt.image.dtype != np.uint8:
+                raise ValueError(
+                    f"The picture to edit must be ({size[0]}, {size[1]}, 3) uint8, "
+                    f"this one is {prompt.image.shape} {prompt.image.dtype}."
+                )
+            image = prompt.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+        mode = "generate" if image is None else "edit"
+        item = build_conditioning(prompt.lines, size, max_lines, font=font, mode=mode, image=image)
+        items.append({**item, "img_caption": prompt.caption})
+    return collate(items)
+
+
+# -- methods --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to draw. Raises ValueError for steps that the sampler cannot make.
+
+    guidance_scale 1 is no guidance, and half the work. adapter False is the bare teacher, whatever adapter
+    the model carries.
+    """
+
+    name: str
+    sampler: str  # "ddim" or "lcm"
+    steps: int
+    guidance_scale: float = 1.0
+    adapter: bool = False
+    spacing: str = "trailing"  # of DDIM
+
+    def __post_init__(self):
+        if self.sampler not in ("ddim", "lcm"):
+            raise ValueError(f"Sampler {self.sampler!r} is unknown: choose 'ddim' or 'lcm'.")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
+            raise ValueError(f"The number of steps must be an integer, not {self.steps!r}.")
+        if not 0 <= self.guidance_scale <= 100:  # also catches nan
+            raise ValueError(f"The guidance scale must lie in 0..100, not {self.guidance_scale}.")
+        if self.sampler == "lcm":
+            lcm_timesteps(self.steps)
+        else:
+            ddim_timesteps(self.steps, spacing=self.spacing)
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale != 1.0
+
+    @property
+    def evaluations(self) -> int:
+        """How often the UNet looks at a picture."""
+        return self.steps * (2 if self.guided else 1)
+
+
+def teacher_method(steps: int = 50, guidance_scale: float = EMBEDDED_GUIDANCE, spacing: str = "") -> Method:
+    """DDIM with guidance. The spacing is the better one of its number of steps unless it is given."""
+    chosen = spacing or ("trailing" if steps < TRAILING_BELOW else "leading")
+    name = f"teacher-{steps}" + (f"-{spacing}" if spacing else "")
+    return Method(name, "ddim", steps, guidance_scale, spacing=chosen)
+
+
+def student_method(steps: int = 4, guidance_scale: float = 1.0) -> Method:
+    """The consistency sampler with the adapter; it has learnt guidance, so it is not guided again."""
+    return Method(f"student-{steps}", "lcm", steps, guidance_scale, adapter=True)
+
+
+def untrained_method(steps: int = 4) -> Method:
+    """The consistency sampler on the teacher itself: the student before its first training step."""
+    return Method(f"untrained-{steps}", "lcm", steps)
+
+
+def parse_method(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
+    """teacher-50, teacher-4-leading, student-4, untrained-4 -> Method. Raises ValueError."""
+    found = re.fullmatch(r"(teacher|student|untrained)-(\d+)(?:-(leading|trailing))?", name)
+    if found is None or (found[3] and found[1] != "teacher"):
+        raise ValueError(
+            f"Method {name!r} is unknown: say teacher-N, student-N or untrained-N with N steps, "
+            "as in teacher-50 or student-4."
+        )
+    kind, steps = found[1], int(found[2])
+    if kind == "teacher":
+        return teacher_method(steps, guidance_scale, found[3] or "")
+    return student_method(steps) if kind == "student" else untrained_method(steps)
+
+
+# -- random numbers -------------------------------------------------------------------------------------
+
+_INITIAL, _MASKED, _FRESH = range(3)  # streams of a picture's seed
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"A seed must be an integer from 0 on, not {seed!r}.")
+    [state] = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state))
+
+
+def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    """Pure noise (B, C, h, w) fp32 on the CPU, each picture's from its own seed."""
+    return torch.stack([torch.randn(shape, generator=_generator(seed, _INITIAL)) for seed in seeds])
+
+
+# -- work in parallel -----------------------------------------------------------------------------------
+
+
+def _chunks(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _spread(work: Callable[[slice], Any], chunks: list[slice], device: torch.device) -> list[Any]:
+    """work(chunk) of every chunk, in order; on a CPU several chunks at once, one thread each.
+
+    Threads inside an operation wait for each other several hundred times a network call, and for a long
+    time when a core is busy with something else. Whole chunks side by side do not wait at all.
+    """
+
+    def quietly(chunk: slice) -> Any:
+        with torch.no_grad():  # a setting of the thread
+            return work(chunk)
+
+    threads = torch.get_num_threads()
+    workers = min(threads, len(chunks)) if device.type == "cpu" else 1
+    if workers == 1:
+        return [quietly(chunk) for chunk in chunks]
+    try:
+        # The setting holds for this thread and for those that begin from here on.
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
+            return list(pool.map(quietly, chunks))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass
+class Clock:
+    """Seconds of wall and of all cores together that went into each phase."""
+
+    wall: dict[str, float] = field(default_factory=dict)
+    cores: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, phase: str, device: torch.device) -> Iterator[None]:
+        def now() -> tuple[float, float]:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return time.perf_counter(), time.process_time()
+
+        wall, cores = now()
+        yield
+        later = now()
+        self.wall[phase] = self.wall.get(phase, 0.0) + later[0] - wall
+        self.cores[phase] = self.cores.get(phase, 0.0) + later[1] - cores
+
+
+# -- drawing --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that methods share: conditioning of both branches, and a seed for each picture."""
+
+    conditional: Conditioning
+    unconditional: Conditioning
+    seeds: tuple[int, ...]
+    latent_shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, rows: slice) -> "Prepared":
+        return replace(
+            self,
+            conditional=self.conditional[rows],
+            unconditional=self.unconditional[rows],
+            seeds=self.seeds[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Pictures and what they took."""
+
+    images: np.ndarray  # (B, H, W, 3) uint8 RGB
+    latents: Tensor  # (B, C, h, w) fp32, scaled, on the CPU
+    clock: Clock  # phases "denoise" and "decode"
+    evaluations: int  # of the UNet, for one picture
+
+
+def _masked_latents(model: AnyText2, masked: Tensor, seeds: Sequence[int]) -> Tensor:
+    """masked_img (B, 3, H, W) -> latents as `AnyText2.encode` draws them, with each picture's own noise.
+
+    Pictures to be drawn from nothing are all alike and go through the encoder once.
+    """
+    rows = torch.tensor([bool((image != -1).any()) for image in masked])
+    distinct = masked[rows] if rows.all() else torch.cat([masked[~rows][:1], masked[rows]])
+    mean, logvar = model.first_stage_model.encode(distinct.to(model.device, model.dtype))
+    order = torch.cumsum(rows.long(), 0) - (1 if rows.all() else 0)
+    index = torch.where(rows, order, torch.zeros_like(order)).to(model.device)
+    mean, logvar = mean.float()[index], logvar.float()[index]
+    noise = torch.stack([torch.randn(mean.shape[1:], generator=_generator(seed, _MASKED)) for seed in seeds])
+    return model.scale_factor * (mean + torch.exp(0.5 * logvar) * noise.to(mean))
+
+
+def prepare(
+    model: AnyText2, batch: dict[str, Any], seeds: Sequence[int], negative_prompt: str = ""
+) -> Prepared:
+    """batch (see `prompts_to_batch`, or of a data set) and a seed for each picture -> Prepared.
+
+    The texts, the recognisers and the masked picture are encoded here, once for all methods: no adapter
+    reaches them. Raises ValueError for another number of seeds than of pictures.
+    """
+    count = len(batch["img_caption"])
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} pictures: give one each.")
+
+    def encode(rows: slice) -> tuple[Conditioning, Conditioning]:
+        part = {name: value[rows] for name, value in batch.items()}
+        part["masked_latents"] = _masked_latents(model, part["masked_img"], seeds[rows])
+        conditional = model.condition(part)
+        return conditional, model.uncondition(conditional, negative_prompt)
+
+    parts = _spread(encode, _chunks(count, BATCH_SIZE), model.device)
+    conditional, unconditional = (Conditioning.cat(list(branch)) for branch in zip(*parts, strict=True))
+    return Prepared(conditional, unconditional, tuple(seeds), tuple(conditional.masked_latents.shape[1:]))
+
+
+def predictor(
+    model: AnyText2, prepared: Prepared, guidance_scale: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(latents (B, C, h, w), timesteps int64 (B,)) -> guided eps (B, C, h, w) fp32.
+
+    WriteNet's residuals are computed here, once a branch; both branches go through the networks as one
+    batch. The adapter has to be on or off from here on.
+    """
+    if guidance_scale == 1.0:
+        conditioning = prepared.conditional
+        control = model.control(conditioning)
+        return lambda x, t: model.predict_noise(x, t, conditioning, control)
+
+    conditioning = Conditioning.cat([prepared.conditional, prepared.unconditional])
+    control = model.control(conditioning)
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        both = model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), conditioning, control)
+        return guide(*both.chunk(2), guidance_scale)
+
+    return predict
+
+
+def denoise(
+    model: AnyText2, prepared: Prepared, method: Method, progress: Callable[[int], None] | None = None
+) -> Tensor:
+    """One batch from noise to latents (B, C, h, w), fp32. progress is told the number of pictures after each
+    step. Raises ValueError for a method that needs an adapter when the model has none.
+    """
+    if method.adapter and not adapter_layers(model):
+        raise ValueError(f"{method.name} needs an adapter and the model has none; load one first.")
+    schedule = NoiseSchedule(model.alphas_cumprod)
+    noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
+
+    def step(done: int, timestep: int, x0: Tensor) -> None:
+        if progress is not None:
+            progress(len(x0))
+
+    with nullcontext() if method.adapter else adapter_off(model):
+        predict = predictor(model, prepared, method.guidance_scale)
+        if method.sampler == "ddim":
+            return sample_ddim(predict, noise, schedule, method.steps, step, method.spacing)
+        fresh = [_generator(seed, _FRESH) for seed in prepared.seeds]
+        return sample_lcm(predict, noise, schedule, method.steps, fresh, progress=step)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) about -1..1 -> (B, H, W, 3) uint8. Raises ValueError when a number is not finite."""
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError(
+            "The pictures hold numbers that are not finite; use fp32, less guidance or another adapter."
+        )
+    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def decode(model: AnyText2, latents: Tensor) -> np.ndarray:
+    """Scaled latents (B, C, h, w) -> pictures (B, 8h, 8w, 3) uint8."""
+    chunks = _chunks(len(latents), BATCH_SIZE)
+    parts = _spread(lambda rows: to_uint8(model.decode(latents[rows].to(model.device))), chunks, model.device)
+    return np.concatenate(parts)
+
+
+def draw(model: AnyText2, prepared: Prepared, method: Method, show: bool = False) -> Drawing:
+    """Draws every prepared picture. show: a progress bar, on a terminal.
+
+    The time of denoising includes WriteNet, which works once a branch, and excludes `prepare`.
+    """
+    clock, lock = Clock(), Lock()
+    chunks = _chunks(len(prepared), BATCH_SIZE)
+    hidden = None if show else True
+    with tqdm(total=len(prepared) * method.steps, desc=method.name, leave=False, disable=hidden) as bar:
+
+        def progress(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        # Chunks that run side by side share the model: the switch is thrown here, around all of them.
+        with clock("denoise", model.device), nullcontext() if method.adapter else adapter_off(model):
+            latents = _spread(
+                lambda rows: denoise(model, prepared[rows], method, progress).cpu(), chunks, model.device
+            )
+    latents = torch.cat(latents)
+    with clock("decode", model.device):
+        images = decode(model, latents)
+    return Drawing(images, latents, clock, method.evaluations)
+
+
+def draw_prompts(
+    model: AnyText2,
+    prompts: Sequence[Prompt],
+    method: Method,
+    defaults: Defaults,
+    seeds: Sequence[int] | int = 0,
+    font: str | Path = PLAIN_FONT,
+) -> np.ndarray:
+    """The whole way: prompts -> pictures (B, H, W, 3) uint8. seeds: one each, or the first of a row of them.
+
+    Raises ValueError for what `prompts_to_batch`, `prepare` and `denoise` refuse.
+    """
+    if isinstance(seeds, int):
+        seeds = range(seeds, seeds + len(prompts))
+    batch = prompts_to_batch(prompts, defaults.size, defaults.max_lines, font)
+    prepared = prepare(model, batch, list(seeds), defaults.negative_prompt)
+    return draw(model, prepared, method).images
+
+
+def describe_hardware(device: torch.device) -> dict[str, Any]:
+    """What a measured time depends on."""
+    name = ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        import platform
+
+        name = platform.processor() or platform.machine()
+    found = {"cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device.type}
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found

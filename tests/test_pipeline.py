@@ -1,0 +1,280 @@
+"""Drawing: reproducible, independent of the batch, and the same as diffusers' loop over the same network."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from anytext_lcm import pipeline
+from anytext_lcm.data.batch import Line
+from anytext_lcm.lora import adapter_state, attach, save_adapter
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.outputs import whole_directory, whole_file
+from anytext_lcm.pipeline import (
+    EMBEDDED_CONFIG,
+    Defaults,
+    Method,
+    Prompt,
+    defaults_for,
+    denoise,
+    draw,
+    draw_prompts,
+    parse_method,
+    predictor,
+    prepare,
+    prompts_to_batch,
+    student_method,
+    teacher_method,
+    untrained_method,
+)
+
+DEFAULTS = Defaults((128, 128), 2, 2.0, "")
+
+
+def box(left, top, right, bottom):
+    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+
+
+PROMPTS = [
+    Prompt("a red background", (Line("HELLO", box(10, 40, 118, 80), (246, 218, 60)),)),
+    Prompt("blue text", (Line("cat", box(5, 10, 60, 40)), Line("42", box(60, 70, 120, 110), (40, 72, 200)))),
+    Prompt("a dog", (Line("dog", box(20, 20, 100, 60), hint_font="DejaVuSerif.ttf"),)),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random weights that answer something: an adapter whose B is not zero, so that it changes pictures."""
+    torch.manual_seed(1)
+    model = AnyText2.from_config(EMBEDDED_CONFIG)
+    with torch.no_grad():  # networks begin with a last layer of zeros
+        for parameter in model.model.diffusion_model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    attach(model, rank=2, alpha=2)
+    for parameter in adapter_state(model).values():
+        parameter.data.normal_(std=0.1)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def prepared(model):
+    return prepare(model, prompts_to_batch(PROMPTS, (128, 128), 2), [3, 4, 5])
+
+
+@pytest.mark.parametrize("name", ["teacher-2", "student-2", "untrained-2"])
+def test_same_seed_same_picture(model, name):
+    method = parse_method(name)
+    first = draw_prompts(model, PROMPTS[:1], method, DEFAULTS, seeds=[7])
+    again = draw_prompts(model, PROMPTS[:1], method, DEFAULTS, seeds=[7])
+    other = draw_prompts(model, PROMPTS[:1], method, DEFAULTS, seeds=[8])
+    assert first.shape == (1, 128, 128, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("method", [teacher_method(2), student_method(3)], ids=lambda m: m.name)
+def test_a_picture_does_not_depend_on_its_batch(model, method):
+    together = prepare(model, prompts_to_batch(PROMPTS, (128, 128), 2), [3, 4, 5])
+    alone = prepare(model, prompts_to_batch(PROMPTS[1:2], (128, 128), 2), [4])
+    torch.testing.assert_close(
+        denoise(model, together, method)[1:2], denoise(model, alone, method), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_threads_do_not_change_pictures(model, monkeypatch):
+    monkeypatch.setattr(pipeline, "BATCH_SIZE", 1)
+    before = torch.get_num_threads()
+    pictures = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            pictures.append(draw_prompts(model, PROMPTS, student_method(2), DEFAULTS))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
+
+
+def test_both_branches_in_one_batch_are_two_calls(model, prepared):
+    x, t = torch.randn(3, *prepared.latent_shape), torch.full((3,), 501)
+    cond, uncond = (
+        model.predict_noise(x, t, branch, model.control(branch))
+        for branch in (prepared.conditional, prepared.unconditional)
+    )
+    assert not torch.allclose(cond, uncond)
+    mine = predictor(model, prepared, 3.0)(x, t)
+    torch.testing.assert_close(mine, uncond + 3.0 * (cond - uncond), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(predictor(model, prepared, 1.0)(x, t), cond, rtol=1e-4, atol=1e-5)
+
+
+def test_control_is_computed_once_a_branch(model, prepared, monkeypatch):
+    calls = []
+    control = model.control
+    monkeypatch.setattr(model, "control", lambda c: calls.append(len(c)) or control(c))
+    denoise(model, prepared, teacher_method(3))
+    denoise(model, prepared, student_method(3))
+    assert calls == [6, 3]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_teacher_is_diffusers_ddim_over_predict_noise(model, prepared, spacing):
+    from anytext_lcm.lora import adapter_off
+
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        steps_offset=1, set_alpha_to_one=False, timestep_spacing=spacing,
+    )  # fmt: skip
+    scheduler.set_timesteps(3)
+    one = prepared[:1]
+    x = pipeline.initial_noise(one.seeds, one.latent_shape)
+    with adapter_off(model):
+        predict = predictor(model, one, 2.0)
+        for t in scheduler.timesteps:
+            x = scheduler.step(predict(x, t.expand(1)), t, x).prev_sample
+    mine = denoise(model, one, Method("t", "ddim", 3, 2.0, spacing=spacing))
+    torch.testing.assert_close(mine, x, rtol=1e-3, atol=1e-3)
+
+
+def test_methods_share_noise_and_the_teacher_ignores_the_adapter(model, prepared):
+    bare = draw(model, prepared, untrained_method(1))
+    adapted = draw(model, prepared, student_method(1))
+    assert (bare.evaluations, teacher_method(4).evaluations) == (1, 8)
+    assert set(bare.clock.wall) == set(bare.clock.cores) == {"denoise", "decode"}
+    assert not torch.allclose(bare.latents, adapted.latents)
+    for parameter in (state := adapter_state(model)).values():
+        parameter.data.mul_(2)
+    try:
+        assert torch.equal(draw(model, prepared, untrained_method(1)).latents, bare.latents)
+        assert not torch.allclose(draw(model, prepared, student_method(1)).latents, adapted.latents)
+    finally:
+        for parameter in state.values():
+            parameter.data.div_(2)
+
+
+def test_editing_shows_the_picture_to_the_model(model):
+    image = np.full((128, 128, 3), 90, np.uint8)
+    images = (image, None, image + 9, None)
+    mixed = [Prompt("a", PROMPTS[0].lines, image) for image in images]
+    batch = prompts_to_batch(mixed, (128, 128), 2)
+    assert (batch["masked_img"][0][:, 50, 60] == -1).all() and batch["masked_img"][0][0, 0, 0] > -1
+    together = prepare(model, batch, [1, 2, 3, 4]).conditional.masked_latents
+    for index, prompt in enumerate(mixed):
+        alone = prepare(model, prompts_to_batch([prompt], (128, 128), 2), [index + 1])
+        torch.testing.assert_close(
+            together[index : index + 1], alone.conditional.masked_latents, rtol=1e-2, atol=5e-3
+        )
+    assert not torch.allclose(together[0], together[2])
+
+
+@pytest.mark.parametrize(
+    "prompts, size, match",
+    [
+        ([Prompt("a", (Line("x" * 21, box(0, 0, 100, 50)),))], (128, 128), "limit is 20"),
+        ([Prompt("a", PROMPTS[0].lines * 3)], (128, 128), "do not fit 2 slots"),
+        ([Prompt("a", ())], (128, 128), "no line of text"),
+        ([Prompt("a", (Line("你好", box(0, 0, 100, 50)),))], (128, 128), "no glyph for"),
+        ([Prompt("a", (Line("x", box(0, 0, 200, 50)),))], (128, 128), "leaves the picture"),
+        (PROMPTS[:1], (100, 128), "multiple of 8"),
+        ([Prompt("a", PROMPTS[0].lines, np.zeros((64, 64, 3), np.uint8))], (128, 128), "picture to edit"),
+        ([], (128, 128), "at least one item"),
+    ],
+)
+def test_bad_prompts(prompts, size, match):
+    with pytest.raises(ValueError, match=match):
+        prompts_to_batch(prompts, size, 2)
+
+
+def test_bad_methods_and_seeds(model, prepared):
+    for make, match in (
+        (lambda: student_method(51), "1 to 50"),
+        (lambda: student_method(0), "1 to 50"),
+        (lambda: teacher_method(1000), "1 to 999"),
+        (lambda: teacher_method(4, float("nan")), "guidance scale"),
+        (lambda: Method("m", "euler", 4), "ddim"),
+        (lambda: Method("m", "lcm", 2.5), "integer"),
+        (lambda: parse_method("student-4-leading"), "unknown"),
+        (lambda: parse_method("student"), "teacher-N"),
+        (lambda: prepare(model, prompts_to_batch(PROMPTS, (128, 128), 2), [1]), "1 seeds for 3"),
+        (lambda: prepare(model, prompts_to_batch(PROMPTS[:1], (128, 128), 2), [-1]), "from 0 on"),
+        (lambda: denoise(AnyText2.from_config(EMBEDDED_CONFIG), prepared, student_method(1)), "has none"),
+        (lambda: pipeline.to_uint8(torch.full((1, 3, 8, 8), float("nan"))), "not finite"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            make()
+
+
+def test_method_names():
+    assert parse_method("teacher-50", 3.0) == teacher_method(50, 3.0)
+    assert parse_method("teacher-50").spacing == "leading" and parse_method("teacher-4").spacing == "trailing"
+    assert parse_method("teacher-4-leading").spacing == "leading"
+    for name in ("teacher-4-leading", "student-8", "untrained-1"):
+        assert parse_method(name).name == name
+
+
+def test_missing_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "EMBEDDED_CHECKPOINT", tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="build_teacher"):
+        pipeline.load_embedded_teacher()
+    with pytest.raises(FileNotFoundError, match="no adapter in"):
+        pipeline.resolve_adapter(tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        defaults_for(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text("model: {}")
+    with pytest.raises(ValueError, match="image_size"):
+        defaults_for(tmp_path / "x.yaml")
+
+
+def test_defaults_and_adapters(model, tmp_path):
+    assert defaults_for(EMBEDDED_CONFIG) == Defaults((128, 128), 2, pipeline.EMBEDDED_GUIDANCE, "")
+    full = defaults_for(EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml"))
+    assert full.size == (512, 512) and full.guidance_scale == 7.5
+    assert pipeline.resolve_adapter("none") is None
+    assert pipeline.resolve_adapter(save_adapter(model, tmp_path / "a")) == tmp_path / "a"
+
+
+def test_loaded_model_keeps_its_schedule_in_fp32(tmp_path):
+    from safetensors.torch import save_file
+
+    fresh = AnyText2.from_config(EMBEDDED_CONFIG)
+    save_file({k: v.contiguous() for k, v in fresh.state_dict().items()}, tmp_path / "w.safetensors")
+    loaded = pipeline.load_model(EMBEDDED_CONFIG, tmp_path / "w.safetensors", "cpu", torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded.alphas_cumprod, fresh.alphas_cumprod)
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "a.txt"
+    with pytest.raises(RuntimeError), whole_file(target) as path:
+        path.write_text("half")
+        raise RuntimeError
+    assert list(target.parent.iterdir()) == []
+    with whole_file(target) as path:
+        path.write_text("whole")
+    assert target.read_text() == "whole" and len(list(target.parent.iterdir())) == 1
+    with pytest.raises(ValueError, match="is a folder"), whole_file(target.parent):
+        pass
+    with pytest.raises(ValueError, match="Nothing can be written"), whole_file(target / "b.txt"):
+        pass
+
+
+def test_folders_are_replaced_whole(tmp_path):
+    target = tmp_path / "out"
+    for text in ("one", "two"):
+        with whole_directory(target) as folder:
+            (folder / "report.json").write_text(text)
+        assert (target / "report.json").read_text() == text
+    with pytest.raises(KeyboardInterrupt), whole_directory(target) as folder:
+        (folder / "report.json").write_text("three")
+        raise KeyboardInterrupt
+    assert (target / "report.json").read_text() == "two"
+    assert list(tmp_path.iterdir()) == [target]
+    (tmp_path / "mine").mkdir()
+    with whole_directory(tmp_path / "mine") as folder:
+        (folder / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="other files"), whole_directory(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    with pytest.raises(ValueError, match="is a file"), whole_directory(tmp_path / "mine" / "thesis.txt"):
+        pass
