@@ -1,0 +1,342 @@
+"""The LoRA adapter: where it goes, on, off, to disk and back. Imports torch, PEFT and `anytext_lcm.model`.
+
+PEFT's layers are put into the model itself and the model stays an AnyText2. PEFT's own wrapper would hide it:
+a PeftModel answers `.model` with what it wraps, and AnyText2 has a `.model` of its own.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from anytext_lcm.model.layers import CrossAttention
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_NAME = "default"  # PEFT's name for the only adapter
+_PREFIX = "base_model.model."  # in front of every key that PEFT writes and reads
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+# -- targets --------------------------------------------------------------------------------------------
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """The layer under an adapter, or the module itself."""
+    return module.get_base_layer() if isinstance(module, LoraLayer) else module
+
+
+def find_targets(model: nn.Module) -> dict[str, list[str]]:
+    """Names of the modules worth adapting in this very model, by group, in the order of the model.
+
+    They are found by class and place, so a small or a changed network gives its own list: the 1x1
+    convolutions that lead out of WriteNet, and the four projections of every attention. `attnx` is AnyText2's
+    second pair, attn1x and attn2x. Works with and without an adapter attached. Raises ValueError for a model
+    without the two networks.
+    """
+    roots = {"writenet": "control_model", "unet": "model.diffusion_model"}
+    try:
+        networks = {name: model.get_submodule(path) for name, path in roots.items()}
+        zero_convs = model.get_submodule("control_model.zero_convs")
+        middle = model.get_submodule("control_model.middle_block_out")
+    except AttributeError as error:
+        raise ValueError(f"Not an AnyText2 network ({error}); build it with AnyText2.from_config.") from error
+
+    def convolutions(path: str, module: nn.Module) -> list[str]:
+        named = module.named_modules(prefix=path)
+        own = [(name, m) for name, m in named if ".lora_" not in name and not name.endswith("base_layer")]
+        return [name for name, m in own if isinstance(_bare(m), nn.Conv2d)]
+
+    groups = {
+        "zero_convs": convolutions("control_model.zero_convs", zero_convs),
+        "middle_block_out": convolutions("control_model.middle_block_out", middle),
+        "writenet_attention": [],
+        "unet_attention": [],
+        "unet_attnx": [],
+    }
+    for network, module in networks.items():
+        for name, attention in module.named_modules(prefix=roots[network]):
+            if isinstance(attention, CrossAttention):
+                extra = name.endswith(("attn1x", "attn2x"))
+                group = groups[f"{network}_attnx" if extra else f"{network}_attention"]
+                group += [f"{name}.{projection}" for projection in PROJECTIONS]
+    return groups
+
+
+def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> list[str]:
+    """Group names and module names -> sorted module names; None is every group.
+
+    Raises ValueError for a name that is neither, which PEFT would pass over without a word as long as another
+    one fits.
+    """
+    groups = find_targets(model)
+    chosen: set[str] = set()
+    for target in groups if targets is None else targets:
+        if target in groups:
+            if not groups[target]:
+                raise ValueError(f"This network has nothing in the target group {target!r}; leave it out.")
+            chosen.update(groups[target])
+            continue
+        try:
+            module = _bare(model.get_submodule(target))
+        except AttributeError:
+            raise ValueError(
+                f"Unknown LoRA target {target!r}: neither a module of this network nor one of the groups "
+                f"{', '.join(groups)}."
+            ) from None
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            raise ValueError(
+                f"LoRA target {target!r} is a {type(module).__name__}; only Linear and Conv2d can be adapted."
+            )
+        chosen.add(target)
+    if not chosen:
+        raise ValueError(f"No LoRA target was named; choose from the groups {', '.join(groups)}.")
+    return sorted(chosen)
+
+
+# -- attaching ------------------------------------------------------------------------------------------
+
+
+def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """Adapted layers by the name the module has without an adapter; empty when none is attached."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def adapter_state(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by PEFT's keys, sorted: what is trained and what is saved."""
+    state = {}
+    for name, layer in adapter_layers(model).items():
+        state[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A[_NAME].weight
+        state[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B[_NAME].weight
+    return dict(sorted(state.items()))
+
+
+def attach(
+    model: nn.Module, rank: int = 64, alpha: float = 64, targets: Sequence[str] | None = None
+) -> nn.Module:
+    """Puts a fresh adapter into the model, in place, and freezes everything else. Returns the model.
+
+    W becomes W + (alpha / rank) B A; B starts at zero, so nothing changes yet (arXiv:2106.09685). A is drawn
+    from torch's global generator. The adapter is fp32 whatever the network is in: an Adam step of 1e-4 is
+    lost in half precision. targets: group names of `find_targets` or module names, None for all groups.
+    Raises ValueError for a rank or alpha that is not positive, an unknown target, or a model that has an
+    adapter already.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"The LoRA rank must be a positive integer, not {rank!r}; 64 is usual.")
+    if not alpha > 0:
+        raise ValueError(
+            f"LoRA alpha must be positive, not {alpha!r}; alpha = rank leaves the update unscaled."
+        )
+    if adapter_layers(model):
+        raise ValueError("The model has an adapter already; merge it or build the model anew.")
+    names = resolve_targets(model, targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
+    model.requires_grad_(False)
+    inject_adapter_in_model(config, model, adapter_name=_NAME)
+    attached = adapter_layers(model)
+    if sorted(attached) != names:  # PEFT matches names by their ends as well
+        raise ValueError(f"PEFT adapted {len(attached)} modules instead of the {len(names)} named ones.")
+    for parameter in adapter_state(model).values():
+        parameter.data = parameter.data.float()
+    return model
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, the model is the bare teacher, bit for bit; without an adapter it is so already. May be nested.
+
+    Sets PEFT's flag directly: its method also switches requires_grad, which would unfreeze a loaded adapter
+    on the way back, and takes ten times as long.
+    """
+    layers = list(adapter_layers(model).values())
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield model
+    finally:
+        for layer, flag in zip(layers, before, strict=True):
+            layer._disable_adapters = flag
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Adds the adapter to the weights and takes its layers out, in place: the state dict is the checkpoint's
+    again.
+
+    Raises ValueError when there is no adapter or a merged weight is not finite.
+    """
+    layers = adapter_layers(model)
+    if not layers:
+        raise ValueError("There is no adapter to merge; load one with load_adapter.")
+    for name, layer in layers.items():
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    del model.peft_config
+    return model
+
+
+# -- disk -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """A temporary directory beside `path` that becomes `path` when the block ends well, and vanishes when it
+    does not.
+
+    Whoever looks sees all of it or nothing. Raises FileExistsError when `path` is there already.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; remove it or name another directory.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp gives access to its owner alone
+        yield temporary
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_adapter(model: nn.Module, directory: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
+    """Writes adapter_config.json and adapter_model.safetensors (fp32), in PEFT's own format. Returns the
+    directory.
+
+    PeftModel.from_pretrained and `load_adapter` both read it. A new directory appears complete or not at all;
+    in an existing one each file is replaced at once. metadata goes into the header of the weights. Raises
+    ValueError when there is no adapter.
+    """
+    directory = Path(directory)
+    if not adapter_layers(model):
+        raise ValueError("There is no adapter to save; attach one first.")
+    if not directory.exists():
+        with atomic_directory(directory) as temporary:
+            _write_adapter(model, temporary, metadata)
+        return directory
+    with tempfile.TemporaryDirectory(dir=directory) as temporary:
+        _write_adapter(model, Path(temporary), metadata)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            os.replace(Path(temporary) / name, directory / name)
+    return directory
+
+
+def _write_adapter(model: nn.Module, directory: Path, metadata: Mapping[str, str] | None) -> None:
+    state = {key: value.detach().float().cpu().contiguous() for key, value in adapter_state(model).items()}
+    save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt", **(metadata or {})})
+    # PEFT keeps the targets as a set, shortened to name endings; the file gets every name, in an order that
+    # stays.
+    config = model.peft_config[_NAME].to_dict()
+    config |= {"target_modules": sorted(adapter_layers(model)), "inference_mode": True}
+    text = json.dumps(config, indent=2, sort_keys=True, default=sorted)
+    (directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_adapter(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
+    """Configuration and weights of a saved adapter. Raises FileNotFoundError or ValueError, naming the
+    file.
+    """
+    directory = Path(directory)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(
+                f"{directory / name} does not exist; name a directory that holds a saved adapter."
+            )
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = {"r": config["r"], "lora_alpha": config["lora_alpha"], **config}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{directory / CONFIG_FILE} is not the configuration of a LoRA adapter ({error!r})."
+        ) from error
+    try:
+        return config, load_file(directory / WEIGHTS_FILE)
+    except Exception as error:  # safetensors raises a class of its own
+        raise ValueError(
+            f"{directory / WEIGHTS_FILE} cannot be read: it is truncated or not an adapter ({error})."
+        ) from error
+
+
+def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = False) -> nn.Module:
+    """Puts a saved adapter into the model, in place; over the attached one where both adapt the same modules.
+    Returns the model.
+
+    Which modules are adapted is read off the weights, so adapters that PEFT wrote itself do as well. Raises
+    FileNotFoundError for missing files and ValueError for an adapter of another network or rank; the model is
+    unchanged then.
+    """
+    config, state = read_adapter(directory)
+    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
+        if config.get(key):
+            raise ValueError(
+                f"The adapter in {directory} uses {key}, which this package does not; train it here anew."
+            )
+    endings = (".lora_A.weight", ".lora_B.weight")
+    foreign = [key for key in state if not key.startswith(_PREFIX) or not key.endswith(endings)]
+    if foreign or not state:
+        raise ValueError(
+            f"The adapter in {directory} holds no PEFT LoRA weights "
+            f"({len(foreign)} other keys, like {foreign[:1]})."
+        )
+    names = sorted(
+        {key.removeprefix(_PREFIX).removesuffix(endings[0]).removesuffix(endings[1]) for key in state}
+    )
+    try:
+        shapes = _shapes(model, resolve_targets(model, names), config["r"])
+    except ValueError as error:
+        raise ValueError(f"The adapter in {directory} does not fit this network: {error}") from error
+    wrong = [
+        key
+        for key in shapes.keys() | state.keys()
+        if key not in state or key not in shapes or shapes[key] != tuple(state[key].shape)
+    ]
+    if wrong:
+        raise ValueError(
+            f"The adapter in {directory} does not fit this network: "
+            f"{len(wrong)} weights differ in shape, like {min(wrong)}."
+        )
+    if attached := adapter_layers(model):
+        same = sorted(attached) == names and all(
+            (layer.r[_NAME], layer.lora_alpha[_NAME]) == (config["r"], config["lora_alpha"])
+            for layer in attached.values()
+        )
+        if not same:
+            raise ValueError(
+                f"The adapter in {directory} differs from the attached one in targets, rank or alpha; "
+                "use a fresh model."
+            )
+    else:
+        with torch.random.fork_rng(devices=[]):  # a fresh adapter draws numbers that the loaded one replaces
+            attach(model, config["r"], config["lora_alpha"], names)
+    for key, parameter in adapter_state(model).items():
+        parameter.data.copy_(state[key])
+        parameter.requires_grad_(trainable)
+    return model
+
+
+def _shapes(model: nn.Module, names: Sequence[str], rank: int) -> dict[str, tuple[int, ...]]:
+    """PEFT's keys and the shapes an adapter of this rank has on these modules."""
+    shapes = {}
+    for name in names:
+        layer = _bare(model.get_submodule(name))
+        if isinstance(layer, nn.Linear):
+            down, up = (rank, layer.in_features), (layer.out_features, rank)
+        else:
+            down, up = (rank, layer.in_channels, *layer.kernel_size), (layer.out_channels, rank, 1, 1)
+        shapes[f"{_PREFIX}{name}.lora_A.weight"], shapes[f"{_PREFIX}{name}.lora_B.weight"] = down, up
+    return shapes
