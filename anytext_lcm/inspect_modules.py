@@ -1,0 +1,265 @@
+"""Command: what an AnyText2 network is made of, and where an adapter goes. `python -m
+anytext_lcm.inspect_modules --config models_yaml/anytext2_sd15.yaml [--ckpt FILE]`
+
+Without a checkpoint the network is built on torch's meta device: shapes and names, no memory.
+
+Imports torch, PEFT (through `lora`) and the room model. Shown in notebooks/01_inspect_modules.ipynb.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from anytext_lcm.lora import find_targets, resolve_targets
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.outputs import check_writable, whole_file
+
+PARTS = {
+    "model.diffusion_model": "UNet",
+    "control_model": "WriteNet",
+    "first_stage_model": "VAE",
+    "cond_stage_model": "text tower",
+    "embedding_manager": "embedding manager",
+    "text_predictor": "recogniser",
+}
+"""The six networks by their place in the checkpoint; upstream calls WriteNet ControlNet."""
+
+ZERO_CONVS = ("control_model.zero_convs.", "control_model.middle_block_out.")
+# In UNet and WriteNet: a piece of the name, and what the layer does. The first that fits counts.
+_ROLES = (
+    (".attn1x.", "attnx"),
+    (".attn2x.", "attnx"),
+    (".attn1.", "attention"),
+    (".attn2.", "attention"),
+    (".ff.", "feed-forward"),
+    (".proj_in", "into and out of attention"),
+    (".proj_out", "into and out of attention"),
+    (".time_embed.", "timestep"),
+    (".emb_layers.", "timestep"),
+    (".in_layers.", "residual block"),
+    (".out_layers.", "residual block"),
+    (".skip_connection", "residual block"),
+    (".op", "resampling"),
+    (".conv", "resampling"),
+    (".glyph_block.", "hint"),
+    (".position_block.", "hint"),
+    (".fuse_block_za", "hint"),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One Linear or Conv2d of the network."""
+
+    name: str  # as in the checkpoint
+    kind: str  # "Linear" or "Conv2d"
+    shape: tuple[int, ...]  # of its weight: outputs first
+    parameters: int  # with bias
+    part: str  # one of PARTS
+    role: str  # what it does there
+    group: str  # the LoRA group it belongs to, "" for none
+
+
+def part_of(name: str) -> str:
+    """The network that a module or parameter name belongs to. Raises ValueError for a foreign name."""
+    for prefix, part in PARTS.items():
+        if name == prefix or name.startswith(prefix + "."):
+            return part
+    raise ValueError(f"{name!r} lies in none of AnyText2's networks: {', '.join(PARTS)}.")
+
+
+def role_of(name: str) -> str:
+    """What a Linear or Conv2d does, read off its name as the checkpoint spells it."""
+    part = part_of(name)
+    if name.startswith(ZERO_CONVS):
+        return "zero conv"
+    if part == "VAE":
+        return name.split(".")[1].replace("_", " ")  # encoder, decoder, quant conv, post quant conv
+    if part == "embedding manager":
+        return {"font_predictor": "font recogniser", "position_encoder": "position encoder"}.get(
+            name.split(".")[1], "projection"
+        )
+    if part == "recogniser":
+        return name.split(".")[1]  # backbone, neck, head
+    if part == "text tower":
+        return "attention" if ".self_attn." in name else "feed-forward"
+    return next((role for piece, role in _ROLES if piece in f".{name}."), "first and last convolution")
+
+
+def list_layers(model: nn.Module) -> list[Layer]:
+    """Every Linear and Conv2d of a network without an adapter, in the order of the model.
+
+    Raises ValueError for what is not an AnyText2 network.
+    """
+    groups = {name: group for group, names in find_targets(model).items() for name in names}
+    return [
+        Layer(
+            name=name,
+            kind=type(module).__name__,
+            shape=tuple(module.weight.shape),
+            parameters=sum(p.numel() for p in module.parameters()),
+            part=part_of(name),
+            role=role_of(name),
+            group=groups.get(name, ""),
+        )
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, nn.Conv2d)
+    ]
+
+
+def count_by(layers: Sequence[Layer], *fields: str) -> dict[tuple[str, ...], tuple[int, int]]:
+    """(number, parameters) of the layers for each combination of the named fields, in order of appearance."""
+    counts: dict[tuple[str, ...], tuple[int, int]] = {}
+    for layer in layers:
+        key = tuple(getattr(layer, field) for field in fields)
+        number, parameters = counts.get(key, (0, 0))
+        counts[key] = number + 1, parameters + layer.parameters
+    return counts
+
+
+def part_parameters(model: nn.Module) -> dict[str, int]:
+    """All parameters of each network, those of norms and embeddings too."""
+    return {
+        part: sum(p.numel() for p in model.get_submodule(prefix).parameters())
+        for prefix, part in PARTS.items()
+    }
+
+
+def lora_parameters(layer: Layer, rank: int) -> int:
+    """Size of an adapter of this rank on the layer: A is (rank, in, k, k), B is (out, rank, 1, 1)."""
+    outputs, inputs, *kernel = layer.shape
+    area = kernel[0] * kernel[1] if kernel else 1
+    return rank * (inputs * area + outputs)
+
+
+def lora_groups(layers: Sequence[Layer], rank: int = 64) -> dict[str, tuple[int, int]]:
+    """(modules, adapter parameters) of each LoRA group."""
+    counts: dict[str, tuple[int, int]] = {}
+    for layer in layers:
+        if layer.group:
+            number, parameters = counts.get(layer.group, (0, 0))
+            counts[layer.group] = number + 1, parameters + lora_parameters(layer, rank)
+    return counts
+
+
+# -- text -----------------------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as they need to be, numbers to the right."""
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    right = [isinstance(cell, int) for cell in rows[0]] if rows else []
+    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in [head, *cells]
+    ]
+    return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+
+
+def layer_table(layers: Sequence[Layer]) -> str:
+    """One line a layer."""
+    rows = [(a.name, a.kind, "x".join(map(str, a.shape)), a.part, a.role, a.group or "-") for a in layers]
+    return table(("name", "type", "weight", "part", "role", "LoRA group"), rows)
+
+
+def part_table(model: nn.Module, layers: Sequence[Layer]) -> str:
+    """Layers and parameters of each network."""
+    counts = count_by(layers, "part", "kind")
+    total = part_parameters(model)
+    rows: list[tuple[object, ...]] = [
+        (
+            part,
+            counts.get((part, "Linear"), (0, 0))[0],
+            counts.get((part, "Conv2d"), (0, 0))[0],
+            number,
+        )
+        for part, number in total.items()
+    ]
+    rows.append(("all", *(sum(int(str(row[i])) for row in rows) for i in (1, 2, 3))))
+    return table(("part", "Linear", "Conv2d", "parameters"), rows)
+
+
+def role_table(layers: Sequence[Layer]) -> str:
+    """What the Linear and Conv2d layers do, and how many parameters sit there."""
+    rows = [(*key, *counts) for key, counts in count_by(layers, "part", "role", "kind").items()]
+    return table(("part", "role", "type", "layers", "parameters"), rows)
+
+
+def lora_table(layers: Sequence[Layer], rank: int = 64) -> str:
+    """Modules, parameters and size on disk (fp32) of each LoRA group."""
+    rows = [
+        (group, number, parameters, f"{parameters * 4 / 1e6:.1f} MB")
+        for group, (number, parameters) in lora_groups(layers, rank).items()
+    ]
+    number, parameters = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    rows.append(("all", number, parameters, f"{parameters * 4 / 1e6:.1f} MB"))
+    return table(("LoRA group", "modules", f"parameters at rank {rank}", "fp32"), rows)
+
+
+def write_targets(model: nn.Module, path: str | Path, targets: Sequence[str] | None = None) -> list[str]:
+    """Writes the names of the LoRA targets, one a line, sorted; the file appears whole. Returns the names.
+
+    targets: groups or module names, None for all groups. Raises ValueError for an unknown one and for a
+    place that cannot be written.
+    """
+    names = resolve_targets(model, targets)
+    with whole_file(path) as temporary:
+        temporary.write_text("\n".join(names) + "\n", encoding="utf-8")
+    return names
+
+
+def build(config: str | Path, ckpt: str | Path | None = None) -> AnyText2:
+    """The network of a yaml, on the meta device, or with the checkpoint's weights. Raises FileNotFoundError
+    or ValueError.
+    """
+    model = AnyText2.from_config(config, device="meta")
+    return model if ckpt is None else model.load_checkpoint(ckpt)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m anytext_lcm.inspect_modules",
+        description="List every Linear and Conv2d of an AnyText2 network and write its LoRA targets.",
+    )
+    parser.add_argument("--config", required=True, help="yaml of the network, in upstream's format")
+    parser.add_argument("--ckpt", help="weights to load and check as well; without them shapes are enough")
+    parser.add_argument("--output", default="target_modules_list.txt", help="gets one target a line")
+    parser.add_argument("--lora_rank", type=int, default=64, help="rank the adapter's size is counted for")
+    parser.add_argument("--summary", action="store_true", help="leave out the list of single layers")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 with one sentence on stderr for what the flags ask and cannot be."""
+    args = build_parser().parse_args(arguments)
+    try:
+        if args.lora_rank < 1:
+            raise ValueError(f"--lora_rank must be a positive integer, not {args.lora_rank}.")
+        check_writable(args.output)
+        model = build(args.config, args.ckpt)
+        layers = list_layers(model)
+        names = write_targets(model, args.output)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    sections = [] if args.summary else [layer_table(layers)]
+    sections += [part_table(model, layers), role_table(layers), lora_table(layers, args.lora_rank)]
+    try:
+        print("\n\n".join(sections))
+        print(f"\n{len(names)} LoRA targets are in {args.output}", flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
