@@ -104,6 +104,19 @@ def load_embedded_teacher(device: str | torch.device | None = None) -> AnyText2:
     return load_model(EMBEDDED_CONFIG, EMBEDDED_CHECKPOINT, device)
 
 
+def load_chosen(
+    config: str | Path, checkpoint: str | Path | None, device: str | torch.device | None = None
+) -> AnyText2:
+    """A teacher as commands name it: without a checkpoint it is the embedded one. Raises ValueError when the
+    configuration is another one then, FileNotFoundError for missing files.
+    """
+    if checkpoint is not None:
+        return load_model(config, checkpoint, device)
+    if Path(config).resolve() != EMBEDDED_CONFIG.resolve():
+        raise ValueError(f"{config} comes without weights; name them with --ckpt.")
+    return load_embedded_teacher(device)
+
+
 def resolve_adapter(name: str | Path) -> Path | None:
     """A folder, "shipped" or "none" -> where the adapter is, None for none. Raises FileNotFoundError."""
     if str(name) == "none":
@@ -245,6 +258,25 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 
 
 # -- work in parallel -----------------------------------------------------------------------------------
+
+
+def available_cores() -> int:
+    """CPU cores this process may really use: fewer than the machine has, in a container or under a batch
+    system.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control groups, or "max": no limit
+        pass
+    return cores
+
+
+def use_available_cores() -> None:
+    """Lets torch use them, and no more: far more threads than cores stand still. OMP_NUM_THREADS wins."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(available_cores())
 
 
 def _chunks(count: int, size: int) -> list[slice]:
@@ -487,7 +519,7 @@ def describe_hardware(device: torch.device) -> dict[str, Any]:
         import platform
 
         name = platform.processor() or platform.machine()
-    found = {"cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device.type}
+    found = {"cpu": name, "cores": available_cores(), "threads": torch.get_num_threads(), "device": device.type}
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
