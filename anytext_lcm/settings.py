@@ -1,0 +1,130 @@
+"""The settings of a training run, checked before anything is loaded. Imports torch and `anytext_lcm.lcm`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anytext_lcm.lcm.objectives import OBJECTIVES
+from anytext_lcm.lcm.schedule import lcm_timesteps
+
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def _setting(default: Any, reason: str) -> Any:
+    return field(default=default, metadata={"help": reason})
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything a run depends on; the reason beside a default is also the help of its flag."""
+
+    config: str = field(metadata={"help": "yaml of the network, in upstream's format"})
+    teacher_ckpt: str = field(metadata={"help": "weights of the teacher, .ckpt or .safetensors"})
+    output_dir: str = field(metadata={"help": "gets checkpoint-N/ and logs/"})
+    # data
+    use_mock_dataset: bool = _setting(False, "draw pictures instead of reading them")
+    dataset_size: int = _setting(
+        10_000, "pictures that the mock data set holds; they are drawn anew each time"
+    )
+    image_size: int | None = _setting(None, "side of the pictures; by default what the yaml was made for")
+    num_workers: int = _setting(0, "processes that prepare batches; 4 a GPU keep one busy, 0 suits notebooks")
+    # objective
+    objective: str = _setting("lcm", f"what the student matches: {' or '.join(OBJECTIVES)}")
+    guidance_scale: float = _setting(
+        7.5, "the teacher's guidance, built into the student; what AnyText2 is judged with"
+    )
+    negative_prompt: str = _setting(
+        "", "image caption of the teacher's unconditional branch; the student cannot take one later"
+    )
+    solver_steps: int = _setting(
+        50, "points of the student's grid: 50 are 20 training timesteps apart, as in LCM"
+    )
+    huber_c: float = _setting(
+        1e-3, "where the loss turns from quadratic to absolute; small, since latents are about 1"
+    )
+    # adapter
+    lora_rank: int = _setting(64, "rank of the adapter, as in LCM-LoRA: 108 MB in fp32 at full size")
+    lora_alpha: float = _setting(
+        64, "scales the adapter by alpha / rank; equal to the rank it leaves it alone"
+    )
+    lora_targets: tuple[str, ...] | None = _setting(None, "target groups or modules; by default all groups")
+    # optimisation
+    train_batch_size: int = _setting(12, "pictures a step and process; 12 at 512 px were meant for 24 GB")
+    gradient_accumulation_steps: int = _setting(4, "batches an update; on three GPUs that makes 144 pictures")
+    learning_rate: float = _setting(1e-4, "LCM-LoRA's; larger ones overexpose")
+    lr_warmup_steps: int = _setting(
+        0, "updates of rising rate; the adapter starts at zero and needs none, long runs may use 500"
+    )
+    max_grad_norm: float = _setting(1.0, "longest gradient; rare batches at high timesteps exceed it")
+    max_train_steps: int = _setting(50_000, "updates")
+    mixed_precision: str | None = _setting(
+        None, "no, fp16 or bf16; by default what accelerate was configured for"
+    )
+    gradient_checkpointing: bool = _setting(False, "less memory for a sixth more time")
+    seed: int = _setting(0, "decides adapter, order of data, noise and timesteps")
+    # watching
+    checkpointing_steps: int = _setting(500, "updates between checkpoints; the last one is always saved")
+    resume_from_checkpoint: str | None = _setting(None, "a checkpoint directory, or latest")
+    sample_steps: int = _setting(500, "updates between sample pictures, 0 for none")
+    num_inference_steps: int = _setting(4, "steps the student takes in sample pictures")
+    num_processes: int | None = _setting(
+        None, "processes there must be; stops a launch that fell apart into single runs"
+    )
+    progress: bool = _setting(True, "show a progress bar")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainSettings":
+        """Raises ValueError for a name that is none, for a missing one, and for values that cannot be."""
+        names = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - names):
+            raise ValueError(
+                f"Unknown training settings {', '.join(unknown)}; see TrainSettings for their names."
+            )
+        if missing := sorted({"config", "teacher_ckpt", "output_dir"} - set(values)):
+            raise ValueError(f"The training settings lack {', '.join(missing)}.")
+        settings = cls(**values)
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Raises ValueError or FileNotFoundError with what is wrong, before anything is loaded."""
+        for name in (
+            "dataset_size", "solver_steps", "lora_rank", "train_batch_size", "gradient_accumulation_steps",
+            "max_train_steps", "checkpointing_steps", "num_inference_steps",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"--{name} must be a positive integer, not {value!r}.")
+        for name in ("num_workers", "lr_warmup_steps", "sample_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must not be negative, it is {getattr(self, name)}.")
+        for name in ("learning_rate", "lora_alpha", "max_grad_norm", "huber_c"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must be a positive number, not {getattr(self, name)!r}.")
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(
+                f"--guidance_scale must be a number, not {self.guidance_scale!r}; 1 is no guidance."
+            )
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"--objective {self.objective!r} is unknown; choose {' or '.join(OBJECTIVES)}.")
+        if self.mixed_precision not in (None, *PRECISIONS):
+            raise ValueError(
+                f"--mixed_precision {self.mixed_precision!r} is unknown; choose {', '.join(PRECISIONS)}."
+            )
+        lcm_timesteps(self.num_inference_steps, self.solver_steps)
+        for name in ("config", "teacher_ckpt"):
+            if not Path(getattr(self, name)).is_file():
+                raise FileNotFoundError(f"--{name} {getattr(self, name)} does not exist.")
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same for a resumed run to be the run it resumes."""
+        free = (
+            "config", "teacher_ckpt", "output_dir", "num_workers", "max_train_steps", "checkpointing_steps",
+            "resume_from_checkpoint", "sample_steps", "num_inference_steps", "num_processes", "progress",
+            "gradient_checkpointing", "mixed_precision",
+        )  # fmt: skip
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in free}

@@ -1,0 +1,463 @@
+"""The training step and the loop around it, on a network of a few thousand weights."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+from micro_network import CHANNELS, SIDE, micro_batch, micro_config, micro_network
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from anytext_lcm import distill, lora, train
+from anytext_lcm.distill import DistillStep, batch_indices, latent_weight, run_distillation, seeded_generator
+from anytext_lcm.lcm.consistency import consistency_function
+from anytext_lcm.lcm.solver import guide
+from anytext_lcm.settings import TrainSettings
+
+
+def student(rank=4, seed=1):
+    """The micro network with an adapter that already says something."""
+    model = lora.attach(micro_network(), rank, rank)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in lora.adapter_state(model).values():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def grads(model):
+    return {key: parameter.grad for key, parameter in lora.adapter_state(model).items()}
+
+
+# -- the step ---------------------------------------------------------------------------------------------
+
+
+def test_lcm_step_equals_one_written_out():
+    """Cond and uncond one after the other, residuals computed anew each time, nothing shared or batched."""
+    model, batch = student(), micro_batch()
+    parts = DistillStep(model, guidance_scale=7.5, negative_prompt="blurry")(batch, seeded_generator(5))
+    with torch.no_grad():
+        g = seeded_generator(5)  # the same draws in the same order
+        latents = model.encode(batch["img"], g)
+        cond = model.condition(batch, g)
+        uncond = model.uncondition(cond, "blurry")
+        index = torch.randint(50, (2,), generator=g)
+        noise = torch.randn(latents.shape, generator=g)
+        t, s = 20 * (index + 1) - 1, (20 * index - 1).clamp(min=0)
+        abar = model.alphas_cumprod
+
+        def a(time):
+            return abar[time].view(-1, 1, 1, 1)
+
+        x_t = a(t).sqrt() * latents + (1 - a(t)).sqrt() * noise
+        with lora.adapter_off(model):
+            eps_c = model.predict_noise(x_t, t, cond, model.control(cond))
+            eps_u = model.predict_noise(x_t, t, uncond, model.control(uncond))
+        eps = eps_u + 7.5 * (eps_c - eps_u)
+        x0 = (x_t - (1 - a(t)).sqrt() * eps) / a(t).sqrt()
+        x_s = a(s).sqrt() * x0 + (1 - a(s)).sqrt() * eps
+
+        def f(x, time):
+            eps = model.predict_noise(x, time, cond, model.control(cond))
+            r = 10.0 * time.view(-1, 1, 1, 1)
+            x0 = (x - (1 - a(time)).sqrt() * eps) / a(time).sqrt()
+            return 0.25 / (r**2 + 0.25) * x + r / (r**2 + 0.25).sqrt() * x0
+
+        difference = f(x_t, t) - f(x_s, s)
+        loss = ((difference**2 + 1e-6).sqrt() - 1e-3).mean()
+    torch.testing.assert_close(parts.noisy_latents, x_t)
+    torch.testing.assert_close(parts.teacher_x0, x0, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(parts.loss.detach(), loss, rtol=1e-3, atol=1e-4)
+    assert parts.loss.dtype == torch.float32 and parts.start_timesteps.tolist() == t.tolist()
+
+
+def test_teacher_x0_step():
+    model, batch = student(), micro_batch()
+    parts = DistillStep(model, "teacher_x0", guidance_scale=3.0)(batch, seeded_generator(5))
+    t = parts.start_timesteps
+    schedule = DistillStep(model).schedule
+    with torch.no_grad():
+        g = seeded_generator(5)
+        model.encode(batch["img"], g)
+        cond = model.condition(batch, g)
+        uncond = model.uncondition(cond)
+        with lora.adapter_off(model):
+            eps = [model.predict_noise(parts.noisy_latents, t, c, model.control(c)) for c in (cond, uncond)]
+        wanted = schedule.x0_from_eps(parts.noisy_latents, guide(*eps, 3.0), t)
+        pred = model.predict_noise(parts.noisy_latents, t, cond, model.control(cond))
+    torch.testing.assert_close(parts.target, wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        parts.pred.detach(), schedule.x0_from_eps(parts.noisy_latents, pred, t), rtol=1e-3, atol=1e-3
+    )
+    parts.loss.backward()
+    assert all(gradient.abs().sum() > 0 for gradient in grads(model).values())
+
+
+@pytest.mark.parametrize("objective", ["lcm", "teacher_x0"])
+def test_every_adapted_module_gets_a_gradient_and_nothing_else(objective):
+    model = student()
+    DistillStep(model, objective)(micro_batch(), seeded_generator(0)).loss.backward()
+    for key, gradient in grads(model).items():
+        assert gradient is not None and gradient.abs().sum() > 0, key
+    adapter = {id(parameter) for parameter in lora.adapter_state(model).values()}
+    others = [name for name, p in model.named_parameters() if id(p) not in adapter and p.grad is not None]
+    assert others == []
+
+
+def test_gradient_by_finite_differences_with_the_target_held_still():
+    model, batch = student(), micro_batch()
+    step = DistillStep(model)
+    parts = step(batch, seeded_generator(3))
+    parts.loss.backward()
+    schedule = step.schedule
+    with torch.no_grad():
+        g = seeded_generator(3)
+        model.encode(batch["img"], g)
+        cond = model.condition(batch, g)
+
+    def loss():
+        with torch.no_grad():
+            eps = model.predict_noise(parts.noisy_latents, parts.start_timesteps, cond, model.control(cond))
+            pred = consistency_function(parts.noisy_latents, eps, parts.start_timesteps, schedule)
+            return ((pred - parts.target).double() ** 2 + 1e-6).sqrt().sub(1e-3).mean().item()
+
+    for group in ("zero_convs", "unet_attention"):
+        name = lora.find_targets(model)[group][0]
+        parameter = lora.adapter_state(model)[f"base_model.model.{name}.lora_B.weight"]
+        direction = parameter.grad / parameter.grad.norm()
+        with torch.no_grad():
+            parameter += 1e-2 * direction
+            above = loss()
+            parameter -= 2e-2 * direction
+            below = loss()
+            parameter += 1e-2 * direction
+        assert (above - below) / 2e-2 == pytest.approx(parameter.grad.norm().item(), rel=0.05), group
+
+
+def test_the_teacher_does_not_notice_training():
+    model, batch = student(), micro_batch()
+    step = DistillStep(model)
+    before = step(batch, seeded_generator(1)).teacher_x0
+    optimizer = torch.optim.AdamW(lora.adapter_state(model).values(), lr=0.05)
+    for _ in range(3):
+        step(batch, seeded_generator(1)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = step(batch, seeded_generator(1))
+    assert torch.equal(after.teacher_x0, before)
+    untouched = micro_network().state_dict()
+    for name, value in model.state_dict().items():
+        if "lora_" not in name:
+            assert torch.equal(value, untouched[name.replace(".base_layer", "")]), name
+
+
+@pytest.mark.parametrize("objective", ["lcm", "teacher_x0"])
+def test_the_loss_falls_on_a_fixed_batch(objective):
+    model, batch = lora.attach(micro_network(), 8, 8), micro_batch()
+    step = DistillStep(model, objective, guidance_scale=3.0)
+    optimizer = torch.optim.AdamW(lora.adapter_state(model).values(), lr=1e-2, weight_decay=0.0)
+    losses = []
+    for _ in range(20):
+        loss = step(batch, seeded_generator(1)).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+
+def test_ignored_pixels_do_not_count():
+    inv_mask = torch.zeros(1, 1, 16, 32)
+    inv_mask[..., :8, :8], inv_mask[..., 8:, 28:] = 1, 1
+    weight = latent_weight(inv_mask.to(torch.uint8), torch.zeros(1, 4, 2, 4))
+    torch.testing.assert_close(weight, torch.tensor([[[[0.0, 1, 1, 1], [1, 1, 1, 0.5]]]]))
+    model, batch = student(), micro_batch()
+    batch["inv_mask"][:, :, : SIDE // 2] = 1
+    parts = DistillStep(model)(batch, seeded_generator(1))
+    half = (parts.pred - parts.target)[:, :, SIDE // 16 :]
+    torch.testing.assert_close(parts.loss, (half**2 + 1e-6).sqrt().sub(1e-3).mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_precomputed_latents_spare_the_autoencoder():
+    model, batch = student(), micro_batch()
+    z = torch.randn(2, CHANNELS, SIDE // 8, SIDE // 8)
+    lean = {k: v for k, v in batch.items() if k not in ("img", "masked_img")}
+    parts = DistillStep(model)(lean | {"latents": z, "masked_latents": z}, seeded_generator(1))
+    t, g = parts.start_timesteps, seeded_generator(1)
+    torch.randint(50, (2,), generator=g)
+    noise = torch.randn(z.shape, generator=g)
+    torch.testing.assert_close(parts.noisy_latents, DistillStep(model).schedule.add_noise(z, noise, t))
+
+
+def test_slow_control_is_refused():
+    model = micro_network()
+    model.control_model.fast_control = False
+    with pytest.raises(ValueError, match="fast_control"):
+        DistillStep(model)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model, batch = student(), micro_batch()
+    step = DistillStep(model)
+    step(batch, seeded_generator(1)).loss.backward()
+    plain = {key: gradient.clone() for key, gradient in grads(model).items()}
+    model.zero_grad()
+    model.model.diffusion_model.gradient_checkpointing = model.control_model.gradient_checkpointing = True
+    step(batch, seeded_generator(1)).loss.backward()
+    for key, gradient in grads(model).items():
+        torch.testing.assert_close(gradient, plain[key], rtol=1e-4, atol=1e-6)
+
+
+# -- order and noise --------------------------------------------------------------------------------------
+
+
+def test_every_item_comes_once_an_epoch_and_to_one_process():
+    for world in (1, 3):
+        steps = range(20 // (2 * world) + 1)
+        dealt = [i for m in steps for r in range(world) for i in batch_indices(10, 2, 4, r, world, m)]
+        assert sorted(dealt[:10]) == sorted(dealt[10:20]) == list(range(10)) and dealt[:10] != dealt[10:20]
+    assert batch_indices(3, 8, 0, 0, 1, 0) != batch_indices(3, 8, 1, 0, 1, 0)  # smaller than a batch will do
+    assert len(batch_indices(3, 8, 0, 0, 1, 0)) == 8
+
+
+def test_generators_are_decided_by_all_keys():
+    draws = {
+        tuple(torch.randn(2, generator=seeded_generator(*k)).tolist())
+        for k in [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    }
+    assert len(draws) == 3
+    assert torch.equal(
+        torch.randn(2, generator=seeded_generator(7, 8)), torch.randn(2, generator=seeded_generator(7, 8))
+    )
+
+
+# -- the loop ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    OmegaConf.save(micro_config(), folder / "micro.yaml")
+    state = {key: value.contiguous().clone() for key, value in micro_network().state_dict().items()}
+    save_file(state, folder / "micro.safetensors")
+    return folder
+
+
+def options(teacher, output, **changes):
+    return {
+        "config": str(teacher / "micro.yaml"),
+        "teacher_ckpt": str(teacher / "micro.safetensors"),
+        "output_dir": str(output),
+        "use_mock_dataset": True,
+        "dataset_size": 5,
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "lora_rank": 2,
+        "lora_alpha": 2,
+        "max_train_steps": 6,
+        "checkpointing_steps": 3,
+        "sample_steps": 3,
+        "num_inference_steps": 2,
+        "mixed_precision": "no",
+        "progress": False,
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def straight(teacher, tmp_path_factory):
+    output = tmp_path_factory.mktemp("straight")
+    return run_distillation(options(teacher, output))
+
+
+def weights(checkpoint):
+    return load_file(checkpoint / "adapter_model.safetensors")
+
+
+def scalars(output):
+    sizes = {"scalars": 0, "images": 0}
+    return EventAccumulator(str(output / "logs" / "distill"), size_guidance=sizes).Reload()
+
+
+def test_what_a_run_leaves(straight):
+    output = straight.parent
+    assert straight.name == "checkpoint-6"
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-3", "checkpoint-6", "logs"]
+    files = ["adapter_config.json", "adapter_model.safetensors", "training_state.pt"]
+    assert sorted(path.name for path in straight.iterdir()) == files
+    events = scalars(output)
+    for tag in ("loss", "lr", "grad_norm", "x0_gap"):
+        values = events.Scalars(tag)
+        assert [v.step for v in values] == [1, 2, 3, 4, 5, 6] and all(0 < v.value < 1e4 for v in values), tag
+    assert [image.step for image in events.Images("samples/student, 2 steps")] == [0, 3, 6]
+    assert [image.step for image in events.Images("samples/teacher, 20 steps")] == [0]
+    loaded = lora.load_adapter(micro_network(), straight)
+    assert len(lora.adapter_layers(loaded)) == 109
+
+
+def test_a_resumed_run_is_the_unbroken_one(straight, teacher, tmp_path):
+    first = run_distillation(options(teacher, tmp_path, max_train_steps=3, sample_steps=0))
+    last = run_distillation(options(teacher, tmp_path, resume_from_checkpoint="latest", sample_steps=0))
+    assert first.name == "checkpoint-3" and last.name == "checkpoint-6"
+    unbroken, resumed = weights(straight), weights(last)
+    assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
+    assert not torch.equal(*(torch.cat([v.flatten() for v in weights(c).values()]) for c in (first, last)))
+
+
+def test_runs_that_cannot_go_on(straight, teacher, tmp_path):
+    output = straight.parent
+    with pytest.raises(ValueError, match="checkpoint-6"):
+        run_distillation(options(teacher, output))
+    with pytest.raises(ValueError, match="seed 0, now 1"):
+        run_distillation(
+            options(
+                teacher, output, seed=1, resume_from_checkpoint="latest", max_train_steps=7, sample_steps=0
+            )
+        )
+    with pytest.raises(ValueError, match="6 steps already"):
+        run_distillation(options(teacher, output, resume_from_checkpoint="latest", sample_steps=0))
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        run_distillation(options(teacher, tmp_path, resume_from_checkpoint="latest"))
+    with pytest.raises(FileNotFoundError, match="training_state.pt"):
+        run_distillation(options(teacher, tmp_path, resume_from_checkpoint=str(tmp_path)))
+
+
+def test_half_precision_trains_every_target(teacher, tmp_path):
+    """Target and student share weights under autocast, whose cache would cut the student off from them."""
+    settings = TrainSettings.from_dict(options(teacher, tmp_path))
+    model = distill.load_teacher(settings, torch.bfloat16)
+    assert model.dtype == torch.bfloat16 and model.alphas_cumprod.dtype == torch.float32
+    changes = dict(mixed_precision="bf16", max_train_steps=1, gradient_accumulation_steps=1, sample_steps=0)
+    last = run_distillation(options(teacher, tmp_path, **changes))
+    after = weights(last)
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    still = [key for key, value in after.items() if "lora_B" in key and not value.any()]
+    assert still == []  # B starts at zero, and every one has moved
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora_rank": 0}, "lora_rank"),
+        ({"train_batch_size": -1}, "train_batch_size"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"guidance_scale": math.inf}, "guidance_scale"),
+        ({"objective": "gan"}, "gan"),
+        ({"mixed_precision": "fp8"}, "fp8"),
+        ({"num_inference_steps": 51}, "1 to 50"),
+        ({"sample_steps": -1}, "sample_steps"),
+        ({"solver_steps": 30}, "does not divide"),
+        ({"lora_targets": ("unet_atention",)}, "unet_atention"),
+        ({"use_mock_dataset": False}, "data set"),
+        ({"num_processes": 3}, "ACCELERATE_USE_CPU"),
+        ({"mixed_precision": "fp16"}, "needs a GPU"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_settings_that_cannot_be(teacher, tmp_path, changes, words):
+    if changes.get("mixed_precision") == "fp16" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=words):
+        run_distillation(options(teacher, tmp_path, **changes))
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_missing_files_and_names(teacher, tmp_path):
+    with pytest.raises(FileNotFoundError, match="teacher_ckpt"):
+        run_distillation(options(teacher, tmp_path, teacher_ckpt="nowhere.ckpt"))
+    with pytest.raises(ValueError, match="lack output_dir"):
+        TrainSettings.from_dict({"config": "a", "teacher_ckpt": "b"})
+
+
+# -- several processes ------------------------------------------------------------------------------------
+
+LAUNCHED = """
+import json, sys
+from accelerate import notebook_launcher
+from anytext_lcm.distill import run_distillation
+settings = json.loads(sys.argv[1])
+notebook_launcher(
+    run_distillation, args=(settings,), num_processes=2, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0"
+)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batch(teacher, tmp_path):
+    """Both see other items and noise, average their gradients and so keep the same weights."""
+    settings = options(teacher, tmp_path / "two", num_processes=2, max_train_steps=2, sample_steps=0)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHED, json.dumps(settings)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    [last] = (tmp_path / "two").glob("checkpoint-*")
+    assert last.name == "checkpoint-2"
+
+    # The same by hand: one process, the items and noise of both.
+    configuration = TrainSettings.from_dict(settings | {"num_processes": None})
+    model = distill.load_teacher(configuration)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        lora.attach(model, 2, 2)
+    step, dataset = DistillStep(model), distill.build_dataset(configuration)
+    optimizer = torch.optim.AdamW(lora.adapter_state(model).values(), lr=1e-2, weight_decay=0.0)
+    for update in range(2):
+        for micro in (2 * update, 2 * update + 1):
+            for rank in (0, 1):
+                batch = distill.collate([dataset[i] for i in batch_indices(5, 2, 0, rank, 2, micro)])
+                (step(batch, seeded_generator(0, rank, micro)).loss / 4).backward()
+        torch.nn.utils.clip_grad_norm_(list(lora.adapter_state(model).values()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    for key, value in weights(last).items():
+        torch.testing.assert_close(value, lora.adapter_state(model)[key].detach(), rtol=1e-3, atol=1e-4)
+
+
+# -- the command ------------------------------------------------------------------------------------------
+
+
+def test_the_command_has_a_flag_for_every_setting():
+    text = " ".join(train.build_parser().format_help().split())
+    for setting in fields(TrainSettings):
+        assert f"--{setting.name}" in text
+    flags = (
+        "--config c --teacher_ckpt t --output_dir o --use_mock_dataset --lora_targets zero_convs unet_attnx"
+    )
+    parsed = train.build_parser().parse_args(flags.split())
+    assert parsed.use_mock_dataset is True and parsed.lora_targets == ["zero_convs", "unet_attnx"]
+    assert parsed.train_batch_size == 12 and parsed.guidance_scale == 7.5 and parsed.image_size is None
+
+
+def test_bad_flags_end_with_code_2_and_a_sentence(teacher, tmp_path, capsys):
+    flags = ["--config", str(teacher / "micro.yaml"), "--output_dir", str(tmp_path), "--use_mock_dataset"]
+    good = [*flags, "--teacher_ckpt", str(teacher / "micro.safetensors")]
+    for bad, words in (
+        ([*flags, "--teacher_ckpt", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
+        ([*good, "--lora_rank", "0"], "lora_rank"),
+        ([*good, "--lora_targets", "zero_conv"], "zero_conv"),
+    ):
+        assert train.main(bad) == 2
+        error = capsys.readouterr().err.strip().splitlines()
+        assert len(error) == 1 and words in error[0] and "Traceback" not in error[0]
+    for wrong in (
+        [*good, "--objective", "gan"],
+        [*good, "--lora_rank", "many"],
+        [*good, "--no_such_flag"],
+        flags,
+    ):
+        with pytest.raises(SystemExit) as ended:
+            train.main(wrong)
+        assert ended.value.code == 2
+    short = "--max_train_steps 1 --train_batch_size 1 --gradient_accumulation_steps 1 --lora_rank 1"
+    quiet = "--sample_steps 0 --no-progress --mixed_precision no"
+    assert train.main([*good, *short.split(), *quiet.split()]) == 0
+    assert (tmp_path / "checkpoint-1" / "adapter_model.safetensors").is_file()
