@@ -128,6 +128,31 @@ def _autocast(rank: Rank):
     return torch.autocast(rank.device.type, torch.bfloat16)
 
 
+def _restore(path: Path, module: nn.Module, average: AveragedModel, optimiser: torch.optim.Optimizer) -> int:
+    """Puts a training state back where there is one and returns its step."""
+    if not path.exists():
+        return 0
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(saved["raw"])
+    average.load_state_dict(saved["average"])
+    if "optimiser" in saved:  # weights that `start_from` put there have none
+        optimiser.load_state_dict(saved["optimiser"])
+    return saved["step"]
+
+
+def start_from(checkpoint: Path, work: Path, recipe: Recipe) -> None:
+    """Lays finished weights out as the stages' states: autoencoder and recogniser are kept, the diffusion goes on."""
+    model = AnyText2.from_config(CONFIG).load_checkpoint(checkpoint)
+
+    def state(module: nn.Module, step: int) -> dict:
+        average = {f"module.{k}": v for k, v in module.state_dict().items()} | {"n_averaged": torch.tensor(1)}
+        return dict(raw=module.state_dict(), average=average, step=step)
+
+    _save(work / "vae.pt", state(model.first_stage_model, recipe.vae_steps))
+    _save(work / "recogniser.pt", model.text_predictor.state_dict())
+    _save(work / "diffusion.pt", state(model, 0))
+
+
 # -- data -----------------------------------------------------------------------------------------------------------
 
 LINES = 2  # line slots of the mock task
@@ -204,9 +229,7 @@ def _crops(columns: dict, rng: np.random.Generator, count: int, whole: bool) -> 
             image, mask = image[:, y : y + CROP, x : x + CROP], mask[y : y + CROP, x : x + CROP]
         images.append(image)
         masks.append(mask)
-    return torch.from_numpy(np.stack(images)).float() / 127.5 - 1, torch.from_numpy(np.stack(masks)).float()[
-        :, None
-    ]
+    return torch.from_numpy(np.stack(images)).float() / 127.5 - 1, torch.from_numpy(np.stack(masks)).float()[:, None]
 
 
 class _AutoencoderLoss(nn.Module):
@@ -227,9 +250,7 @@ class _AutoencoderLoss(nn.Module):
         output = self.vae.decode(z).float()
         weight = 1 + (self.text_weight - 1) * text
         error = output - images
-        edges = sum(
-            (error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (2, 3)
-        )
+        edges = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (2, 3))
         pixels = ((error.abs() + error.square()) * weight).mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         parts = {
@@ -258,18 +279,11 @@ def _train_autoencoder(rank: Rank, work: Path, recipe: Recipe, decoder_only: boo
     peak = recipe.vae_lr * (0.5 if decoder_only else 1.0)
     optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
     average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    start = 0
-    if path.exists():
-        saved = torch.load(path, map_location=rank.device, weights_only=True)
-        vae.load_state_dict(saved["raw"]), average.load_state_dict(saved["average"])
-        optimiser.load_state_dict(saved["optimiser"])
-        start = saved["step"]
+    start = _restore(path, vae, average, optimiser)
     noise = recipe.decoder_noise if decoder_only else 0.0
     loss_of = _parallel(_AutoencoderLoss(vae, recipe.vae_kl, recipe.text_weight, noise), rank)
     torch.manual_seed(1000 * start + rank.index)
-    bar = tqdm(
-        range(start, total), initial=start, total=total, desc=name, disable=not rank.main, mininterval=5
-    )
+    bar = tqdm(range(start, total), initial=start, total=total, desc=name, disable=not rank.main, mininterval=5)
     for step in bar:
         whole = step >= 0.9 * total  # the last steps see the edges of whole pictures too
         batch = recipe.vae_batch // (3 if whole else 1) * (8 if rank.device.type == "cuda" else 1)
@@ -277,9 +291,7 @@ def _train_autoencoder(rank: Rank, work: Path, recipe: Recipe, decoder_only: boo
         for group in optimiser.param_groups:
             group["lr"] = _rate(step, total, peak, 0.5)
         with _autocast(rank):
-            loss, parts = loss_of(
-                images.to(rank.device, memory_format=torch.channels_last), text.to(rank.device)
-            )
+            loss, parts = loss_of(images.to(rank.device, memory_format=torch.channels_last), text.to(rank.device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -328,9 +340,7 @@ def _train_recogniser(rank: Rank, work: Path, recipe: Recipe) -> None:
     for step in bar:
         rng = rank.rng(2, step)
         alphabet = list(string.ascii_letters + string.digits)
-        texts = [
-            "".join(rng.choice(alphabet, size=rng.integers(2, 9))) for _ in range(recipe.recogniser_batch)
-        ]
+        texts = ["".join(rng.choice(alphabet, size=rng.integers(2, 9))) for _ in range(recipe.recogniser_batch)]
         lines = [draw_glyph_line(t, fonts[rng.integers(len(fonts))]) for t in texts]
         images = [torch.from_numpy(line).float().expand(3, -1, -1) * 255 for line in lines]
         for group in optimiser.param_groups:
@@ -377,10 +387,7 @@ def _encode_all(rank: Rank, work: Path, recipe: Recipe) -> None:
         rows = slice(a, min(a + size, recipe.pictures))
         images = torch.from_numpy(np.array(columns["img"][rows])).to(rank.device).float() / 127.5 - 1
         hint = (
-            torch.from_numpy(np.unpackbits(columns["positions"][rows], axis=2))
-            .any(1)
-            .view(-1, 1, SIDE, SIDE)
-            .float()
+            torch.from_numpy(np.unpackbits(columns["positions"][rows], axis=2)).any(1).view(-1, 1, SIDE, SIDE).float()
         )
         with torch.inference_mode():
             with _autocast(rank):
@@ -404,7 +411,7 @@ def _encode_all(rank: Rank, work: Path, recipe: Recipe) -> None:
 def _recogniser_features(model: AnyText2, columns: dict, rows: slice) -> tuple[Tensor, Tensor]:
     lines = np.unpackbits(columns["gly_line"][rows], axis=2).reshape(-1, LINES, 80, 512)
     positions = np.unpackbits(columns["positions"][rows], axis=2).reshape(-1, LINES, SIDE, SIDE)
-    hints = torch.from_numpy(columns["font_hint"][rows]).float()[:, None] / 255
+    hints = torch.from_numpy(np.array(columns["font_hint"][rows])).float()[:, None] / 255
     used = torch.from_numpy(columns["n_lines"][rows].astype(np.int64))
     glyph = model.embedding_manager.encode_glyphs(model.text_predictor, torch.from_numpy(lines), used)
     font = model.embedding_manager.encode_fonts(hints, torch.from_numpy(positions), used)
@@ -424,9 +431,7 @@ def stage_features(work: Path, recipe: Recipe, world: int) -> None:
         "font_features": (LINES, neck),
     }
     for name, shape in shapes.items():
-        np.lib.format.open_memmap(
-            work / f"{name}.npy", mode="w+", dtype=np.float16, shape=(recipe.pictures, *shape)
-        )
+        np.lib.format.open_memmap(work / f"{name}.npy", mode="w+", dtype=np.float16, shape=(recipe.pictures, *shape))
     _launch(_encode_all, work, recipe, world)
     latents = np.load(work / "latents.npy", mmap_mode="r")[:2000].astype(np.float32)
     spread = float(np.sqrt(latents[:, 0].var() + np.exp(latents[:, 1]).mean()))
@@ -453,9 +458,7 @@ class _DiffusionLoss(nn.Module):
         target = abar.sqrt() * noise - (1 - abar).sqrt() * x0
         context = conditioning.image_context.repeat(copies, 1, 1)
         output = model.model.diffusion_model(noisy, t, context, control=control).float()
-        text = F.adaptive_avg_pool2d(conditioning.positions.float().clamp(max=1), x0.shape[-1]).repeat(
-            copies, 1, 1, 1
-        )
+        text = F.adaptive_avg_pool2d(conditioning.positions.float().clamp(max=1), x0.shape[-1]).repeat(copies, 1, 1, 1)
         weight = 1 + (self.text_weight - 1) * text
         errors = (output - target).square().mean(1, keepdim=True)
         return (errors * weight).sum() / weight.sum(), errors.detach().mean((1, 2, 3))
@@ -472,9 +475,9 @@ class _Batches:
         self.captions = json.loads((work / "captions.json").read_text())
         blank = load_parts(work, torch.device("cpu"))
         with torch.inference_mode():
-            self.empty = torch.stack(
-                blank.first_stage_model.encode(torch.full((1, 3, SIDE, SIDE), -1.0)), dim=1
-            )[0].numpy()
+            self.empty = torch.stack(blank.first_stage_model.encode(torch.full((1, 3, SIDE, SIDE), -1.0)), dim=1)[
+                0
+            ].numpy()
 
     def _sample(self, moments: np.ndarray, rng: np.random.Generator) -> Tensor:
         mean, logvar = moments[:, 0].astype(np.float32), moments[:, 1].astype(np.float32)
@@ -485,9 +488,7 @@ class _Batches:
         rows = np.sort(rng.choice(self.recipe.pictures, size=count, replace=False))
         c = {k: v[rows] for k, v in self.columns.items() if k not in ("img", "gly_line", "font_hint")}
         masked = np.where(c["edit"].astype(bool)[:, None, None, None, None], c["masked"], self.empty[None])
-        captions = [
-            self.captions[i] if rng.random() >= self.recipe.caption_dropout else ["", ""] for i in rows
-        ]
+        captions = [self.captions[i] if rng.random() >= self.recipe.caption_dropout else ["", ""] for i in rows]
         batch = {
             "glyphs": torch.from_numpy(np.unpackbits(c["glyphs"], axis=1)).view(-1, 1, SIDE, SIDE),
             "positions": torch.from_numpy(np.unpackbits(c["positions"], axis=2)).view(-1, LINES, SIDE, SIDE),
@@ -500,9 +501,7 @@ class _Batches:
             "text_caption": [text for _, text in captions],
         }
         total = count * self.recipe.copies
-        t = (
-            (rng.permutation(total) + rng.random(total)) / total * 1000
-        )  # stratified: every batch covers all levels
+        t = (rng.permutation(total) + rng.random(total)) / total * 1000  # stratified: every batch covers all levels
         latents = self._sample(c["latents"], rng)
         noise = rng.standard_normal((total, *latents.shape[1:]), dtype=np.float32)
         return (
@@ -528,17 +527,11 @@ def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
     for net in (model.model, model.control_model):
         net.to(memory_format=torch.channels_last)
     parameters = trainable(model)
-    optimiser = torch.optim.AdamW(
-        parameters, lr=recipe.diffusion_lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
-    )
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.diffusion_lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
     batches = _Batches(work, recipe, rank.device, model.scale_factor)
-    start, path = 0, work / "diffusion.pt"
-    if path.exists():
-        saved = torch.load(path, map_location=rank.device, weights_only=True)
-        model.load_state_dict(saved["raw"]), average.load_state_dict(saved["average"])
-        optimiser.load_state_dict(saved["optimiser"])
-        start = saved["step"]
+    path = work / "diffusion.pt"
+    start = _restore(path, model, average, optimiser)
     loss_of = _parallel(_DiffusionLoss(model, recipe.copies, recipe.text_weight), rank)
     log = (work / "diffusion.jsonl").open("a") if rank.main else None
     bar = tqdm(
@@ -602,34 +595,29 @@ def stage_export(work: Path, target: Path) -> None:
     from safetensors.torch import save_file
 
     model = load_average(work)
-    state = {
-        k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()
-    }
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".partial")
     save_file(state, unfinished, metadata={"scale_factor": str(model.scale_factor)})
     unfinished.replace(target)
-    print(
-        f"{target}: {target.stat().st_size / 1e6:.1f} MB; set scale_factor: {model.scale_factor} in {CONFIG}"
-    )
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB; set scale_factor: {model.scale_factor} in {CONFIG}")
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m anytext_lcm.build_teacher", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("outputs/teacher"), help="columns and checkpoints go here"
-    )
+    parser = argparse.ArgumentParser(prog="python -m anytext_lcm.build_teacher", description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("outputs/teacher"), help="columns and checkpoints go here")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--steps", type=int, default=Recipe.diffusion_steps, help="diffusion steps")
     parser.add_argument("--pictures", type=int, default=Recipe.pictures)
     parser.add_argument("--vae_steps", type=int, default=Recipe.vae_steps)
     parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
     parser.add_argument("--target", type=Path, default=Path("anytext_lcm/assets/teacher.safetensors"))
+    parser.add_argument("--start_from", type=Path, help="weights to go on from, for instance the shipped ones")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(diffusion_steps=args.steps, pictures=args.pictures, vae_steps=args.vae_steps)
+    if args.start_from is not None and not (args.work / "diffusion.pt").exists():
+        start_from(args.start_from, args.work, recipe)
     for stage in args.stage:
         began = time.monotonic()
         if stage == "data":
