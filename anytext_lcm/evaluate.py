@@ -1,0 +1,495 @@
+"""Measures what few steps cost: the same prompts and the same noise for every method, judged by an
+independent reader. `python -m anytext_lcm.evaluate --help`.
+
+Imports torch, numpy and the rooms data, lora, pipeline, judge, sheet.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from anytext_lcm import __version__, judge
+from anytext_lcm.data.batch import collate
+from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.lora import load_adapter
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.outputs import whole_directory
+from anytext_lcm.pipeline import (
+    BATCH_SIZE,
+    EMBEDDED_CONFIG,
+    EMBEDDED_GUIDANCE,
+    Clock,
+    Method,
+    Prepared,
+    available_cores,
+    decode,
+    defaults_for,
+    describe_hardware,
+    draw,
+    load_chosen,
+    parse_method,
+    prepare,
+    resolve_adapter,
+    use_available_cores,
+)
+from anytext_lcm.sheet import contact_sheet
+
+PANEL_SEED = 20_000  # of the prompts; training draws its own from the other split of words
+REAL_SEED = 30_000  # of the real pictures that distributions are compared with: other texts and layouts
+DISTRIBUTION_FROM = 8  # prompts; fewer say nothing about a distribution
+REAL, RECONSTRUCTION = "real", "reconstruction"
+METHODS = (
+    REAL, RECONSTRUCTION, "teacher-50", "teacher-8", "teacher-4", "teacher-2", "teacher-1",
+    "untrained-4", "student-1", "student-2", "student-4", "student-8",
+)  # fmt: skip
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "peft", "rapidocr", "onnxruntime")
+
+# -- the panel ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A fixed list of prompts with the pictures they were taken from, and a noise seed for each."""
+
+    items: tuple[dict[str, Any], ...]  # of the mock data set
+    noise_seeds: tuple[int, ...]
+    seed: int
+
+    @classmethod
+    def build(
+        cls,
+        prompts: int | None = None,
+        lines: int | None = None,
+        seed: int = 0,
+        image_size: int = 128,
+    ) -> "Panel":
+        """So many prompts, or as many as give `lines` lines. All are drawn from nothing, without a font hint,
+        with words that no training picture shows. seed: another panel and other noise. Raises ValueError.
+        """
+        if (prompts is None) == (lines is None):
+            raise ValueError("Say either how many prompts or how many lines the panel shall have.")
+        wanted = lines if prompts is None else prompts
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 2:
+            raise ValueError(f"A panel needs 2 or more prompts or lines, not {wanted!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"A seed must be an integer from 0 on, not {seed!r}.")
+        source = _pictures(wanted, PANEL_SEED + seed, image_size)
+        items, count = [], 0
+        while (count if prompts is None else len(items)) < wanted:
+            items.append(source[len(items)])
+            count += items[-1]["n_lines"]
+        noise_seeds = tuple(range(seed * 1_000_000, seed * 1_000_000 + len(items)))
+        return cls(tuple(items), noise_seeds, seed)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def batch(self) -> dict[str, Any]:
+        return collate(self.items)
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """The real pictures (B, H, W, 3) uint8."""
+        return np.stack(judge.as_uint8(self.batch["img"]))
+
+    @property
+    def texts(self) -> list[list[str]]:
+        return [item["texts"] for item in self.items]
+
+    @property
+    def polygons(self) -> list[list[np.ndarray]]:
+        """Where the text was asked for; a method may place it anywhere inside."""
+        return [item["condition_polygons"] for item in self.items]
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The prompt of each line."""
+        return np.repeat(np.arange(len(self)), [len(texts) for texts in self.texts])
+
+    def labels(self, count: int) -> list[list[str]]:
+        """The texts of the first prompts and where their captions begin, for a contact sheet."""
+        return [
+            [*(f'"{text}"' for text in item["texts"]), *_wrapped(item["img_caption"], 22)[:4]]
+            for item in self.items[:count]
+        ]
+
+
+def _pictures(size: int, seed: int, image_size: int) -> MockDataset:
+    return MockDataset(
+        size, seed, image_size=image_size, max_lines=2, split="test", edit_share=0.0, hint_share=0.0
+    )
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def real_pictures(count: int, image_size: int = 128, seed: int = 0) -> np.ndarray:
+    """Pictures (count, H, W, 3) uint8 of other texts and layouts than a panel of the same seed."""
+    source = _pictures(count, REAL_SEED + seed, image_size)
+    return np.stack([source.scene(index).image for index in range(count)])
+
+
+# -- methods --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method drew for a panel, and what it took."""
+
+    name: str
+    images: np.ndarray  # (B, H, W, 3) uint8
+    evaluations: int = 0  # of the UNet, for one picture
+    wall: Mapping[str, float] = field(default_factory=dict)  # seconds for the panel, by phase
+    cores: Mapping[str, float] = field(default_factory=dict)  # seconds of all cores together
+
+
+def prepare_panel(model: AnyText2, panel: Panel, negative_prompt: str = "") -> Prepared:
+    return prepare(model, panel.batch, panel.noise_seeds, negative_prompt)
+
+
+def run_method(
+    model: AnyText2 | None,
+    panel: Panel,
+    method: Method | str,
+    prepared: Prepared | None = None,
+    show: bool = False,
+) -> MethodResult:
+    """Draws a panel. method: what `parse_method` takes, a Method, "real" (the pictures the prompts were taken
+    from) or "reconstruction" (those through the autoencoder, the best that any method can do).
+
+    prepared: of `prepare_panel`, to be shared by methods. Raises ValueError for an unknown method or a
+    student without an adapter.
+    """
+    if method == REAL:
+        return MethodResult(REAL, panel.images)
+    if method == RECONSTRUCTION:
+        clock = Clock()
+        with clock("decode", model.device), torch.no_grad():
+            rows = [slice(i, i + BATCH_SIZE) for i in range(0, len(panel), BATCH_SIZE)]
+            noise = torch.Generator().manual_seed(panel.seed)
+            latents = torch.cat([model.encode(panel.batch["img"][r], noise).cpu() for r in rows])
+            images = decode(model, latents)
+        return MethodResult(RECONSTRUCTION, images, 0, clock.wall, clock.cores)
+    method = parse_method(method) if isinstance(method, str) else method
+    drawing = draw(model, prepared or prepare_panel(model, panel), method, show)
+    return MethodResult(
+        method.name, drawing.images, drawing.evaluations, drawing.clock.wall, drawing.clock.cores
+    )
+
+
+# -- judging --------------------------------------------------------------------------------------------
+
+
+class PanelJudge:
+    """Reader, features and real pictures, set up once for all methods of a panel."""
+
+    def __init__(self, panel: Panel, real_seed: int = 0):
+        self.panel = panel
+        threads = min(4, available_cores())
+        self.reader = judge.LineReader(threads)
+        self.features = judge.DetectorFeatures(threads)
+        size = panel.images.shape[1]
+        # As many to compare with as are drawn, and as many again for the floor.
+        self.real = self.features(real_pictures(2 * len(panel), size, real_seed))
+        self.masks = [judge.text_mask(polygons, (size, size)) for polygons in panel.polygons]
+        self.real_sharpness = self._sharpness(panel.images)
+
+    def _sharpness(self, images: np.ndarray) -> dict[str, float]:
+        return {
+            "laplacian_variance": float(judge.sharpness(images, self.masks).mean()),
+            "gradient_energy": float(judge.gradient_energy(images, self.masks).mean()),
+        }
+
+    def __call__(
+        self, images: np.ndarray, reference: np.ndarray | None = None
+    ) -> tuple[judge.LineScores, dict[str, Any]]:
+        """Pictures of the panel (B, H, W, 3) uint8 -> scores of its lines, and all measures as plain numbers.
+
+        reference: the slow teacher's pictures from the same noise.
+        """
+        panel = self.panel
+        scores = judge.score_lines(self.reader, images, panel.polygons, panel.texts)
+        sharp = self._sharpness(images)
+        measures: dict[str, Any] = {
+            "accuracy": asdict(judge.bootstrap_mean(scores.correct, scores.group)),
+            "exact": asdict(judge.bootstrap_mean(scores.exact, scores.group)),
+            "ned": asdict(judge.bootstrap_mean(scores.ned, scores.group)),
+            "by_height": [
+                {"from": low, "to": None if np.isinf(high) else high, **asdict(interval)}
+                for low, high, interval in judge.accuracy_by_height(scores)
+            ],
+            "distribution": None,
+            "sharpness": sharp | {f"{k}_to_real": v / self.real_sharpness[k] for k, v in sharp.items()},
+            **self._colours(images),
+            "read": list(scores.read),
+        }
+        if len(panel) >= DISTRIBUTION_FROM:
+            measures["distribution"] = asdict(judge.distribution_distance(self.features(images), self.real))
+        if reference is not None:
+            rmse, psnr = judge.same_noise_distance(images, reference)
+            measures["same_noise"] = {
+                "rmse": float(rmse.mean()),
+                "psnr": float(psnr.mean()) if np.isfinite(psnr).all() else None,  # None: equal pictures
+            }
+        return scores, measures
+
+    def _colours(self, images: np.ndarray) -> dict[str, Any]:
+        background, text, prompts = [], [], []
+        for index, (image, item) in enumerate(zip(images, self.panel.items, strict=True)):
+            meta = item["meta"]
+            background.append(judge.background_obeyed(image, meta["background"], self.masks[index]))
+            # A caption with two colours does not say which line has which.
+            if not meta["color_given"] and len(set(meta["text_colors"])) > 1:
+                continue
+            for polygon, name in zip(item["condition_polygons"], meta["text_colors"], strict=True):
+                text.append(judge.text_colour_obeyed(image, polygon, name))
+                prompts.append(index)
+        everyone = np.arange(len(background))
+        measures = {"background_obeyed": asdict(judge.bootstrap_mean(np.array(background), everyone))}
+        if text:
+            measures["text_colour_obeyed"] = asdict(judge.bootstrap_mean(np.array(text), np.array(prompts)))
+        return measures
+
+
+# -- comparing ------------------------------------------------------------------------------------------
+
+
+def reference_of(methods: Sequence[Method | str]) -> str | None:
+    """The teacher with most steps: what few-step methods are held against."""
+    teachers = [m for m in methods if isinstance(m, Method) and m.name.startswith("teacher")]
+    return max(teachers, key=lambda m: m.steps).name if teachers else None
+
+
+def resolve_methods(names: Sequence[str], guidance_scale: float) -> list[Method | str]:
+    """Names -> methods, each once, "real" and "reconstruction" as they are. Raises ValueError."""
+    unique = list(dict.fromkeys(names))
+    if not unique:
+        raise ValueError(f"No method was named; there are {', '.join(METHODS)}.")
+    return [n if n in (REAL, RECONSTRUCTION) else parse_method(n, guidance_scale) for n in unique]
+
+
+def compare(
+    model: AnyText2,
+    panel: Panel,
+    methods: Sequence[str] = METHODS,
+    guidance_scale: float = EMBEDDED_GUIDANCE,
+    negative_prompt: str = "",
+    settings: Mapping[str, Any] | None = None,
+    show: bool = True,
+) -> tuple[dict[str, Any], dict[str, MethodResult]]:
+    """Draws and judges a panel by every method -> the report, ready for JSON, and what was drawn.
+
+    Retention is the share of lines right over that of the teacher with most steps, on the same lines.
+    settings: what else the reader of the report should know. show: progress bars, and the table at the end.
+    """
+    chosen = resolve_methods(methods, guidance_scale)
+    reference = reference_of(chosen)
+    prepared = prepare_panel(model, panel, negative_prompt)
+    results: dict[str, MethodResult] = {}
+    for method in chosen:
+        result = run_method(model, panel, method, prepared, show)
+        results[result.name] = result
+
+    judged = PanelJudge(panel, panel.seed)
+    target = results[reference].images if reference else None
+    rows, scores = {}, {}
+    for name, result in tqdm(results.items(), desc="judge", leave=False, disable=None if show else True):
+        scores[name], measures = judged(result.images, target)
+        rows[name] = _costs(result, len(panel), results.get(reference)) | measures
+    if reference and scores[reference].correct.any():
+        for name, row in rows.items():
+            row["retention"] = asdict(
+                judge.paired_bootstrap(scores[name].correct, scores[reference].correct, panel.groups)
+            )
+    report = {
+        "anytext_lcm": __version__,
+        "settings": {
+            **(settings or {}),
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+            "batch_size": BATCH_SIZE,
+        },
+        "panel": {
+            "split": "test",
+            "prompts": len(panel),
+            "lines": len(panel.groups),
+            "seed": panel.seed,
+            "prompts_seed": PANEL_SEED + panel.seed,
+            "real_seed": REAL_SEED + panel.seed,
+            "noise_seeds": [panel.noise_seeds[0], panel.noise_seeds[-1]],
+            "texts": panel.texts,
+        },
+        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
+        "hardware": describe_hardware(model.device),
+        "reference": reference,
+        "methods": rows,
+    }
+    if show:
+        print(format_table(report))
+    return report, results
+
+
+def _costs(result: MethodResult, prompts: int, reference: MethodResult | None) -> dict[str, Any]:
+    costs: dict[str, Any] = {
+        "evaluations": result.evaluations,
+        "seconds_a_picture": {phase: seconds / prompts for phase, seconds in result.wall.items()},
+        "core_seconds_a_picture": {phase: seconds / prompts for phase, seconds in result.cores.items()},
+    }
+    if reference is not None and "denoise" in result.wall:
+        for kind in ("wall", "cores"):
+            before, after = (getattr(r, kind) for r in (reference, result))
+            costs[f"speedup_{kind}"] = {
+                "denoise": before["denoise"] / max(after["denoise"], 1e-9),
+                "with_decoding": sum(before.values()) / max(sum(after.values()), 1e-9),
+            }
+    return costs
+
+
+def format_table(report: Mapping[str, Any]) -> str:
+    """The report as one table, for a terminal."""
+    on_cpu = report["hardware"]["device"] == "cpu"
+    times, speed = ("core_seconds_a_picture", "speedup_cores") if on_cpu else ("seconds_a_picture", "speedup_wall")
+
+    def interval(values: Mapping[str, float] | None) -> str:
+        return "-" if values is None else f"{values['value']:.3f} [{values['low']:.2f}, {values['high']:.2f}]"
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    head = ["method", "evals", "s", "faster", "lines right", "retention", "NED", "kernel", "RMSE", "sharp",
+            "background", "text colour"]  # fmt: skip
+    table = [head]
+    for name, row in report["methods"].items():
+        colour = row.get("text_colour_obeyed")
+        table.append(
+            [
+                name,
+                str(row["evaluations"] or "-"),
+                number(row[times].get("denoise"), ".3f"),
+                number(row.get(speed, {}).get("denoise"), ".1f"),
+                interval(row["accuracy"]),
+                interval(row.get("retention")),
+                f"{row['ned']['value']:.3f}",
+                number(row["distribution"] and row["distribution"]["kernel"]["value"], ".3f"),
+                number(row.get("same_noise", {}).get("rmse"), ".1f"),
+                f"{row['sharpness']['gradient_energy_to_real']:.2f}",
+                f"{row['background_obeyed']['value']:.2f}",
+                number(colour and colour["value"], ".2f"),
+            ]
+        )
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+             for row in table]  # fmt: skip
+    panel, distribution = report["panel"], next(iter(report["methods"].values()))["distribution"]
+    floor = number(distribution and distribution["kernel_floor"]["value"], ".3f")
+    legend = (
+        f"{panel['prompts']} prompts, {panel['lines']} lines, 95 % intervals over prompts; the same noise for "
+        f"all; s: {'seconds of one core' if on_cpu else 'seconds'} a picture without decoding;\n"
+        f"retention, faster and RMSE (levels of 255) against {report['reference']}; kernel distance to "
+        f"unseen real pictures, which are {floor} apart themselves;\n"
+        "sharp: gradient energy at the text over that of the real pictures."
+    )
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], legend])
+
+
+def write_report(
+    folder: Path, report: Mapping[str, Any], results: Mapping[str, MethodResult], panel: Panel, rows: int = 8
+) -> None:
+    """report.json, table.txt and grid.png: the first prompts by every method."""
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "table.txt").write_text(format_table(report) + "\n", encoding="utf-8")
+    columns = {}
+    for name, result in results.items():
+        row = report["methods"][name]
+        columns[f"{name}\n{row['accuracy']['value']:.0%} of lines right"] = result.images
+    sheet = contact_sheet(columns, panel.labels(min(rows, len(panel))))
+    Image.fromarray(sheet).save(folder / "grid.png")
+
+
+# -- command --------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m anytext_lcm.evaluate",
+        description="Measures a student against its teacher: readability, likeness, colours, time.",
+    )
+    add = parser.add_argument
+    add("--adapter", default="shipped", metavar="DIR|shipped|none", help="default: %(default)s")
+    add("--lines", type=int, default=256,
+        help="lines of text in the panel; 256 give about 5 points either way (default: %(default)s)")  # fmt: skip
+    add("--methods", nargs="+", metavar="METHOD",
+        help=f"teacher-N, teacher-N-leading, student-N, untrained-N, {REAL}, {RECONSTRUCTION} "
+        f"(default: {' '.join(METHODS)})")  # fmt: skip
+    add("--seed", type=int, default=0, help="another seed is another panel and other noise")
+    add("--guidance_scale", type=float, help="the teacher's; default: what suits the network")
+    add("--negative_prompt", help="the teacher's; default: what suits the network")
+    add("--output", default="outputs/evaluation", help="folder for report, table and grid (default: %(default)s)")
+    add("--config", default=str(EMBEDDED_CONFIG), help="yaml of the network; default: the embedded one")
+    add("--ckpt", help="weights of the teacher; default: the embedded ones")
+    add("--device", help="default: the GPU if there is one")
+    return parser
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Checks what can be checked before the weights are loaded, then draws, judges and writes."""
+    defaults = defaults_for(args.config)
+    guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
+    negative = defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt
+    adapter = resolve_adapter(args.adapter)
+    names = args.methods
+    if names is None:
+        names = [name for name in METHODS if adapter or not name.startswith("student")]
+    if adapter is None and any(name.startswith("student") for name in names):
+        raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
+    resolve_methods(names, guidance)
+    panel = Panel.build(lines=args.lines, seed=args.seed, image_size=defaults.size[0])
+    output = Path(args.output)
+    with whole_directory(output) as folder:
+        use_available_cores()
+        model = load_chosen(args.config, args.ckpt, args.device)
+        if adapter is not None:
+            load_adapter(model, adapter)
+        settings = {
+            "config": Path(args.config).name,
+            "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
+            "adapter": args.adapter,
+        }
+        report, results = compare(model, panel, names, guidance, negative, settings)
+        write_report(folder, report, results, panel)
+    return output
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 with one sentence on stderr for what is asked and cannot be."""
+    args = build_parser().parse_args(arguments)
+    try:
+        print(run(args))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

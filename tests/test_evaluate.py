@@ -1,0 +1,178 @@
+"""The comparison: a fixed panel, methods that share noise, measures that know good from bad."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anytext_lcm import evaluate, pipeline
+from anytext_lcm.evaluate import Panel, PanelJudge, compare, reference_of, resolve_methods, run_method
+from anytext_lcm.lora import adapter_state, attach, save_adapter
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.sheet import contact_sheet
+
+
+@pytest.fixture(scope="module")
+def panel():
+    return Panel.build(prompts=8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(2)
+    model = AnyText2.from_config(pipeline.EMBEDDED_CONFIG)
+    with torch.no_grad():  # networks begin with a last layer of zeros
+        for parameter in model.model.diffusion_model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    attach(model, rank=2, alpha=2)
+    for parameter in adapter_state(model).values():
+        parameter.data.normal_(std=0.1)
+    return model.requires_grad_(False)
+
+
+def test_panel_is_fixed_and_held_out(panel):
+    again, other = Panel.build(prompts=8), Panel.build(prompts=8, seed=1)
+    assert np.array_equal(panel.images, again.images) and panel.noise_seeds == again.noise_seeds
+    assert not np.array_equal(panel.images, other.images)
+    assert not set(panel.noise_seeds) & set(other.noise_seeds)
+    assert Panel.build(prompts=3).texts == panel.texts[:3]
+    longer = Panel.build(lines=10)
+    assert len(longer.groups) in (10, 11) and longer.texts[:8] == panel.texts
+    for item in longer.items:
+        assert item["meta"]["split"] == "test" and item["meta"]["mode"] == "generate"
+        assert not item["meta"]["font_hinted"] and not item["font_hint"].any()
+    assert panel.images.shape == (8, 128, 128, 3) and panel.images.dtype == np.uint8
+    real = evaluate.real_pictures(8)
+    assert not any(np.array_equal(a, b) for a in real for b in panel.images)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"prompts": 1}, {"lines": 0}, {"prompts": 2, "lines": 2}, {"prompts": 2.5}])
+def test_bad_panels(kwargs):
+    with pytest.raises(ValueError):
+        Panel.build(**kwargs)
+
+
+def test_judge_knows_good_from_bad(panel):
+    judged = PanelJudge(panel)
+    rng = np.random.default_rng(0)
+    scores, good = judged(panel.images, panel.images)
+    blurred = np.stack([np.asarray(Image.fromarray(i).resize((16, 16)).resize((128, 128))) for i in panel.images])
+    _, bad = judged(blurred, panel.images)
+    _, noise = judged(rng.integers(0, 255, panel.images.shape).astype(np.uint8), panel.images)
+    assert good["accuracy"]["value"] >= 0.8 and good["accuracy"]["value"] == scores.accuracy
+    assert bad["accuracy"]["value"] < good["accuracy"]["value"] and bad["ned"]["value"] < good["ned"]["value"]
+    assert good["sharpness"]["gradient_energy_to_real"] == pytest.approx(1.0)
+    assert bad["sharpness"]["gradient_energy_to_real"] < 0.5
+    assert good["same_noise"] == {"rmse": 0.0, "psnr": None} and bad["same_noise"]["rmse"] > 5
+    assert good["background_obeyed"]["value"] > noise["background_obeyed"]["value"]
+    assert good["text_colour_obeyed"]["value"] > noise["text_colour_obeyed"]["value"]
+    assert good["distribution"]["kernel"]["value"] < noise["distribution"]["kernel"]["value"]
+    assert len(good["read"]) == len(panel.groups)
+
+
+def test_methods_share_noise_and_real_ones_need_none(model, panel):
+    small = Panel.build(prompts=2)
+    bare = run_method(model, small, "untrained-1")
+    again = run_method(model, small, "untrained-1")
+    assert np.array_equal(bare.images, again.images) and bare.evaluations == 1
+    student = run_method(model, small, "student-1")
+    assert not np.array_equal(student.images, bare.images)
+    real, reconstructed = run_method(model, small, "real"), run_method(model, small, "reconstruction")
+    assert np.array_equal(real.images, small.images) and real.evaluations == 0 and not real.wall
+    assert reconstructed.images.shape == real.images.shape and set(reconstructed.wall) == {"decode"}
+    with pytest.raises(ValueError, match="unknown"):
+        run_method(model, small, "magic-4")
+
+
+def test_compare_reports_everything(model, capsys):
+    small = Panel.build(prompts=3)
+    names = ("real", "teacher-3", "teacher-1", "student-1")
+    report, results = compare(model, small, names, 2.0, settings={"adapter": "random"})
+    assert list(results) == list(report["methods"]) == list(names)
+    json.dumps(report, allow_nan=False)
+    assert report["reference"] == "teacher-3"
+    assert report["settings"]["adapter"] == "random" and report["settings"]["guidance_scale"] == 2.0
+    assert {"torch", "numpy", "rapidocr"} <= set(report["versions"])
+    assert {"cpu", "cores", "threads"} <= set(report["hardware"])
+    teacher, student = report["methods"]["teacher-3"], report["methods"]["student-1"]
+    assert (teacher["evaluations"], student["evaluations"]) == (6, 1)
+    assert teacher["same_noise"]["rmse"] == 0 and teacher["speedup_wall"]["denoise"] == 1
+    assert student["speedup_cores"]["denoise"] > 1 and student["distribution"] is None
+    assert student["seconds_a_picture"]["denoise"] > 0 and student["seconds_a_picture"]["decode"] > 0
+    assert 0 <= student["accuracy"]["low"] <= student["accuracy"]["value"] <= student["accuracy"]["high"] <= 1
+    table = capsys.readouterr().out
+    assert all(name in table for name in names)
+    assert "3 prompts" in table and "teacher-3" in table
+
+
+def test_retention_when_the_teacher_reads(model, monkeypatch):
+    """Real pictures stand in for the teacher's, blank ones for the student's."""
+    small = Panel.build(prompts=4)
+
+    def pretend(model, panel, method, prepared=None, show=False):
+        blank = method.name.startswith("student")
+        images = np.zeros_like(panel.images) if blank else panel.images
+        return evaluate.MethodResult(method.name, images, 1, {"denoise": 1.0}, {"denoise": 1.0})
+
+    monkeypatch.setattr(evaluate, "run_method", pretend)
+    monkeypatch.setattr(evaluate, "prepare_panel", lambda *_: None)
+    report, _ = compare(model, small, ("teacher-50", "student-4"), show=False)
+    assert report["methods"]["teacher-50"]["retention"]["value"] == 1
+    assert report["methods"]["student-4"]["retention"]["value"] == 0
+
+
+def test_methods_by_name():
+    methods = resolve_methods(["real", "teacher-4", "teacher-8", "teacher-8", "student-4"], 3.0)
+    assert len(methods) == 4 and reference_of(methods) == "teacher-8"
+    assert reference_of(resolve_methods(["real", "student-4"], 3.0)) is None
+    with pytest.raises(ValueError, match="No method"):
+        resolve_methods([], 1.0)
+
+
+def test_command(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        evaluate, "load_chosen", lambda *_: AnyText2.from_config(pipeline.EMBEDDED_CONFIG).requires_grad_(False)
+    )
+    folder = save_adapter(model, tmp_path / "adapter")
+    command = ["--adapter", str(folder), "--lines", "2", "--methods", "teacher-2", "student-1"]
+    command += ["--output", str(tmp_path / "out")]
+    assert evaluate.main(command) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "report.json", "table.txt"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["methods"]) == ["teacher-2", "student-1"] and report["panel"]["lines"] >= 2
+    assert evaluate.main(command) == 0  # replaces its own report
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--lines", "1"], "2 or more"),
+        (["--methods", "student-4"], "no student without an adapter"),
+        (["--methods", "euler-4"], "unknown"),
+        (["--methods", "teacher-0"], "1 to"),
+        (["--seed", "-1"], "seed"),
+        (["--adapter", "nowhere"], "no adapter in nowhere"),
+        (["--config", "nowhere.yaml"], "does not exist"),
+        (["--lines", "2", "--output", "/dev/null/x"], "Nothing can be written"),
+        (["--lines", "2", "--output", "."], "other files"),
+    ],
+)
+def test_one_sentence_and_code_2(options, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").touch()
+    assert evaluate.main(["--adapter", "none", *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_contact_sheet():
+    images = np.full((3, 32, 48, 3), 200, np.uint8)
+    sheet = contact_sheet({"a\n50 %": images, "b": images}, [["one", "a long label that does not fit"]] * 2)
+    assert sheet.dtype == np.uint8 and sheet.shape[0] > 64 and sheet.shape[1] > 96
+    with pytest.raises(ValueError, match="3 pictures for 4 rows"):
+        contact_sheet({"a": images}, [["x"]] * 4)
