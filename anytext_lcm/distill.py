@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, ProjectConfiguration
-from omegaconf import OmegaConf
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -31,11 +30,12 @@ from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.lcm.consistency import pseudo_huber
 from anytext_lcm.lcm.objectives import OBJECTIVES, LossParts
-from anytext_lcm.lcm.samplers import sample_ddim, sample_lcm
 from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.lcm.solver import DDIMSolver, guide
-from anytext_lcm.lora import adapter_off, adapter_state, atomic_directory, attach, load_adapter, save_adapter
+from anytext_lcm.lcm.solver import DDIMSolver
+from anytext_lcm.lora import adapter_off, adapter_state, attach, load_adapter, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
+from anytext_lcm.outputs import whole_directory
+from anytext_lcm.pipeline import decode, defaults_for, denoise, prepare, student_method, teacher_method
 from anytext_lcm.settings import PRECISIONS, TrainSettings
 
 STATE_FILE = "training_state.pt"
@@ -182,11 +182,7 @@ def build_dataset(settings: TrainSettings) -> Dataset:
     """The data set that the settings name. Raises ValueError when they name none."""
     if not settings.use_mock_dataset:
         raise ValueError("No data set was named; pass --use_mock_dataset.")
-    params = OmegaConf.load(settings.config).model.params
-    levels = len(params.first_stage_config.params.ddconfig.ch_mult)
-    side = settings.image_size or params.image_size * 2 ** (
-        levels - 1
-    )  # the yaml's image_size counts latents
+    side = settings.image_size or defaults_for(settings.config).size[0]
     return MockDataset(settings.dataset_size, seed=settings.seed, image_size=side)
 
 
@@ -202,38 +198,19 @@ def load_teacher(settings: TrainSettings, dtype: torch.dtype = torch.float32) ->
 @torch.no_grad()
 def sample_grid(
     model: AnyText2, batch: Mapping[str, Any], settings: TrainSettings, step: int
-) -> dict[str, Tensor]:
-    """Pictures (B, 3, H, W) in 0..1 by tag: the student's, and at the first call, step 0, the teacher's 20
-    steps too.
+) -> dict[str, np.ndarray]:
+    """Pictures (B, H, W, 3) uint8 by method: the student's, and at step 0, before training, the teacher's 20
+    steps.
     """
-    schedule = NoiseSchedule(model.alphas_cumprod)
-    generator = seeded_generator(settings.seed, 2)
-    cond = model.condition(batch, generator)
-    noise = torch.randn(cond.masked_latents.shape, generator=generator).to(model.device)
-    control = model.control(cond)
-    latents = sample_lcm(
-        lambda x, t: model.predict_noise(x, t, cond, control),
-        noise,
-        schedule,
-        settings.num_inference_steps,
-        generator,
-        settings.solver_steps,
-    )
-    pictures = {f"student, {settings.num_inference_steps} steps": latents}
+    prepared = prepare(model, dict(batch), range(len(batch["img_caption"])), settings.negative_prompt)
+    methods = [student_method(settings.num_inference_steps)]
     if step == 0:
-        both = Conditioning.cat([cond, model.uncondition(cond, settings.negative_prompt)])
-        with adapter_off(model):
-            control = model.control(both)
-
-            def guided(x: Tensor, t: Tensor) -> Tensor:
-                eps = model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), both, control)
-                return guide(*eps.chunk(2), settings.guidance_scale)
-
-            pictures["teacher, 20 steps"] = sample_ddim(guided, noise, schedule, 20)
-    return {tag: (model.decode(z) * 0.5 + 0.5).clamp(0, 1).cpu() for tag, z in pictures.items()}
+        methods.append(teacher_method(20, settings.guidance_scale))
+    return {method.name: decode(model, denoise(model, prepared, method)) for method in methods}
 
 
-OnSample = Callable[[AnyText2, Mapping[str, Any], TrainSettings, int], Mapping[str, Tensor]]
+# model, batch, settings, step -> pictures by tag
+OnSample = Callable[[AnyText2, Mapping[str, Any], TrainSettings, int], Mapping[str, np.ndarray]]
 
 # -- checkpoints ----------------------------------------------------------------------------------------
 
@@ -296,7 +273,7 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
     }
-    with atomic_directory(directory) as temporary:
+    with whole_directory(directory, mark=STATE_FILE) as temporary:
         save_adapter(model, temporary, {"anytext_lcm": json.dumps(about)})
         torch.save(state, temporary / STATE_FILE)
 
@@ -356,12 +333,7 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
         project_config=ProjectConfiguration(
             project_dir=settings.output_dir, logging_dir=str(Path(settings.output_dir) / "logs")
         ),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),  # all buffers are frozen
-            # The cache would hand the student the half-precision weights that the target made without
-            # gradient.
-            AutocastKwargs(cache_enabled=False),
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # all buffers are frozen
     )
     if settings.num_processes not in (None, accelerator.num_processes):
         raise ValueError(
@@ -416,8 +388,7 @@ def _train(
         settings.objective,
         settings.guidance_scale,
         settings.negative_prompt,
-        settings.solver_steps,
-        settings.huber_c,
+        huber_c=settings.huber_c,
     ).eval()  # nothing in the network may drop out or move its statistics
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     step_module, optimizer = accelerator.prepare(step_module, optimizer)
@@ -452,7 +423,7 @@ def _train(
             with accelerator.autocast():
                 pictures = on_sample(model, panel, settings, step)
             for tag, images in pictures.items():
-                writer.add_images(f"samples/{tag}", images, step)
+                writer.add_images(f"samples/{tag}", images, step, dataformats="NHWC")
         accelerator.wait_for_everyone()
 
     show(done)

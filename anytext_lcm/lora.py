@@ -1,13 +1,10 @@
-"""The LoRA adapter: where it goes, on, off, to disk and back. Imports torch, PEFT and `anytext_lcm.model`.
+"""The LoRA adapter: where it goes, on, off, to disk and back. Imports torch, PEFT and the rooms below.
 
 PEFT's layers are put into the model itself and the model stays an AnyText2. PEFT's own wrapper would hide it:
 a PeftModel answers `.model` with what it wraps, and AnyText2 has a `.model` of its own.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anytext_lcm.model.layers import CrossAttention
+from anytext_lcm.outputs import whole_directory, whole_file
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _NAME = "default"  # PEFT's name for the only adapter
@@ -187,33 +185,6 @@ def merge(model: nn.Module) -> nn.Module:
 # -- disk -----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """A temporary directory beside `path` that becomes `path` when the block ends well, and vanishes when it
-    does not.
-
-    Whoever looks sees all of it or nothing. Raises FileExistsError when `path` is there already.
-    """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists already; remove it or name another directory.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp gives access to its owner alone
-        yield temporary
-        os.rename(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def save_adapter(model: nn.Module, directory: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
     """Writes adapter_config.json and adapter_model.safetensors (fp32), in PEFT's own format. Returns the
     directory.
@@ -226,25 +197,29 @@ def save_adapter(model: nn.Module, directory: str | Path, metadata: Mapping[str,
     if not adapter_layers(model):
         raise ValueError("There is no adapter to save; attach one first.")
     if not directory.exists():
-        with atomic_directory(directory) as temporary:
-            _write_adapter(model, temporary, metadata)
+        with whole_directory(directory) as temporary:
+            _write_weights(model, temporary / WEIGHTS_FILE, metadata)
+            _write_config(model, temporary / CONFIG_FILE)
         return directory
-    with tempfile.TemporaryDirectory(dir=directory) as temporary:
-        _write_adapter(model, Path(temporary), metadata)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(Path(temporary) / name, directory / name)
+    with whole_file(directory / WEIGHTS_FILE) as temporary:
+        _write_weights(model, temporary, metadata)
+    with whole_file(directory / CONFIG_FILE) as temporary:
+        _write_config(model, temporary)
     return directory
 
 
-def _write_adapter(model: nn.Module, directory: Path, metadata: Mapping[str, str] | None) -> None:
+def _write_weights(model: nn.Module, path: Path, metadata: Mapping[str, str] | None) -> None:
     state = {key: value.detach().float().cpu().contiguous() for key, value in adapter_state(model).items()}
-    save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt", **(metadata or {})})
+    save_file(state, path, metadata={"format": "pt", **(metadata or {})})
+
+
+def _write_config(model: nn.Module, path: Path) -> None:
     # PEFT keeps the targets as a set, shortened to name endings; the file gets every name, in an order that
     # stays.
     config = model.peft_config[_NAME].to_dict()
     config |= {"target_modules": sorted(adapter_layers(model)), "inference_mode": True}
     text = json.dumps(config, indent=2, sort_keys=True, default=sorted)
-    (directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_adapter(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:

@@ -1,8 +1,8 @@
-"""The settings of a training run, checked before anything is loaded. Imports torch and `anytext_lcm.lcm`."""
+"""The settings of a training run, checked before anything is loaded. Imports torch, lcm and pipeline."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from anytext_lcm.lcm.objectives import OBJECTIVES
 from anytext_lcm.lcm.schedule import lcm_timesteps
+from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT, EMBEDDED_CONFIG, defaults_for
 
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -23,8 +24,10 @@ class TrainSettings:
     """Everything a run depends on; the reason beside a default is also the help of its flag."""
 
     config: str = field(metadata={"help": "yaml of the network, in upstream's format"})
-    teacher_ckpt: str = field(metadata={"help": "weights of the teacher, .ckpt or .safetensors"})
     output_dir: str = field(metadata={"help": "gets checkpoint-N/ and logs/"})
+    teacher_ckpt: str | None = _setting(
+        None, "weights, .ckpt or .safetensors; the embedded network brings its own"
+    )
     # data
     use_mock_dataset: bool = _setting(False, "draw pictures instead of reading them")
     dataset_size: int = _setting(
@@ -34,14 +37,11 @@ class TrainSettings:
     num_workers: int = _setting(0, "processes that prepare batches; 4 a GPU keep one busy, 0 suits notebooks")
     # objective
     objective: str = _setting("lcm", f"what the student matches: {' or '.join(OBJECTIVES)}")
-    guidance_scale: float = _setting(
-        7.5, "the teacher's guidance, built into the student; what AnyText2 is judged with"
+    guidance_scale: float | None = _setting(
+        None, "the teacher's guidance, built into the student; by default 7.5, for the embedded network 2"
     )
-    negative_prompt: str = _setting(
-        "", "image caption of the teacher's unconditional branch; the student cannot take one later"
-    )
-    solver_steps: int = _setting(
-        50, "points of the student's grid: 50 are 20 training timesteps apart, as in LCM"
+    negative_prompt: str | None = _setting(
+        None, "what the teacher is guided away from, built in too; by default what the network is drawn with"
     )
     huber_c: float = _setting(
         1e-3, "where the loss turns from quadratic to absolute; small, since latents are about 1"
@@ -84,16 +84,32 @@ class TrainSettings:
             raise ValueError(
                 f"Unknown training settings {', '.join(unknown)}; see TrainSettings for their names."
             )
-        if missing := sorted({"config", "teacher_ckpt", "output_dir"} - set(values)):
+        if missing := sorted({"config", "output_dir"} - set(values)):
             raise ValueError(f"The training settings lack {', '.join(missing)}.")
-        settings = cls(**values)
+        return cls(**values).resolve()
+
+    def resolve(self) -> "TrainSettings":
+        """Fills in what depends on the network, and checks the rest; raises as `check` does."""
+        network = defaults_for(self.config)
+        checkpoint = self.teacher_ckpt
+        if checkpoint is None:
+            if Path(self.config).resolve() != EMBEDDED_CONFIG.resolve():
+                raise ValueError(f"{self.config} comes without weights; name them with --teacher_ckpt.")
+            checkpoint = str(EMBEDDED_CHECKPOINT)
+        guidance, negative = self.guidance_scale, self.negative_prompt
+        settings = replace(
+            self,
+            teacher_ckpt=checkpoint,
+            guidance_scale=network.guidance_scale if guidance is None else guidance,
+            negative_prompt=network.negative_prompt if negative is None else negative,
+        )
         settings.check()
         return settings
 
     def check(self) -> None:
         """Raises ValueError or FileNotFoundError with what is wrong, before anything is loaded."""
         for name in (
-            "dataset_size", "solver_steps", "lora_rank", "train_batch_size", "gradient_accumulation_steps",
+            "dataset_size", "lora_rank", "train_batch_size", "gradient_accumulation_steps",
             "max_train_steps", "checkpointing_steps", "num_inference_steps",
         ):  # fmt: skip
             value = getattr(self, name)
@@ -115,7 +131,7 @@ class TrainSettings:
             raise ValueError(
                 f"--mixed_precision {self.mixed_precision!r} is unknown; choose {', '.join(PRECISIONS)}."
             )
-        lcm_timesteps(self.num_inference_steps, self.solver_steps)
+        lcm_timesteps(self.num_inference_steps)
         for name in ("config", "teacher_ckpt"):
             if not Path(getattr(self, name)).is_file():
                 raise FileNotFoundError(f"--{name} {getattr(self, name)} does not exist.")

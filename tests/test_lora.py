@@ -265,17 +265,6 @@ def test_an_existing_directory_keeps_its_other_files(saved, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-def test_nothing_half_written_is_seen(tmp_path):
-    with pytest.raises(RuntimeError), lora.atomic_directory(tmp_path / "new") as temporary:
-        (temporary / "half").write_text("x")
-        assert not (tmp_path / "new").exists()
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "old").mkdir()
-    with pytest.raises(FileExistsError, match="old"), lora.atomic_directory(tmp_path / "old"):
-        pass
-
-
 def test_adapters_that_do_not_fit(saved, tmp_path):
     directory, _ = saved
     with pytest.raises(FileNotFoundError, match="adapter_config.json"):
