@@ -305,16 +305,19 @@ def compare(
     reference = reference_of(chosen)
     prepared = prepare_panel(model, panel, negative_prompt)
     results: dict[str, MethodResult] = {}
+    how: dict[str, dict[str, Any]] = {}
     for method in chosen:
         result = run_method(model, panel, method, prepared, show)
         results[result.name] = result
+        how[result.name] = asdict(method) if isinstance(method, Method) else {"name": method}
 
     judged = PanelJudge(panel, panel.seed)
     target = results[reference].images if reference else None
     rows, scores = {}, {}
     for name, result in tqdm(results.items(), desc="judge", leave=False, disable=None if show else True):
         scores[name], measures = judged(result.images, target)
-        rows[name] = _costs(result, len(panel), results.get(reference)) | measures
+        costs = _costs(result, len(panel), results.get(reference))
+        rows[name] = {"method": how[name], **costs, **measures}
     if reference and scores[reference].correct.any():
         for name, row in rows.items():
             row["retention"] = asdict(

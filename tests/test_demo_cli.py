@@ -1,0 +1,98 @@
+"""The demo: distils, draws, judges, and leaves either all of its folder or what was there before."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from anytext_lcm import demo, pipeline
+from anytext_lcm.lora import attach, load_adapter, save_adapter
+from anytext_lcm.model.anytext2 import AnyText2
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights in the place of the embedded ones."""
+    torch.manual_seed(4)
+    path = tmp_path_factory.mktemp("assets") / "teacher.safetensors"
+    state = AnyText2.from_config(pipeline.EMBEDDED_CONFIG).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def embedded(weights, monkeypatch):
+    monkeypatch.setattr(pipeline, "EMBEDDED_CHECKPOINT", weights)
+    monkeypatch.setattr(demo, "METHODS", ("teacher-2", "student-1"))
+
+
+def instead(folder, steps, seed=0, processes=None):
+    """What `distil` leaves behind, in no time."""
+    checkpoint = folder / f"checkpoint-{steps}"
+    save_adapter(attach(AnyText2.from_config(pipeline.EMBEDDED_CONFIG), 2, 2), checkpoint)
+    (folder / "logs").mkdir()
+    return checkpoint
+
+
+def test_the_folder_holds_everything(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "distil", instead)
+    output = tmp_path / "demo"
+    assert demo.main(["--output", str(output), "--steps", "3", "--prompts", "2"]) == 0
+    names = ["adapter", "grid.png", "logs", "report.json", "table.txt"]
+    assert sorted(path.name for path in output.iterdir()) == names
+    assert list(tmp_path.iterdir()) == [output]
+    report = json.loads((output / "report.json").read_text())
+    assert report["settings"]["adapter_steps"] == 3 and report["panel"]["prompts"] == 2
+    printed = capsys.readouterr().out
+    assert printed.count("lines right") == 1 and "student-1" in printed and str(output) in printed
+    load_adapter(AnyText2.from_config(pipeline.EMBEDDED_CONFIG), output / "adapter")
+
+
+def test_a_failed_run_leaves_the_former_results(tmp_path, monkeypatch, capsys):
+    def fails(folder, *_):
+        folder.mkdir()
+        raise ValueError("The training failed.")
+
+    output = tmp_path / "demo"
+    output.mkdir()
+    (output / "report.json").write_text("former")
+    monkeypatch.setattr(demo, "distil", fails)
+    assert demo.main(["--output", str(output), "--prompts", "2"]) == 2
+    assert capsys.readouterr().err == "error: The training failed.\n"
+    assert (output / "report.json").read_text() == "former"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--steps", "0"], ["--steps", "x"], ["--prompts", "1"], ["--prompts", "-4"], ["--seed", "-1"],
+     ["--seed", "x"], ["--output", "/dev/null/demo"], ["--colour", "red"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_bad_values_end_with_code_2(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "distil", None)
+    try:
+        code = demo.main(options)
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    assert code == 2
+    assert "error: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_teacher_is_said_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "EMBEDDED_CHECKPOINT", tmp_path / "none.safetensors")
+    monkeypatch.setattr(demo, "distil", None)
+    assert demo.main(["--output", str(tmp_path / "demo"), "--prompts", "2"]) == 2
+    assert "build_teacher" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.full)])
+def test_distilling(tmp_path, monkeypatch, processes):
+    monkeypatch.setattr(demo, "DEFAULTS", demo.DemoSettings(batch=2, rank=4, pictures=8))
+    checkpoint = demo.distil(tmp_path / "training", 1, processes=processes)
+    assert (tmp_path / "training" / "logs").is_dir()
+    load_adapter(AnyText2.from_config(pipeline.EMBEDDED_CONFIG), checkpoint)
