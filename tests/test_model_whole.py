@@ -339,13 +339,11 @@ def test_the_whole_network_runs_in_bf16(small):
     assert relative_error(eps, small.predict_noise(x, t, fp32, small.control(fp32))) < 0.1
 
 
-def test_a_model_built_without_memory_takes_loaded_tensors(small):
-    from omegaconf import OmegaConf
-    from small_models import EMBEDDED
-
-    with torch.device("meta"):
-        empty = AnyText2(OmegaConf.to_container(OmegaConf.load(EMBEDDED))["model"]["params"])
-    full = AnyText2.from_config(EMBEDDED)
-    load_strict(empty, full.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(empty.state_dict().values(), full.state_dict().values(), strict=True))
-    assert not any(p.is_meta for p in empty.parameters())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_built_without_memory_takes_loaded_tensors(small, dtype):
+    empty = miniature().to("meta").to(dtype)
+    load_strict(empty, small.state_dict())
+    for key, value in empty.state_dict().items():
+        assert torch.equal(value, small.state_dict()[key].to(value.dtype)), key
+    assert not any(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
+    assert empty.dtype == dtype and empty.alphas_cumprod.dtype == torch.float32
