@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,9 @@ def _train_rank(rank: int, world: int, port: int, settings: Mapping[str, Any]) -
     """One of the processes that average their gradients; the first one shows progress."""
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), ACCELERATE_USE_CPU="1",
+        WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), ACCELERATE_USE_CPU="1", OMP_NUM_THREADS="1",
     )  # fmt: skip
+    warnings.simplefilter("ignore", FutureWarning)  # of torch about an option that accelerate passes on
     torch.set_num_threads(1)
     run_distillation(settings, None)
 
