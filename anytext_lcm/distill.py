@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -333,7 +333,6 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
         project_config=ProjectConfiguration(
             project_dir=settings.output_dir, logging_dir=str(Path(settings.output_dir) / "logs")
         ),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # all buffers are frozen
     )
     if settings.num_processes not in (None, accelerator.num_processes):
         raise ValueError(

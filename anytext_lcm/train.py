@@ -3,6 +3,7 @@ anytext_lcm.train` for one process.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -54,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"The adapter is in {last}")
+    if os.environ.get("RANK", "0") == "0":  # one line, however many processes were launched
+        print(f"The adapter is in {last}")
     return 0
 
 

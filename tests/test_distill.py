@@ -421,7 +421,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(teacher, tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         lora.attach(model, 2, 2)
-    step, dataset = DistillStep(model), distill.build_dataset(configuration)
+    step, dataset = DistillStep(model, guidance_scale=2.0), distill.build_dataset(configuration)
     optimizer = torch.optim.AdamW(lora.adapter_state(model).values(), lr=1e-2, weight_decay=0.0)
     for update in range(2):
         for micro in (2 * update, 2 * update + 1):
