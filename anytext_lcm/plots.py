@@ -215,6 +215,8 @@ def intervals(rows: Mapping[str, object], x_label: str, title: str = "") -> Figu
     for i, row in enumerate(rows.values()):
         axis.plot([row.low, row.high], [i, i], color="C0", linewidth=2)
         axis.plot(row.value, i, "o", color="C0")
+        axis.annotate(f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]", (1.02, i), fontsize=8, va="center",
+                      xycoords=("axes fraction", "data"))  # fmt: skip
     axis.set_yticks(range(len(rows)), list(rows), fontsize=9)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     _finish(axis, x_label, "", title, False)

@@ -1,0 +1,55 @@
+"""Figures: made of plain values, the right number of axes, and no trace in matplotlib's state."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib._pylab_helpers import Gcf
+from matplotlib.figure import Figure
+from small_models import EMBEDDED
+
+from anytext_lcm import plots
+from anytext_lcm.judge import Interval
+from anytext_lcm.model.anytext2 import AnyText2
+
+T = torch.arange(5)
+PICTURE = np.zeros((8, 8, 3), np.uint8)
+CALLS = {
+    "grid": lambda: plots.picture_grid([[PICTURE, None], [torch.zeros(1, 8, 8)]], ["a", "b"], ["c", "d"], "e"),
+    "outlines": lambda: plots.picture_grid([[PICTURE]], outlines=[[[np.array([[1, 1], [6, 1], [6, 6]])]]]),
+    "lines": lambda: plots.lines({"a": (T, T), "b": (None, [1, 2])}, "x", "y", "t", y_scale="log"),
+    "panels": lambda: plots.panels({"loss": {"a": (T, T)}, "gap": {"a": (T, T)}}, "t"),
+    "bars": lambda: plots.bars({"a": {"x": 1.0, "y": 2}, "b": {"y": 1}}, "n"),
+    "histograms": lambda: plots.histograms([{"a": T, "b": T}], ["1 step"], np.linspace(0, 5, 6), np.ones(5)),
+    "intervals": lambda: plots.intervals({"a": Interval(0.5, 0.4, 0.6, 9)}, "share"),
+    "unet": lambda: plots.unet_map(AnyText2.from_config(EMBEDDED, device="meta").model.diffusion_model),
+}
+AXES = {"grid": 4, "panels": 2, "histograms": 2}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_figure_that_draws(name):
+    figure = CALLS[name]()
+    assert isinstance(figure, Figure) and len(figure.axes) == AXES.get(name, 1)
+    assert figure.get_size_inches()[0] <= 8 and figure.dpi == 72
+    figure.draw_without_rendering()
+    assert not Gcf.figs
+
+
+def test_pictures_of_every_form_look_alike():
+    floats = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1).expand(3, 2, 2)
+    assert np.allclose(plots.as_picture(floats)[0, 0], [0, 0.5, 1])
+    assert plots.as_picture(PICTURE) is not None and plots.as_picture(np.ones((1, 4, 5))).shape == (4, 5)
+
+
+def test_the_map_marks_attnx_where_the_network_has_it():
+    unet = AnyText2.from_config(EMBEDDED, device="meta").model.diffusion_model
+    boxes = {text.get_text(): text.get_bbox_patch() for text in plots.unet_map(unet).axes[0].texts}
+    marked = {name for name, box in boxes.items() if box and box.get_facecolor()[:3] == boxes_color("#f2a65a")}
+    assert marked == {"middle_block", "output_blocks.0", "output_blocks.1", "+ attention + AttnX"}
+    assert {f"+ residual {i}" for i in range(5)} <= set(boxes)
+
+
+def boxes_color(text):
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(text)
