@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,notebooks]'
 	@touch $@
 
-demo: $(STAMP)  ## draw one prompt with the teacher and with the few-step student, on a CPU
+demo: $(STAMP)  ## distil the embedded teacher, draw with both, read and compare: outputs/demo
 	$(BIN)/python -m anytext_lcm.demo
 
 test: lint  ## lint, unit tests, notebooks against their stored outputs
