@@ -432,7 +432,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(teacher, tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     for key, value in weights(last).items():
-        # Adam blows up the rounding of gradients near its eps: 5 % of one update of 1e-2. Single runs are a whole one off.
+        # Adam blows up the rounding of gradients near its eps: 5 % of one update of 1e-2 is allowed for it.
         torch.testing.assert_close(value, lora.adapter_state(model)[key].detach(), rtol=1e-3, atol=5e-4)
 
 

@@ -10,12 +10,13 @@ PACKAGE = Path(__file__).parents[1] / "anytext_lcm"
 MAY_IMPORT = {
     "outputs": set(),
     "lcm": set(),
-    "settings": {"lcm"},
     "model": {"lcm"},
     "data": set(),
     "lora": {"model", "outputs"},
     "judge": {"data"},
+    "sheet": {"data"},
     "pipeline": {"lcm", "model", "data", "lora"},
+    "settings": {"lcm", "pipeline"},
     "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings"},
     "plots": {"lcm", "model", "data", "lora", "judge", "pipeline", "settings", "distill"},
 }
