@@ -431,9 +431,12 @@ def test_two_processes_train_as_one_with_twice_the_batch(teacher, tmp_path):
         torch.nn.utils.clip_grad_norm_(list(lora.adapter_state(model).values()), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    for key, value in weights(last).items():
-        # Adam blows up the rounding of gradients near its eps: 5 % of one update of 1e-2 is allowed for it.
-        torch.testing.assert_close(value, lora.adapter_state(model)[key].detach(), rtol=1e-3, atol=5e-4)
+    by_hand = lora.adapter_state(model)
+    pairs = [(value.flatten(), by_hand[key].detach().flatten()) for key, value in weights(last).items()]
+    mine, expected = (torch.cat(side) for side in zip(*pairs, strict=True))
+    close = torch.isclose(mine, expected, rtol=1e-3, atol=1e-4).float().mean()
+    assert close > 0.999  # Adam blows up the rounding of the few gradients near its eps ...
+    torch.testing.assert_close(mine, expected, rtol=1e-3, atol=5e-4)  # ... to 5 % of one update of 1e-2 at most
 
 
 # -- the command ------------------------------------------------------------------------------------------
