@@ -50,9 +50,9 @@ LETTERS_AND_DIGITS = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKMNPQRSTUVWXYZ23456789"
 """Random strings avoid what a reader confuses: 0 O o, 1 I l i, L."""
 
 MIN_CONTRAST = 80.0  # luma between a text and anything of the background behind it
-MIN_HEIGHT, MAX_HEIGHT = 28.0, 46.0  # of the font's box, ascender to descender
-MIN_ADVANCE = 15.0  # a character's width on average; narrower ones do not survive an 8 x 8 autoencoder
-MAX_SLACK = 4.0  # how far the condition polygon may exceed the text on each side
+MIN_HEIGHT, MAX_HEIGHT = 30.0, 46.0  # of the font's box, ascender to descender
+MIN_ADVANCE = 16.0  # a character's width on average; narrower ones do not survive an 8 x 8 autoencoder
+MAX_SLACK = 3.0  # how far the condition polygon may exceed the text on each side
 MIN_ASPECT = 1.3  # width to height of a line; squarer polygons are taken for vertical text
 MARGIN = 1.0  # of the text quad around the ink
 GAP = 3.0  # between lines, and between text and objects
@@ -369,9 +369,9 @@ def _place_line(
 ) -> _Block | None:
     """Draw text, font, size, angle and place; None if it cannot be placed. Marks what it takes in `taken`."""
     text, font = _draw_text(rng, split), _pick(rng, TEXT_FONTS)
-    width_factor = rng.uniform(0.85, 1.15)
-    slant = 0.0 if font in ITALIC_FONTS else rng.uniform(-8, 8)
-    angle = rng.uniform(-15, 15) if rng.random() < 0.35 else 0.0
+    width_factor = rng.uniform(0.9, 1.1)
+    slant = 0.0 if font in ITALIC_FONTS else rng.uniform(-6, 6)
+    angle = rng.uniform(-15, 15) if rng.random() < 0.3 else 0.0
     slack = rng.uniform(0, MAX_SLACK * scale, 4)  # left, top, right, bottom
 
     # Sizes in em: what the font's box, the advance of a character and the picture allow.
@@ -389,7 +389,7 @@ def _place_line(
     smallest, largest = int(np.ceil(low * _SUPER)), int(high * _SUPER)  # font sizes of the enlarged layer
     if smallest > largest:
         return None
-    layer_em = int(rng.integers(smallest, largest + 1))
+    layer_em = int(rng.integers(smallest, largest + 1, size=2).max())  # rather large than small
 
     mask = _draw_ink(text, font, layer_em)
     transform, width, height = _ink_frame(mask, width_factor, slant)
