@@ -1,9 +1,8 @@
 """Rebuilds the embedded teacher from nothing: `python -m anytext_lcm.build_teacher`.
 
-Six stages, each of which can be run alone and continued after an interruption:
+Five stages, each of which can be run alone and continued after an interruption:
     data        pictures and conditioning of the mock task, drawn once into memory-mapped columns
-    vae         autoencoder on text-centred crops
-    decoder     its decoder alone, on latents with noise added: the diffusion model's latents are never exact
+    vae         a linear encoder from principal components, then its decoder on text-centred crops
     recogniser  CTC on drawn lines; one set of weights for both of AnyText2's predictors, frozen afterwards
     features    latents and recogniser features of every picture, so that the last stage runs on what is left
     diffusion   UNet, WriteNet, text tower and the trainable part of the embedding manager, on v
@@ -15,12 +14,12 @@ other down on a busy machine), or on one GPU. May import: data, model, lcm.
 
 import argparse
 import json
+import math
 import os
 import string
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -35,10 +34,10 @@ from tqdm import tqdm
 
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.model.vae import AutoencoderKL, ResnetBlock
+from anytext_lcm.model.vae import AutoencoderKL
 
 CONFIG = "models_yaml/anytext2_tiny.yaml"
-STAGES = ("data", "vae", "recogniser", "features", "diffusion", "decoder", "export")
+STAGES = ("data", "vae", "recogniser", "features", "diffusion", "export")
 CHARACTERS = "".join(chr(c) for c in range(33, 127)) + " "  # class 0 is CTC's blank
 
 
@@ -48,12 +47,11 @@ class Recipe:
 
     seed: int = 0
     pictures: int = 24_000  # the diffusion sees each once or twice, at four noise levels a time
-    vae_steps: int = 2400
+    vae_steps: int = 1500
     vae_batch: int = 12  # 64 px crops a process
     vae_lr: float = 2e-3
-    vae_kl: float = 1e-3  # leaves posterior noise worth hiding small errors of the diffusion model in
-    decoder_steps: int = 1200
-    decoder_noise: float = 0.35  # largest added noise, in standard deviations of the latents
+    posterior_noise: float = 0.05  # of latents with deviation 1
+    decoder_noise: float = 0.25  # largest noise the decoder is trained to bear: the diffusion's latents are not exact
     recogniser_steps: int = 600
     recogniser_batch: int = 32
     diffusion_steps: int = 4_600  # what there was time for; the text was still becoming more legible
@@ -125,18 +123,20 @@ def _save(path: Path, content: object) -> None:
 
 
 def _autocast(rank: Rank):
-    return torch.autocast(rank.device.type, torch.bfloat16)
+    """bfloat16 where the hardware multiplies it; without AVX512-BF16 a CPU takes ten times as long as in float32."""
+    fast = rank.device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.autocast(rank.device.type, torch.bfloat16, enabled=fast)
 
 
-def _restore(path: Path, module: nn.Module, average: AveragedModel, optimiser: torch.optim.Optimizer) -> int:
+def _restore(path: Path, module: nn.Module, average: AveragedModel, *optimisers: torch.optim.Optimizer) -> int:
     """Puts a training state back where there is one and returns its step."""
     if not path.exists():
         return 0
     saved = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(saved["raw"])
     average.load_state_dict(saved["average"])
-    if "optimiser" in saved:  # weights that `start_from` put there have none
-        optimiser.load_state_dict(saved["optimiser"])
+    for optimiser, state in zip(optimisers, saved.get("optimisers", ()), strict=False):
+        optimiser.load_state_dict(state)  # weights that `start_from` put there have none
     return saved["step"]
 
 
@@ -232,90 +232,93 @@ def _crops(columns: dict, rng: np.random.Generator, count: int, whole: bool) -> 
     return torch.from_numpy(np.stack(images)).float() / 127.5 - 1, torch.from_numpy(np.stack(masks)).float()[:, None]
 
 
-class _AutoencoderLoss(nn.Module):
-    """noise = 0 trains encoder and decoder; above 0 the decoder alone, on latents that noisy at most."""
+def _fit_patches(columns: dict, vae: AutoencoderKL, noise: float, text_weight: float) -> None:
+    """Encoder and linear decoder from the principal components of 3,000 pictures' squares, text weighted up.
 
-    def __init__(self, vae: nn.Module, kl: float, text_weight: float, noise: float):
+    Channels are divided by the root of their deviation: coarse ones are still larger than fine ones, so that the
+    noise of diffusion buries them later. All together have variance 1; `noise` is the posterior's deviation.
+    """
+    conv, linear = vae.encoder.conv, vae.decoder.linear
+    patch, z = conv.stride[0], linear.in_channels
+    images = np.array(columns["img"][:3000], dtype=np.float32) / 127.5 - 1
+    squares = images.reshape(len(images), 3, SIDE // patch, patch, SIDE // patch, patch).transpose(0, 2, 4, 1, 3, 5)
+    squares = squares.reshape(-1, 3 * patch * patch)
+    masks = np.unpackbits(np.array(columns["positions"][:3000]), axis=2).any(1)
+    text = masks.reshape(-1, SIDE // patch, patch, SIDE // patch, patch).mean((2, 4)).reshape(-1)
+    weight = 1 + (text_weight - 1) * text
+    mean = np.average(squares, axis=0, weights=weight)
+    squares = squares - mean
+    covariance = (squares * weight[:, None]).T @ squares / weight.sum()
+    axes = np.linalg.eigh(covariance.astype(np.float64))[1][:, ::-1][:, :z]  # the largest first
+    spread = (squares @ axes).std(0)
+    gain = spread**-0.5 / np.sqrt(spread.mean())  # channel i gets the deviation sqrt(spread_i), then mean square 1
+    with torch.no_grad():
+        conv.weight.zero_(), conv.bias.zero_()
+        conv.weight[:z] = torch.from_numpy((axes * gain).T.copy()).float().view(z, 3, patch, patch)
+        conv.bias[:z] = torch.from_numpy(-(mean @ axes) * gain).float()
+        conv.bias[z:] = 2 * math.log(noise)
+        linear.weight.copy_(torch.from_numpy((axes / gain).T.copy()).float().view(z, 3, patch, patch))
+        linear.bias.copy_(torch.from_numpy(mean.reshape(3, -1).mean(1)).float())
+        for identity in (vae.quant_conv, vae.post_quant_conv):
+            identity.weight.copy_(torch.eye(identity.out_channels)[:, :, None, None]), identity.bias.zero_()
+        vae.decoder.correction.conv_out.weight.zero_(), vae.decoder.correction.conv_out.bias.zero_()
+    vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
+
+
+class _DecoderLoss(nn.Module):
+    """Pixels and edges after a decoder that sees latents with up to `noise` added: the diffusion's are not exact."""
+
+    def __init__(self, vae: nn.Module, text_weight: float, noise: float):
         super().__init__()
-        self.vae, self.kl, self.text_weight, self.noise = vae, kl, text_weight, noise
+        self.vae, self.text_weight, self.noise = vae, text_weight, noise
 
-    def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.set_grad_enabled(self.noise == 0):
-            mean, logvar = self.vae.encode(images)
-        mean, logvar = mean.float(), logvar.float()
-        z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-        if self.noise:
-            level = self.noise * mean.std() * torch.rand(len(z), 1, 1, 1, device=z.device)
-            z = z + level * torch.randn_like(z)
-        output = self.vae.decode(z).float()
+    def forward(self, images: Tensor, text: Tensor) -> Tensor:
+        with torch.no_grad():
+            z, _ = self.vae.encode(images)
+            z = z + self.noise * torch.rand(len(z), 1, 1, 1, device=z.device) * torch.randn_like(z)
+        error = self.vae.decode(z).float() - images
         weight = 1 + (self.text_weight - 1) * text
-        error = output - images
         edges = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (2, 3))
-        pixels = ((error.abs() + error.square()) * weight).mean()
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        parts = {
-            "pixels": pixels,
-            "edges": edges,
-            "kl": kl,
-            "std": mean.std(),
-            "noise": torch.exp(0.5 * logvar).mean(),
-        }
-        return pixels + 0.5 * edges + self.kl * kl, {k: v.detach() for k, v in parts.items()}
+        return ((error.abs() + error.square()) * weight).mean() + 0.5 * edges
 
 
-def _train_autoencoder(rank: Rank, work: Path, recipe: Recipe, decoder_only: bool) -> None:
+def _train_autoencoder(rank: Rank, work: Path, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     columns = _columns(work, recipe.pictures)
-    name = "decoder" if decoder_only else "vae"
-    total, path = (recipe.decoder_steps if decoder_only else recipe.vae_steps), work / f"{name}.pt"
+    total, path = recipe.vae_steps, work / "vae.pt"
     vae = AnyText2.from_config(CONFIG).first_stage_model.train()
-    if decoder_only:
-        vae.load_state_dict(_averaged(work / "vae.pt"))
-        vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
-    else:
-        _begin_gently(vae)
+    _fit_patches(columns, vae, recipe.posterior_noise, recipe.text_weight)
     vae.to(rank.device, memory_format=torch.channels_last)
     parameters = [p for p in vae.parameters() if p.requires_grad]
-    peak = recipe.vae_lr * (0.5 if decoder_only else 1.0)
-    optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.vae_lr, betas=(0.9, 0.99), weight_decay=1e-4)
     average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     start = _restore(path, vae, average, optimiser)
-    noise = recipe.decoder_noise if decoder_only else 0.0
-    loss_of = _parallel(_AutoencoderLoss(vae, recipe.vae_kl, recipe.text_weight, noise), rank)
+    loss_of = _parallel(_DecoderLoss(vae, recipe.text_weight, recipe.decoder_noise), rank)
     torch.manual_seed(1000 * start + rank.index)
-    bar = tqdm(range(start, total), initial=start, total=total, desc=name, disable=not rank.main, mininterval=5)
+    bar = tqdm(range(start, total), initial=start, total=total, desc="vae", disable=not rank.main, mininterval=5)
     for step in bar:
         whole = step >= 0.9 * total  # the last steps see the edges of whole pictures too
         batch = recipe.vae_batch // (3 if whole else 1) * (8 if rank.device.type == "cuda" else 1)
         images, text = _crops(columns, rank.rng(1, step), batch, whole)
         for group in optimiser.param_groups:
-            group["lr"] = _rate(step, total, peak, 0.5)
+            group["lr"] = _rate(step, total, recipe.vae_lr, 0.5)
         with _autocast(rank):
-            loss, parts = loss_of(images.to(rank.device, memory_format=torch.channels_last), text.to(rank.device))
+            loss = loss_of(images.to(rank.device, memory_format=torch.channels_last), text.to(rank.device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         average.update_parameters(vae)
         if rank.main and step % 25 == 0:
-            bar.set_postfix({k: f"{v.item():.4f}" for k, v in parts.items()})
+            bar.set_postfix(loss=f"{loss.item():.4f}")
         if rank.main and (step % 200 == 199 or step == total - 1):
             state = dict(
                 raw=vae.state_dict(),
                 average=average.state_dict(),
-                optimiser=optimiser.state_dict(),
+                optimisers=[optimiser.state_dict()],
                 step=step + 1,
             )
             _save(path, state)
-
-
-def _begin_gently(vae: AutoencoderKL) -> None:
-    """Little posterior noise and a nearly linear network, or colours and strokes are found late."""
-    with torch.no_grad():
-        vae.quant_conv.bias[vae.quant_conv.bias.shape[0] // 2 :] = -5.0
-        for module in vae.modules():
-            if isinstance(module, ResnetBlock):
-                module.conv2.weight.zero_(), module.conv2.bias.zero_()
 
 
 def _averaged(path: Path) -> dict[str, Tensor]:
@@ -520,6 +523,79 @@ def trainable(model: AnyText2) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal, weight matrix by weight matrix (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon), scaled to the size of Adam's (Liu et al., arXiv:2502.16982, eq. 4).
+
+    torch.optim.Muon takes matrices alone and works in bfloat16; this one takes convolutions as (out, in * k * k),
+    works in float32, and with several ranks each does its share and sums up. All gradients must be averaged.
+    """
+
+    def __init__(self, params, lr: float, rank: Rank, momentum: float = 0.95, weight_decay: float = 0.01):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        self.rank = rank
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            params = group["params"]
+            by_shape: dict[tuple[int, int], list[int]] = {}
+            for i, p in enumerate(params):
+                state = self.state[p]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                by_shape.setdefault((len(p), p[0].numel()), []).append(i)
+            updates: list[Tensor] = [None] * len(params)
+            flat = torch.zeros(sum(p.numel() for p in params), device=params[0].device)
+            for i, (p, part) in enumerate(zip(params, flat.split([p.numel() for p in params]), strict=True)):
+                updates[i] = part.view(p.shape)
+            for shape, members in by_shape.items():
+                mine = members[self.rank.index :: self.rank.world]
+                if not mine:
+                    continue
+                grads, momenta = ([params[i].grad for i in mine], [self.state[params[i]]["momentum"] for i in mine])
+                nesterov = [g.lerp(m, group["momentum"]) for g, m in zip(grads, momenta, strict=True)]
+                whitened = _orthogonal(torch.stack([g.reshape(shape) for g in nesterov]))
+                for i, update in zip(mine, whitened.unbind(), strict=True):
+                    updates[i].copy_(update.view(params[i].shape))
+            if self.rank.world > 1:
+                dist.all_reduce(flat)
+            for p, update in zip(params, updates, strict=True):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-0.2 * group["lr"] * max(len(p), p[0].numel()) ** 0.5)
+
+
+def _orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """(n, a, b) to matrices with the same singular vectors and singular values near 1 (Newton-Schulz, quintic)."""
+    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if matrices.shape[1] > matrices.shape[2] else x
+
+
+def _optimisers(model: AnyText2, recipe: Recipe, rank: Rank) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside UNet and WriteNet, AdamW for all else (ends, biases, norms, text parts)."""
+    ends = {id(model.model.diffusion_model.input_blocks[0][0].weight), id(model.model.diffusion_model.out[2].weight)}
+    ends |= {id(model.control_model.input_blocks[0][0].weight), id(model.control_model.fuse_block_za.weight)}
+    ends |= {id(p) for stack in (model.control_model.glyph_block, model.control_model.position_block)
+             for p in stack.parameters()}  # fmt: skip
+    inner = [
+        p
+        for net in (model.model, model.control_model)
+        for p in net.parameters()
+        if p.requires_grad and p.ndim > 1 and id(p) not in ends
+    ]
+    chosen = {id(p) for p in inner}
+    others = [p for p in trainable(model) if id(p) not in chosen]
+    return [
+        Muon(inner, lr=recipe.diffusion_lr, rank=rank),
+        torch.optim.AdamW(others, lr=recipe.diffusion_lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True),
+    ]
+
+
 def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     model = load_parts(work, rank.device)
@@ -527,11 +603,11 @@ def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
     for net in (model.model, model.control_model):
         net.to(memory_format=torch.channels_last)
     parameters = trainable(model)
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.diffusion_lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    optimisers = _optimisers(model, recipe, rank)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
     batches = _Batches(work, recipe, rank.device, model.scale_factor)
     path = work / "diffusion.pt"
-    start = _restore(path, model, average, optimiser)
+    start = _restore(path, model, average, *optimisers)
     loss_of = _parallel(_DiffusionLoss(model, recipe.copies, recipe.text_weight), rank)
     log = (work / "diffusion.jsonl").open("a") if rank.main else None
     bar = tqdm(
@@ -546,14 +622,16 @@ def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
     for step in bar:
         count = recipe.diffusion_batch * (16 if rank.device.type == "cuda" else 1)
         batch, latents, t, noise = batches.draw(rank.rng(3, step), count)
-        for group in optimiser.param_groups:
+        for group in (g for o in optimisers for g in o.param_groups):
             group["lr"] = _rate(step, recipe.diffusion_steps, recipe.diffusion_lr, recipe.decay)
         with _autocast(rank):
             loss, errors = loss_of(batch, latents, t, noise)
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         average.update_parameters(model)
         mean += loss.item()
         if rank.main and step % 100 == 99:
@@ -567,11 +645,11 @@ def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
             log.write(json.dumps(row) + "\n"), log.flush()
             bar.set_postfix(loss=f"{row['loss']:.4f}")
             mean = 0.0
-        if rank.main and (step % 500 == 499 or step == recipe.diffusion_steps - 1):
+        if rank.main and (step % 250 == 249 or step == recipe.diffusion_steps - 1):
             state = dict(
                 raw=model.state_dict(),
                 average=average.state_dict(),
-                optimiser=optimiser.state_dict(),
+                optimisers=[o.state_dict() for o in optimisers],
                 step=step + 1,
             )
             _save(path, state)
@@ -584,8 +662,6 @@ def load_average(work: Path) -> AnyText2:
     """The averaged weights of the last saved step."""
     model = AnyText2.from_config(CONFIG)
     model.load_state_dict(_averaged(work / "diffusion.pt"))
-    if (work / "decoder.pt").exists():
-        model.first_stage_model.load_state_dict(_averaged(work / "decoder.pt"))
     model.scale_factor = json.loads((work / "features.done").read_text())["scale_factor"]
     return model.eval()
 
@@ -623,9 +699,7 @@ def main(argv: list[str] | None = None) -> None:
         if stage == "data":
             stage_data(args.work, recipe, args.processes)
         elif stage == "vae":
-            _launch(partial(_train_autoencoder, decoder_only=False), args.work, recipe, args.processes)
-        elif stage == "decoder":
-            _launch(partial(_train_autoencoder, decoder_only=True), args.work, recipe, args.processes)
+            _launch(_train_autoencoder, args.work, recipe, args.processes)
         elif stage == "recogniser":
             if not (args.work / "recogniser.pt").exists():
                 _launch(_train_recogniser, args.work, recipe, 1)

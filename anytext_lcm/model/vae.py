@@ -156,12 +156,50 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
+class PatchEncoder(nn.Module):
+    """(B, 3, H, W) -> moments (B, 2z, H/patch, W/patch), each linear in its own square of pixels.
+
+    What the embedded teacher uses: principal components need no training, and a network that has to draw
+    letters from their shape learns much sooner in latents that are linear in the pixels.
+    """
+
+    def __init__(self, in_channels: int, z_channels: int, patch: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 2 * z_channels, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class PatchDecoder(nn.Module):
+    """(B, z, h, w) -> (B, out_ch, patch*h, patch*w): the patch encoder's transpose plus a correction.
+
+    The correction is a Decoder whose levels enlarge less than `patch`; what is missing is folded out of
+    channels in one step (pixel shuffle), which spares the convolutions at the picture's full size.
+    """
+
+    def __init__(self, out_ch: int, patch: int, ch_mult: list[int], z_channels: int, **decoder):
+        super().__init__()
+        grown = 2 ** (len(ch_mult) - 1)
+        if patch % grown:
+            raise ValueError(f"first_stage_config.ddconfig: patch {patch} must be a multiple of {grown}, the "
+                             f"factor of {len(ch_mult)} levels in ch_mult.")  # fmt: skip
+        shuffle = patch // grown
+        self.linear = nn.ConvTranspose2d(z_channels, out_ch, patch, stride=patch)
+        self.correction = Decoder(out_ch * shuffle**2, ch_mult=ch_mult, z_channels=z_channels, **decoder)
+        self.shuffle = nn.PixelShuffle(shuffle)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.linear(z) + self.shuffle(self.correction(z))
+
+
 class AutoencoderKL(nn.Module):
     """Stable Diffusion's autoencoder (upstream `ldm/models/autoencoder.py`).
 
     ddconfig: upstream's keys (`ch`, `ch_mult`, `num_res_blocks`, `z_channels`, `in_channels`, `out_ch`,
-    `double_z`, `attn_resolutions`, `resolution`, `dropout`) and `norm_groups` (32 upstream). Raises
-    ValueError for a setting that upstream's checkpoint does not use and this class does not build.
+    `double_z`, `attn_resolutions`, `resolution`, `dropout`), `norm_groups` (32 upstream), and `patch`: given,
+    PatchEncoder and PatchDecoder take the place of Encoder and Decoder. Raises ValueError for a setting that
+    upstream's checkpoint does not use and this class does not build.
     """
 
     def __init__(self, ddconfig: dict, embed_dim: int, **_unused):
@@ -179,8 +217,12 @@ class AutoencoderKL(nn.Module):
             z_channels=z,
             groups=groups,
         )
-        self.encoder = Encoder(cfg["in_channels"], **common)
-        self.decoder = Decoder(cfg["out_ch"], **common)
+        if "patch" in cfg:
+            self.encoder = PatchEncoder(cfg["in_channels"], z, cfg["patch"])
+            self.decoder = PatchDecoder(cfg["out_ch"], cfg["patch"], **common)
+        else:
+            self.encoder = Encoder(cfg["in_channels"], **common)
+            self.decoder = Decoder(cfg["out_ch"], **common)
         self.quant_conv = nn.Conv2d(2 * z, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z, 1)
 
