@@ -13,12 +13,19 @@ from anytext_lcm.model.layers import zero_module
 from anytext_lcm.model.unet import Trunk
 
 
-def hint_stack(channels: int, widths: Sequence[int]) -> nn.Sequential:
-    """3x3 convolutions, each followed by SiLU; every second one, from the third on, halves the size."""
+def hint_stack(channels: int, widths: Sequence[int], patch: int = 0) -> nn.Sequential:
+    """3x3 convolutions, each followed by SiLU; every second one, from the third on, halves the size.
+
+    With `patch` the first one reads squares of patch x patch pixels at once and the others keep the size.
+    """
     layers: list[nn.Module] = []
     for i, width in enumerate(widths):
-        stride = 2 if i and i % 2 == 0 else 1
-        layers += [nn.Conv2d(channels, width, 3, padding=1, stride=stride), nn.SiLU()]
+        stride = 2 if not patch and i and i % 2 == 0 else 1
+        if patch and i == 0:
+            conv = nn.Conv2d(channels, width, patch, stride=patch)
+        else:
+            conv = nn.Conv2d(channels, width, 3, padding=1, stride=stride)
+        layers += [conv, nn.SiLU()]
         channels = width
     return nn.Sequential(*layers)
 
@@ -32,7 +39,9 @@ class WriteNet(Trunk):
     `zero_conv_std` is for training from nothing: the outgoing convolutions and the hint's fuse layer start at
     N(0, std) instead of zero, so that both networks learn from the first step. `glyph_widths` and
     `position_widths` give the hint stacks; 2n + 1 widths shrink the picture by 2^n, which must be the
-    autoencoder's factor. The arguments after them are keys of upstream's yaml that change nothing here.
+    autoencoder's factor, unless `hint_patch` is that factor: then the first convolution shrinks by it alone,
+    and every pixel of the glyphs is there from the first step of a training from nothing. The arguments
+    after them are keys of upstream's yaml that change nothing here.
     """
 
     def __init__(
@@ -53,6 +62,7 @@ class WriteNet(Trunk):
         zero_conv_std: float = 0.0,
         glyph_widths: Sequence[int] = (16, 16, 32, 32, 96, 96, 256),
         position_widths: Sequence[int] = (8, 8, 16, 16, 32, 32, 64),
+        hint_patch: int = 0,
         glyph_scale: int = 1,
         use_spatial_transformer: bool = True,
         dims: int = 2,
@@ -77,15 +87,15 @@ class WriteNet(Trunk):
         )
         if glyph_scale != 1:
             raise ValueError(f"glyph_scale is {glyph_scale}: only 1 (glyphs of the picture's size) works.")
-        if len(glyph_widths) != len(position_widths) or len(glyph_widths) % 2 == 0:
+        if not hint_patch and (len(glyph_widths) != len(position_widths) or len(glyph_widths) % 2 == 0):
             raise ValueError(
                 f"glyph_widths has {len(glyph_widths)} entries and position_widths {len(position_widths)}: "
                 "both need the same odd number (seven for an autoencoder that shrinks by eight)."
             )
         self.fast_control = fast_control
         self.in_channels = in_channels
-        self.glyph_block = hint_stack(glyph_channels, glyph_widths)
-        self.position_block = hint_stack(position_channels, position_widths)
+        self.glyph_block = hint_stack(glyph_channels, glyph_widths, hint_patch)
+        self.position_block = hint_stack(position_channels, position_widths, hint_patch)
 
         def zero_conv(channels_in: int, channels_out: int, size: int) -> nn.Conv2d:
             conv = zero_module(nn.Conv2d(channels_in, channels_out, size, padding=size // 2))

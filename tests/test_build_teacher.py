@@ -1,0 +1,141 @@
+"""The embedded teacher's recipe: its optimiser, its linear latents, its strips, and all stages in miniature."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_models import EMBEDDED, miniature, small_batch
+
+from anytext_lcm import build_teacher
+from anytext_lcm.build_teacher import Muon, Rank, Recipe, _fit_patches, _orthogonal, _strips
+from anytext_lcm.model.anytext2 import AnyText2
+
+ALONE = Rank(0, 1, torch.device("cpu"))
+TINY_RECIPE = Recipe(
+    pictures=24, vae_steps=2, vae_batch=6, recogniser_steps=2, recogniser_batch=2, diffusion_steps=4, diffusion_batch=2,
+    strip_batch=2, copies=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12)])
+def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(shape):
+    matrix = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    result = _orthogonal(matrix)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    in_its_axes = u.mT @ result @ v.mT
+    values = in_its_axes.diagonal(dim1=1, dim2=2)
+    assert values.min() > 0.6 and values.max() < 1.3
+    torch.testing.assert_close(in_its_axes, torch.diag_embed(values), atol=1e-4, rtol=0)
+
+
+def test_muon_moves_a_matrix_as_torch_does():
+    """torch.optim.Muon works in bfloat16, hence the tolerance: 2 % of the largest move."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(16, 48)) for _ in range(2))
+    optimisers = (
+        Muon([ours], lr=0.1, rank=ALONE, momentum=0.9, weight_decay=0.1),
+        torch.optim.Muon(
+            [theirs], lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True, adjust_lr_fn="match_rms_adamw"
+        ),
+    )
+    for _ in range(3):
+        gradient = torch.randn(16, 48)
+        for parameter, optimiser in zip((ours, theirs), optimisers, strict=True):
+            parameter.grad = gradient.clone()
+            optimiser.step()
+    assert (ours - 1).abs().max() > 0.05
+    torch.testing.assert_close(ours, theirs, atol=0.02 * (theirs - 1).abs().max().item(), rtol=0)
+
+
+def test_muon_takes_a_convolution_as_a_matrix():
+    torch.manual_seed(0)
+    kernel, matrix = torch.nn.Parameter(torch.zeros(8, 4, 3, 3)), torch.nn.Parameter(torch.zeros(8, 36))
+    matrix.grad = torch.randn(8, 36)
+    kernel.grad = matrix.grad.view(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    for parameter in (kernel, matrix):
+        Muon([parameter], lr=0.1, rank=ALONE).step()
+    torch.testing.assert_close(kernel.flatten(1), matrix, atol=1e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """The data stage of a miniature run."""
+    folder = tmp_path_factory.mktemp("teacher")
+    build_teacher._columns(folder, TINY_RECIPE.pictures, mode="w+")
+    build_teacher._draw(ALONE, folder, TINY_RECIPE)
+    rows = json.loads((folder / "captions.0.json").read_text())
+    (folder / "captions.json").write_text(json.dumps([[image, text] for _, image, text in rows]))
+    return folder
+
+
+@torch.no_grad()
+def test_the_linear_latents_are_principal_components(work):
+    columns = build_teacher._columns(work, TINY_RECIPE.pictures)
+    vae = AnyText2.from_config(EMBEDDED).first_stage_model
+    _fit_patches(columns, vae, noise=0.05, text_weight=1.0)
+    images = torch.from_numpy(np.array(columns["img"])).float() / 127.5 - 1
+    mean, logvar = vae.encode(images)
+    assert mean.square().mean().item() == pytest.approx(1, abs=0.01)
+    torch.testing.assert_close(logvar.exp().sqrt(), torch.full_like(logvar, 0.05), rtol=1e-4, atol=0)
+
+    squares = torch.nn.functional.unfold(images, 8, stride=8).transpose(1, 2).reshape(-1, 192).double()
+    centred = squares - squares.mean(0)
+    lost = torch.linalg.svdvals(centred)[16:].square().sum() / len(squares) / 192  # Eckart & Young 1936
+    error = (vae.decode(mean) - images).square().mean()
+    means = squares.mean(0).view(3, 64)
+    unkept = (means - means.mean(1, keepdim=True)).square().mean()  # the decoder's bias is one value a channel
+    assert error.item() == pytest.approx(lost.item(), abs=unkept.item() + 1e-4)
+    correlation = torch.corrcoef(mean.transpose(0, 1).flatten(1))
+    torch.testing.assert_close(correlation, torch.eye(16), atol=1e-3, rtol=0)
+
+
+def test_strips_cut_pictures_and_latents_alike():
+    model, batch = miniature(), small_batch(128)
+    with torch.no_grad():
+        whole = model.condition(batch)
+    latents = torch.randn(2, 16, 16, 16)
+    cut, latent_strips = _strips(whole, latents, [0, 5], 8)
+    assert cut.glyphs.shape == (2, 1, 64, 128) and cut.image_context is whole.image_context
+    assert torch.equal(cut.glyphs[1], whole.glyphs[1, :, 40:104])
+    assert torch.equal(cut.masked_latents[1], whole.masked_latents[1, :, 5:13])
+    assert torch.equal(latent_strips[1], latents[1, :, 5:13])
+
+
+def test_a_strip_holds_the_middle_of_a_line(work):
+    features = {"latents": (2, 16, 16, 16), "masked": (2, 16, 16, 16)}
+    for name, shape in features.items():
+        np.save(work / f"{name}.npy", np.zeros((TINY_RECIPE.pictures, *shape), np.float16))
+    batches = build_teacher._Batches.__new__(build_teacher._Batches)
+    columns = build_teacher._columns(work, TINY_RECIPE.pictures)
+    positions = torch.from_numpy(np.unpackbits(np.array(columns["positions"]), axis=2)).view(-1, 2, 128, 128)
+    rows = batches._strip_rows(positions, torch.from_numpy(columns["n_lines"].astype(int)), 8, np.random.default_rng(0))
+    assert len(set(rows)) > 3 and min(rows) >= 0 and max(rows) <= 8
+    for first, lines in zip(rows, positions, strict=True):
+        middles = [line.any(1).nonzero().float().mean().item() / 8 for line in lines if line.any()]
+        assert any(first <= middle <= first + 8 for middle in middles)
+
+
+@pytest.mark.slow
+def test_all_stages_in_miniature_make_a_teacher_that_loads(work, tmp_path):
+    stages = (build_teacher._train_autoencoder, build_teacher._train_recogniser)
+    for stage in stages:
+        stage(ALONE, work, TINY_RECIPE)
+    build_teacher.prepare_features(work, TINY_RECIPE)
+    build_teacher._encode_all(ALONE, work, TINY_RECIPE)
+    build_teacher.finish_features(work)
+    build_teacher._train_diffusion(ALONE, work, replace(TINY_RECIPE, diffusion_steps=2, strip_share=0.5))
+    first = torch.load(work / "diffusion.pt", weights_only=True)
+    assert first["step"] == 2
+    build_teacher._train_diffusion(ALONE, work, TINY_RECIPE)  # goes on where the other ended
+    second = torch.load(work / "diffusion.pt", weights_only=True)
+    assert second["step"] == 4
+    moved = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
+    assert not torch.equal(first["raw"][moved], second["raw"][moved])
+
+    build_teacher.stage_export(work, tmp_path / "teacher.safetensors")
+    model = AnyText2.from_config(EMBEDDED).load_checkpoint(tmp_path / "teacher.safetensors")
+    averaged = second["average"]["module." + moved]
+    torch.testing.assert_close(model.model.diffusion_model.input_blocks[1][0].in_layers[2].weight, averaged, atol=1e-3,
+                               rtol=1e-3)  # fmt: skip
