@@ -68,15 +68,38 @@ def find_targets(model: nn.Module) -> dict[str, list[str]]:
     return groups
 
 
-def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> list[str]:
-    """Group names and module names -> sorted module names; None is every group.
+def find_unet_rest(model: nn.Module) -> list[str]:
+    """What LCM-LoRA adapts in a UNet besides its attention: the layers of residual blocks and resampling, and the
+    projections and feed-forward layers around attention; not the ends of the network, not its timestep embedding.
 
-    Raises ValueError for a name that is neither, which PEFT would pass over without a word as long as another
-    one fits.
+    A group to be named, "unet_rest", and not one of the default: the embedded network has attention at 8x8 only,
+    so that without it nothing at 16x16 could be adapted but the control residuals.
+    """
+    root = "model.diffusion_model"
+    ends = (f"{root}.time_embed.", f"{root}.input_blocks.0.", f"{root}.out.")
+    attention = {name for names in find_targets(model).values() for name in names}
+    return [
+        name
+        for name, module in model.get_submodule(root).named_modules(prefix=root)
+        if isinstance(_bare(module), nn.Linear | nn.Conv2d)
+        and ".lora_" not in name
+        and not name.endswith("base_layer")
+        and name not in attention
+        and not name.startswith(ends)
+    ]
+
+
+def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> list[str]:
+    """Group names and module names -> sorted module names; None is every group of `find_targets`.
+
+    The group "unet_rest" (`find_unet_rest`) has to be named. Raises ValueError for a name that is neither, which
+    PEFT would pass over without a word as long as another one fits.
     """
     groups = find_targets(model)
+    defaults = tuple(groups)
+    groups["unet_rest"] = find_unet_rest(model)
     chosen: set[str] = set()
-    for target in groups if targets is None else targets:
+    for target in defaults if targets is None else targets:
         if target in groups:
             if not groups[target]:
                 raise ValueError(f"This network has nothing in the target group {target!r}; leave it out.")

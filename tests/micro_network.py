@@ -19,6 +19,7 @@ def micro_config():
     params = config.model.params
     params.image_size, params.channels = SIDE // 8, CHANNELS
     trunk = dict(in_channels=CHANNELS, model_channels=8, context_dim=CONTEXT, norm_groups=4, num_heads=2)
+    trunk |= dict(channel_mult=[1, 2], attention_resolutions=[1, 2])
     params.unet_config.params.update(trunk | dict(out_channels=CHANNELS, image_size=SIDE // 8))
     hints = dict(glyph_widths=[4] * 7, position_widths=[4] * 7)
     params.control_stage_config.params.update(trunk | hints | dict(image_size=SIDE // 8))

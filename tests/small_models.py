@@ -37,6 +37,7 @@ def miniature(**changes: object) -> AnyText2:
     params = config.model.params
     for part in (params.unet_config, params.control_stage_config):
         part.params.update(model_channels=16, context_dim=32, num_heads=2)
+        part.params.update(channel_mult=[1, 2], attention_resolutions=[1, 2])
     params.first_stage_config.params.ddconfig.update(ch=8, ch_mult=[1, 1, 1, 1])
     params.cond_stage_config.params.update(version=str(YAMLS.parent / "anytext_lcm/assets/tokenizer"))
     params.cond_stage_config.params.update(width=32, layers=1, heads=2, intermediate=64)

@@ -85,6 +85,22 @@ def test_targets_of_a_small_network():
     }
 
 
+def test_the_rest_of_the_unet_is_a_group_to_be_named():
+    model = micro_network()
+    rest, usual = lora.find_unet_rest(model), {n for names in lora.find_targets(model).values() for n in names}
+    root = "model.diffusion_model"
+    kinds = torch.nn.Linear | torch.nn.Conv2d
+    layers = {n for n, m in model.named_modules() if n.startswith(root) and isinstance(m, kinds)}
+    left_out = layers - set(rest) - usual
+    assert left_out == {f"{root}.{n}" for n in ("time_embed.0", "time_embed.2", "input_blocks.0.0", "out.2")}
+    assert not usual & set(rest)
+    assert lora.resolve_targets(model) == sorted(usual)
+    both = lora.resolve_targets(model, ["unet_rest", "zero_convs"])
+    assert both == sorted(rest + lora.find_targets(model)["zero_convs"])
+    lora.attach(model, rank=2, alpha=2, targets=["unet_rest"])
+    assert lora.find_unet_rest(model) == rest  # the same with an adapter on
+
+
 def test_a_choice_of_targets():
     model = micro_network()
     name = "model.diffusion_model.output_blocks.0.1.transformer_blocks.0.ff.net.2"
