@@ -52,12 +52,13 @@ LETTERS_AND_DIGITS = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKMNPQRSTUVWXYZ23456789"
 MIN_CONTRAST = 80.0  # luma between a text and anything of the background behind it
 MIN_HEIGHT, MAX_HEIGHT = 30.0, 46.0  # of the font's box, ascender to descender
 MIN_ADVANCE = 16.0  # a character's width on average; narrower ones do not survive an 8 x 8 autoencoder
-MAX_SLACK = 3.0  # how far the condition polygon may exceed the text on each side
+MAX_SLACK = 2.0  # how far the condition polygon may exceed the text on each side
 MIN_ASPECT = 1.3  # width to height of a line; squarer polygons are taken for vertical text
 MARGIN = 1.0  # of the text quad around the ink
 GAP = 3.0  # between lines, and between text and objects
 _SUPER = 2  # text is drawn at twice the size
 _BOX_TEXT = "bdfghjklpqyABCQ0"  # spans a font's box
+_FONTS = tuple(font for font in TEXT_FONTS if "Mono" not in font)  # monospaced letters stand far from the plain font's
 
 
 @dataclass(frozen=True)
@@ -368,14 +369,16 @@ def _place_line(
     rng: np.random.Generator, size: int, scale: float, split: str, taken: np.ndarray, n_lines: int
 ) -> _Block | None:
     """Draw text, font, size, angle and place; None if it cannot be placed. Marks what it takes in `taken`."""
-    text, font = _draw_text(rng, split), _pick(rng, TEXT_FONTS)
-    width_factor = rng.uniform(0.9, 1.1)
+    text, font = _draw_text(rng, split), _pick(rng, _FONTS)
     slant = 0.0 if font in ITALIC_FONTS else rng.uniform(-6, 6)
     angle = rng.uniform(-15, 15) if rng.random() < 0.3 else 0.0
     slack = rng.uniform(0, MAX_SLACK * scale, 4)  # left, top, right, bottom
 
     # Sizes in em: what the font's box, the advance of a character and the picture allow.
     box, ink_width, ink_height, advance = _proportions(font, text)
+    # About as wide for its height as in the plain font, so that the placed glyph's letters are near the picture's.
+    _, plain_width, plain_height, _ = _proportions(PLAIN_FONT, text)
+    width_factor = rng.uniform(0.92, 1.08) * (plain_width / plain_height) / (ink_width / ink_height)
     if ink_width * width_factor < MIN_ASPECT * ink_height:
         return None
     cos, sin = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
