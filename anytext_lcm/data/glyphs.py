@@ -4,7 +4,7 @@ The glyph line says what is written (it goes through the recogniser into the lin
 glyph says where and how large (it goes into the WriteNet). The same placed glyph, in a font of the user's
 choice, is the font hint. Geometry follows `draw_glyph` and `draw_glyph2` of AnyText2's t3_dataset.py; two
 things differ on purpose: a text that cannot be drawn is an error here and a black image there, and the angle
-of cv2.minAreaRect is brought to one convention (see `_rectangle`).
+of cv2.minAreaRect is brought to one convention (see `rectangle`).
 
 May import: numpy, cv2, Pillow, anytext_lcm.data.fonts.
 """
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from anytext_lcm.data.fonts import PLAIN_FONT, load_font, require_glyphs
+from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, load_font, require_glyphs
 
 GLYPH_LINE_SIZE = (80, 512)
 """Height and width of a glyph line; the recogniser's input is made from it, so it is not free."""
@@ -65,12 +65,12 @@ def draw_placed_glyph(
         size      height and width of the canvas
         add_space spread the letters over the long side by spaces between them
 
-    Returns (height, width) uint8, 0..255. Raises ValueError if the font lacks a character or the polygon is
+    Returns (height, width) uint8, 0..255. Raises DrawingError if the font lacks a character or the polygon is
     too small for a letter of one pixel, FileNotFoundError if there is no such font.
     """
     _require_text(text, font)
     quad = _integer_polygon(quad)
-    (cx, cy), (w, h), degrees = _rectangle(quad)
+    (cx, cy), (w, h), degrees = rectangle(quad)
     long_side, short_side = max(w, h), min(w, h)
     angle = -degrees + (90.0 if w < h else 0.0)  # Pillow turns counter-clockwise, OpenCV clockwise
 
@@ -103,7 +103,7 @@ def draw_placed_glyph(
 
 def _require_text(text: str, font: str | Path) -> None:
     if not text:
-        raise ValueError("The text of a line is empty: give at least one character (a space draws nothing).")
+        raise DrawingError("The text of a line is empty: give at least one character (a space draws nothing).")
     require_glyphs(font, text)
 
 
@@ -114,7 +114,7 @@ def _integer_polygon(polygon: np.ndarray) -> np.ndarray:
     return polygon.astype(np.int32)
 
 
-def _rectangle(polygon: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
+def rectangle(polygon: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
     """cv2.minAreaRect with the angle in (0, 90], clockwise.
 
     OpenCV 5 gives [-90, 0) instead, with which upstream's rules turn horizontal text upright.
@@ -137,7 +137,7 @@ def _fitting_size(text: str, font: str | Path, long_side: float, short_side: flo
             high = middle
     size = int(high - 1)
     if size < 1:
-        raise ValueError(
+        raise DrawingError(
             f"The polygon of {text!r} is {long_side:.0f} x {short_side:.0f} pixels, too small for a letter: "
             "enlarge it or shorten the text."
         )
