@@ -112,8 +112,8 @@ class AnyWordDataset(torch.utils.data.Dataset):
         index_dir   where indices are kept, if not beside the JSONs
         progress    called with the number of records read while an index is built
 
-    `dataset[i]` may be asked for i beyond its length: the record is that of i modulo the length, with other draws, as the
-    training does from epoch to epoch (`redraws`).
+    `dataset[i]` may be asked for i beyond its length: the record is that of i modulo the length, with other draws.
+    The training does so from epoch to epoch (`redraws`).
     """
 
     redraws = True

@@ -74,8 +74,8 @@ LIGHT_FIELDS: dict[str, Field] = {
     "inv_mask_packed": Field("B1Hw", torch.uint8, 0, 255, "inv_mask likewise"),
     **{name: FIELDS[name] for name in ("glyphs", "font_hint", "color", "n_lines")},
 }
-"""The tensors of a light batch, as it may leave a worker: w = W / 8, a quarter of the bytes. `light.expand` makes FIELDS
-of them, on the device. TEXT_FIELDS are the same in both."""
+"""The tensors of a light batch, as it may leave a worker: w = W / 8, a quarter of the bytes. `light.expand` makes
+FIELDS of them, on the device. TEXT_FIELDS are the same in both."""
 
 TEXT_FIELDS: dict[str, str] = {
     "img_caption": "list of B strings: what is in the picture, no text in it",

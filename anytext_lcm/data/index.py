@@ -1,8 +1,8 @@
 """The index of a data set: its records cleaned once and kept as columns, memory-mapped.
 
-An AnyWord JSON of 3 million records takes minutes and many GB to load as Python objects, and again so in every worker.
-The index is an Arrow file beside it, `NAME.index/`, built once; opening it reads a few kB, and all processes of a machine
-share its pages. It is built anew when the JSON's size or time of change differs.
+An AnyWord JSON of 3 million records takes minutes and many GB to load as Python objects, and again so in every
+worker. The index is an Arrow file beside it, `NAME.index/`, built once; opening it reads a few kB, and all processes
+of a machine share its pages. It is built anew when the JSON's size or time of change differs.
 
     about.json      where it was made from, counts, data_root
     records.arrow   one row a record that is left

@@ -2,8 +2,8 @@
 
 The file is one object with a short head and the long array `data_list`. A decoder from the standard library reads it
 through a window, so that 3 million records take a few MB. Other than a usual reader it goes on where a record is
-damaged: raw control characters stay in their strings, bytes that are no UTF-8 arrive as lone surrogates (as Python's "surrogateescape" has it), NaN as nan, and an
-object with a key given twice as a `DoubledDict`, so that the caller can decide.
+damaged: raw control characters stay in their strings, bytes that are no UTF-8 arrive as lone surrogates (Python's
+"surrogateescape"), NaN as nan, and an object with a key given twice as a `DoubledDict`, so that the caller can decide.
 
 May import: the standard library.
 """

@@ -1,7 +1,7 @@
 """Light items: the contract of `batch` in a quarter of its bytes, for the way from a worker to the device.
 
-Pictures stay bytes, masks are bits, and what follows from other fields (hint, masked_img) is not sent. `expand` makes the
-contract's tensors of a light batch, on the device, with the same values; a batch that is no light one passes through.
+Pictures stay bytes, masks are bits, and what follows from other fields (hint, masked_img) is not sent. `expand` makes
+the contract's tensors of a light batch, on the device, with the same values; another batch passes through.
 
 May import: numpy, torch, anytext_lcm.data.batch.
 """

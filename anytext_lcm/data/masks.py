@@ -1,7 +1,7 @@
 """Position masks and what follows from them: jitter, ignored regions, the picture with holes.
 
-All masks are uint8, 0 or 1, and nothing is changed in place. Rules: AnyText2's t3_dataset.py (`draw_pos`, `draw_inv_mask`,
-`get_hint`), which works in float64 and returns (H, W, 1).
+All masks are uint8, 0 or 1, and nothing is changed in place. Rules: AnyText2's t3_dataset.py (`draw_pos`,
+`draw_inv_mask`, `get_hint`), which works in float64 and returns (H, W, 1).
 
 May import: numpy, cv2, anytext_lcm.data.glyphs.
 """
