@@ -32,7 +32,13 @@ from anytext_lcm.data.batch import MAX_CHARACTERS, TEXT_PHRASES, UNSPECIFIED_COL
 from anytext_lcm.data.captions import image_caption
 from anytext_lcm.data.font_hints import Shake, hint_from_picture
 from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, covering_fonts, font_path
-from anytext_lcm.data.glyphs import GLYPH_LINE_SIZE, draw_glyph_line, draw_placed_glyph, draw_position
+from anytext_lcm.data.glyphs import (
+    GLYPH_LINE_SIZE,
+    colored_support,
+    draw_glyph_line,
+    draw_placed_glyph,
+    draw_position,
+)
 from anytext_lcm.data.index import BadRecord, open_index, problem_sentence
 from anytext_lcm.data.masks import ignore_mask, jitter_position
 from anytext_lcm.data.records import Annotation, Problem, Record
@@ -270,7 +276,7 @@ class _Slots:
         fonts = covering_fonts(text, rules.fonts)
         font = fonts[int(rng.integers(0, len(fonts)))] if rules.random_font else fonts[0]
         placed, line = draw_placed_glyph(text, points, font, size), draw_glyph_line(text, font)
-        self.glyphs[slot] = placed
+        self.glyphs[slot] = colored_support(placed, annotation.color)
         self.gly_line[slot] = np.packbits(line, axis=-1)
 
         position = draw_position(points, size)

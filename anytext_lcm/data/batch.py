@@ -98,6 +98,7 @@ class Line:
     color     RGB 0..255, None = any
     hint_font font (file or name) in which the line is drawn into the font hint, None = no wish
     language  as in AnyWord-3M
+    font      font of its glyphs, None = that of the call
     """
 
     text: str
@@ -105,6 +106,7 @@ class Line:
     color: tuple[int, int, int] | None = None
     hint_font: str | Path | None = None
     language: str = "Latin"
+    font: str | Path | None = None
 
 
 def build_conditioning(
@@ -154,9 +156,10 @@ def build_conditioning(
                 f"Line {slot + 1} has {len(line.text)} characters, the limit is {MAX_CHARACTERS}: "
                 f"shorten or split {line.text!r}."
             )
-        glyphs[slot] = draw_placed_glyph(line.text, polygon, font, size)
+        own = font if line.font is None else line.font
+        glyphs[slot] = draw_placed_glyph(line.text, polygon, own, size)
         positions[slot] = draw_position(polygon, size)
-        gly_line[slot] = draw_glyph_line(line.text, font)
+        gly_line[slot] = draw_glyph_line(line.text, own)
         color[slot] = UNSPECIFIED_COLOR if line.color is None else _checked_color(line.color, slot)
         if line.hint_font is not None:
             wish = draw_placed_glyph(line.text, polygon, line.hint_font, size)
@@ -212,8 +215,11 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def validate(batch: Mapping[str, Any]) -> None:
-    """Hold a batch to FIELDS and TEXT_FIELDS: ValueError names the first field that breaks it, and how."""
+def validate(batch: Mapping[str, Any]) -> str:
+    """Hold a batch to FIELDS and TEXT_FIELDS: ValueError names the first field that breaks it, and how.
+
+    Returns the contract as a table, with the shapes and ranges of this batch beside what is allowed.
+    """
     for name in (*FIELDS, *TEXT_FIELDS):
         if name not in batch:
             raise ValueError(f"The batch lacks the field {name!r}: see FIELDS in anytext_lcm/data/batch.py.")
@@ -239,6 +245,22 @@ def validate(batch: Mapping[str, Any]) -> None:
         if len(batch[name]) != sizes["B"]:
             raise ValueError(f"{name!r} has {len(batch[name])} entries for a batch of {sizes['B']}.")
     _validate_lines(batch, sizes["B"], sizes["L"])
+    return _table(batch)
+
+
+def _table(batch: Mapping[str, Any]) -> str:
+    rows = [("field", "shape", "dtype", "found", "allowed", "meaning")]
+    for name, field in FIELDS.items():
+        value = batch[name]
+        found = f"{value.min().item():.4g}..{value.max().item():.4g}"
+        kind = str(field.dtype).removeprefix("torch.")
+        allowed = f"{field.low:g}..{field.high:g}"
+        rows.append((name, str(tuple(value.shape)), kind, found, allowed, field.meaning))
+    rows += [(name, f"list of {len(batch[name])}", "", "", "", says) for name, says in TEXT_FIELDS.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows
+    )
 
 
 def _validate_lines(batch: Mapping[str, Any], n_items: int, n_slots: int) -> None:

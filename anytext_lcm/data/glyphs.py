@@ -101,6 +101,16 @@ def draw_placed_glyph(
     return np.array(canvas)
 
 
+def colored_support(placed: np.ndarray, color: tuple[int, int, int] | None) -> np.ndarray:
+    """A placed glyph without the faint pixels that upstream loses when it draws in colour: (H, W) uint8.
+
+    Upstream multiplies the coverage with the colour (each channel at least 10) in 8 bits, and what becomes 0 is no
+    glyph for the network, which asks for pixels other than 0. None: white, which loses nothing.
+    """
+    strongest = 255 if color is None else min(max(max(color), 10), 255)
+    return np.where(placed.astype(np.uint16) * strongest >= 128, placed, 0).astype(np.uint8)
+
+
 def _require_text(text: str, font: str | Path) -> None:
     if not text:
         raise DrawingError("The text of a line is empty: give at least one character (a space draws nothing).")

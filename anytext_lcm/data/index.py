@@ -88,7 +88,7 @@ class RecordIndex:
     def __getitem__(self, place: int) -> Record:
         if not 0 <= place < len(self):
             raise IndexError(f"Record {place} is outside the {len(self)} records of {self.folder}.")
-        batch = self._reader.get_batch(place // ROWS)
+        batch = self.batch(place // ROWS)
         [row] = batch.slice(place % ROWS, 1).to_pylist()
         annotations = tuple(
             Annotation(
@@ -98,6 +98,10 @@ class RecordIndex:
             for entry in row["annotations"]
         )  # fmt: skip
         return Record(row["number"], row["img_name"], row["caption"], row["wm_score"], annotations)
+
+    def batch(self, number: int) -> pa.RecordBatch:
+        """ROWS records, or what is left at the end, as they lie on disk."""
+        return self._reader.get_batch(number)
 
     def problems(self, limit: int | None = None) -> list[Problem]:
         """What was wrong with the file's records, in their order; at most `limit`."""
@@ -114,7 +118,7 @@ class RecordIndex:
     def column(self, name: str) -> pa.ChunkedArray:
         """A column as it lies on disk, for counts and filters."""
         place = RECORDS.get_field_index(name)
-        batches = [self._reader.get_batch(i) for i in range(self._reader.num_record_batches)]
+        batches = [self.batch(i) for i in range(self._reader.num_record_batches)]
         return pa.chunked_array([batch.column(place) for batch in batches], type=RECORDS.field(place).type)
 
     def __reduce__(self):
