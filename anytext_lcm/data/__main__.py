@@ -14,6 +14,7 @@ from anytext_lcm.data import benchmark, preview
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules, read_picture
 from anytext_lcm.data.batch import collate, validate
 from anytext_lcm.data.convert import FORMATS, write_anyword
+from anytext_lcm.data.lettering import rich_lettering
 from anytext_lcm.data.light import expand, item_bytes
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.outputs import whole_file
@@ -43,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_source(parser: argparse.ArgumentParser, records: bool = True) -> None:
     parser.add_argument("--mock", type=int, metavar="N", help="the mock data set of N items")
-    parser.add_argument("--image_size", type=int, help="side of the pictures; 512, for mock data 128")
+    parser.add_argument("--rich", action="store_true", help="mock data with up to five lines of all kinds")
+    parser.add_argument("--image_size", type=int, help="side of the pictures; 512, for plain mock data 128")
     parser.add_argument("--seed", type=int, default=0)
     if records:
         parser.add_argument("--data_list", nargs="+", help="JSONs in AnyWord's layout")
@@ -54,13 +56,20 @@ def _add_source(parser: argparse.ArgumentParser, records: bool = True) -> None:
         parser.add_argument("--strict", action="store_true", help="make the first bad record an error")
 
 
+def _mock(options: argparse.Namespace) -> MockDataset:
+    if not options.rich:
+        return MockDataset(options.mock, seed=options.seed, image_size=options.image_size or 128)
+    side = options.image_size or 512
+    return MockDataset(options.mock, options.seed, side, max_lines=5, lettering=rich_lettering())
+
+
 def _preview(options: argparse.Namespace) -> None:
     if (options.mock is None) == (options.data_list is None):
         raise ValueError("Name one data set: --mock N or --data_list FILE.")
     if options.count < 1:
         raise ValueError(f"--count is {options.count}, at least one item is needed.")
     if options.mock is not None:
-        dataset = MockDataset(options.mock, seed=options.seed, image_size=options.image_size or 128)
+        dataset = _mock(options)
         print(f"mock data: {len(dataset)} items")
     else:
         rules = {"image_size": options.image_size or 512, "edit_share": options.edit_share}
@@ -104,8 +113,7 @@ def _check_pictures(dataset: AnyWordDataset) -> int:
 def _convert(options: argparse.Namespace) -> None:
     if options.mock is None:
         raise ValueError("Say how many items to write: --mock N.")
-    dataset = MockDataset(options.mock, seed=options.seed, image_size=options.image_size or 128)
-    print(f"{options.mock} records are in {write_anyword(dataset, options.output, image_format=options.format)}")
+    print(f"{options.mock} records are in {write_anyword(_mock(options), options.output, image_format=options.format)}")
 
 
 def _benchmark(options: argparse.Namespace) -> None:
