@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from anytext_lcm.data import __main__ as command
-from anytext_lcm.data import benchmark
+from anytext_lcm.data import benchmark, opening
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import FIELDS, TEXT_FIELDS, TEXT_PHRASES, collate, validate
 from anytext_lcm.data.convert import record_of, write_anyword
@@ -118,4 +118,5 @@ def test_an_index_made_large_reads_as_its_batch(tmp_path, monkeypatch):
     path = benchmark.large_set(tmp_path, 150, lambda _: None)
     index = RecordIndex(tmp_path / "large.index")
     assert len(index) == 150 and index[149] == index[21] and index[63].number == 63 and ROWS != 64
-    assert benchmark.measure_opening(path, reads=5)["records"] == 150
+    found = opening.measure(path, reads=5)
+    assert found["records"] == 150 and found["annotations of the last"] == 5 and found["seconds to open"] < 5
