@@ -108,7 +108,7 @@ def test_convert_and_preview_by_command(tmp_path, capsys):
 
 
 def test_benchmark_weighs_and_times_both(tmp_path):
-    found = benchmark.measure_items(benchmark.example_set(tmp_path), 1)
+    found = benchmark.measure_items(benchmark.example_set(tmp_path), 2, batch_size=1)
     assert found["light MB"] <= 3 and found["times lighter"] > 8 and found["times faster"] > 1
 
 

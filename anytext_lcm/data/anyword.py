@@ -35,7 +35,7 @@ from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, covering_fonts, fon
 from anytext_lcm.data.glyphs import (
     GLYPH_LINE_SIZE,
     colored_support,
-    draw_glyph_line,
+    draw_packed_glyph_line,
     draw_placed_glyph,
     draw_position,
 )
@@ -218,7 +218,7 @@ def make_item(
         points = annotation.points
         if (stretch != 1).any():
             points = np.rint(points * stretch).astype(np.int32)
-        if not draw_position(points, (side, side)).any():
+        if not _reaches_inside(points, side):
             problems.append(Problem(record.number, "outside", f"{annotation.text!a} at {annotation.polygon[:2]}"))
         elif annotation.valid:
             lines.append((annotation, points))
@@ -270,14 +270,14 @@ class _Slots:
     def add(
         self, annotation: Annotation, points: np.ndarray, picture: np.ndarray, rng: np.random.Generator
     ) -> None:
-        """Fill the next slot; raises DrawingError and leaves it as it was if the text cannot be drawn."""
+        """Fill the next slot; raises DrawingError if the text cannot be drawn, and the slot goes to the next line."""
         rules, slot, size = self.rules, len(self.texts), picture.shape[:2]
         text = annotation.text[: rules.max_characters]
         fonts = covering_fonts(text, rules.fonts)
         font = fonts[int(rng.integers(0, len(fonts)))] if rules.random_font else fonts[0]
-        placed, line = draw_placed_glyph(text, points, font, size), draw_glyph_line(text, font)
+        self.gly_line[slot] = draw_packed_glyph_line(text, font)
+        placed = draw_placed_glyph(text, points, font, size, out=self.glyphs[slot])
         self.glyphs[slot] = colored_support(placed, annotation.color)
-        self.gly_line[slot] = np.packbits(line, axis=-1)
 
         position = draw_position(points, size)
         if rules.jitter:
@@ -308,6 +308,14 @@ class _Slots:
             "language": self.languages,
             "polygons": self.polygons,
         }
+
+
+def _reaches_inside(points: np.ndarray, side: int) -> bool:
+    """Whether the polygon covers a pixel of the picture; drawn only where its bounding box leaves a doubt."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    if low.min() >= 0 and high.max() < side:
+        return True
+    return bool(draw_position(points, (side, side)).any())
 
 
 def read_picture(path: str | Path) -> np.ndarray:

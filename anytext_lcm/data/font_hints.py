@@ -52,9 +52,9 @@ def hint_from_picture(
     """
     height, width = picture.shape[:2]
     polygon = np.clip(np.asarray(polygon), 0, (width - 1, height - 1)).astype(np.int32)
-    mask = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(mask, [polygon.reshape(-1, 1, 2)], 255)
     x, y, w, h = cv2.boundingRect(polygon)
+    mask = np.zeros((h, w), np.uint8)
+    cv2.fillPoly(mask, [(polygon - (x, y)).reshape(-1, 1, 2)], 255)
     crop = picture[y : y + h, x : x + w]
     # The way through -1..1 and back loses one grey value here and there, and the threshold sees it.
     crop = (crop.astype(np.float32) / 127.5 - 1 + 1) / 2
@@ -64,9 +64,9 @@ def hint_from_picture(
     light = cv2.adaptiveThreshold(
         grey, 255, cv2.ADAPTIVE_THRESH_GAUSSIAN_C, cv2.THRESH_BINARY, _WINDOW, _OFFSET
     )
-    cv2.fillPoly(mask, [_blackened(polygon, keep, start)], 0)
+    cv2.fillPoly(mask, [_blackened(polygon, keep, start) - (x, y)], 0)
     hint = np.zeros((height, width), np.uint8)
-    hint[y : y + h, x : x + w] = mask[y : y + h, x : x + w] & ~light
+    hint[y : y + h, x : x + w] = mask & ~light
     return hint
 
 

@@ -29,6 +29,16 @@ _MAX_GAP = 100  # spaces between two letters at most
 
 def draw_glyph_line(text: str, font: str | Path = PLAIN_FONT) -> np.ndarray:
     """The text drawn as large as fits and centred: (80, 512) uint8, 0 or 1, without anti-aliasing."""
+    return np.asarray(_glyph_line(text, font), dtype=np.uint8)
+
+
+def draw_packed_glyph_line(text: str, font: str | Path = PLAIN_FONT) -> np.ndarray:
+    """The same as bits, (80, 64) uint8, as numpy.packbits makes them: how Pillow keeps such a picture anyway."""
+    height, width = GLYPH_LINE_SIZE
+    return np.frombuffer(_glyph_line(text, font).tobytes(), np.uint8).reshape(height, width // 8)
+
+
+def _glyph_line(text: str, font: str | Path) -> Image.Image:
     _require_text(text, font)
     height, width = GLYPH_LINE_SIZE
     left, top, right, bottom = load_font(font, _MEASURE).getbbox(text)
@@ -39,7 +49,7 @@ def draw_glyph_line(text: str, font: str | Path = PLAIN_FONT) -> np.ndarray:
     # Upstream centres with Pillow's former getsize, whose height counts from the drawing origin.
     x, y = (width - int(right - left)) // 2, (height - int(bottom)) // 2 - int(top) // 2
     ImageDraw.Draw(canvas).text((x, y), text, font=scaled, fill=1)
-    return np.asarray(canvas, dtype=np.uint8)
+    return canvas
 
 
 def draw_position(polygon: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -55,6 +65,7 @@ def draw_placed_glyph(
     font: str | Path = PLAIN_FONT,
     size: tuple[int, int] = (512, 512),
     add_space: bool = True,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """The text in white, as large as the polygon lets it, turned as the polygon is.
 
@@ -64,6 +75,7 @@ def draw_placed_glyph(
         font      file or name of one of matplotlib's fonts
         size      height and width of the canvas
         add_space spread the letters over the long side by spaces between them
+        out       zeros (height, width) uint8 to draw into, instead of a new array
 
     Returns (height, width) uint8, 0..255. Raises DrawingError if the font lacks a character or the polygon is
     too small for a letter of one pixel, FileNotFoundError if there is no such font.
@@ -98,7 +110,12 @@ def draw_placed_glyph(
         canvas = Image.new("L", canvas.size, 0)
         x, y = int((canvas.width - turned.width) / 2), int((canvas.height - turned.height) / 2)
         canvas.paste(turned, (x, y))
-    return np.array(canvas)
+    if out is None:
+        return np.array(canvas)
+    if (box := canvas.getbbox()) is not None:  # most of the canvas is empty
+        left, top, right, bottom = box
+        out[top:bottom, left:right] = np.asarray(canvas.crop(box))
+    return out
 
 
 def colored_support(placed: np.ndarray, color: tuple[int, int, int] | None) -> np.ndarray:
@@ -108,7 +125,7 @@ def colored_support(placed: np.ndarray, color: tuple[int, int, int] | None) -> n
     glyph for the network, which asks for pixels other than 0. None: white, which loses nothing.
     """
     strongest = 255 if color is None else min(max(max(color), 10), 255)
-    return np.where(placed.astype(np.uint16) * strongest >= 128, placed, 0).astype(np.uint8)
+    return cv2.threshold(placed, 127 // strongest, 0, cv2.THRESH_TOZERO)[1]
 
 
 def _require_text(text: str, font: str | Path) -> None:
@@ -155,15 +172,26 @@ def _fitting_size(text: str, font: str | Path, long_side: float, short_side: flo
 
 
 def _spread(text: str, font, long_side: float) -> str:
-    """As many spaces between the letters as the long side takes."""
-    spread = text
-    for count in range(1, _MAX_GAP + 1):
-        wider = (" " * count).join(text)
-        left, _, right, _ = font.getbbox(wider)
-        if right - left > long_side:
-            break
-        spread = wider
-    return spread
+    """As many spaces between the letters as the long side takes.
+
+    Each space more adds the same to the width, so two measurements tell about how many go in; then they are counted
+    from there. (Upstream counts from one.)
+    """
+
+    def width(count: int) -> float:
+        left, _, right, _ = font.getbbox((" " * count).join(text))
+        return right - left
+
+    one = width(1)
+    if one > long_side:
+        return text
+    step = max(width(2) - one, 1)
+    count = min(1 + int((long_side - one) // step), _MAX_GAP)
+    while count > 1 and width(count) > long_side:
+        count -= 1
+    while count < _MAX_GAP and width(count + 1) <= long_side:
+        count += 1
+    return (" " * count).join(text)
 
 
 def _draw_letters_below_each_other(
