@@ -11,8 +11,10 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate
+from anytext_lcm.data.light import Light, expand
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.lcm.consistency import pseudo_huber
 from anytext_lcm.lcm.objectives import OBJECTIVES, LossParts
@@ -151,18 +155,24 @@ def seeded_generator(*keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def batch_indices(size: int, batch_size: int, seed: int, rank: int, world: int, step: int) -> list[int]:
+@lru_cache(maxsize=2)  # a batch may straddle two epochs; 3 million records take 24 MB an epoch
+def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(size, generator=seeded_generator(seed, epoch, 1 << 20))
+
+
+def batch_indices(
+    size: int, batch_size: int, seed: int, rank: int, world: int, step: int, redraws: bool = False
+) -> list[int]:
     """Items of micro-batch `step` on process `rank`: an endless row of shuffled epochs, dealt out in turn.
 
-    Nothing but the arguments decides, which is what makes a resumed run continue in the middle of an epoch.
+    Nothing but the arguments decides, which is what makes a resumed run continue in the middle of an epoch. For a data
+    set that makes an item anew each time (`redraws`) item i of epoch e is i + e * size.
     """
     first = (step * world + rank) * batch_size
-    places = range(first, first + batch_size)
-    orders = {
-        epoch: torch.randperm(size, generator=seeded_generator(seed, epoch, 1 << 20)).tolist()
-        for epoch in range(places[0] // size, places[-1] // size + 1)
-    }
-    return [orders[place // size][place % size] for place in places]
+    epochs = [divmod(place, size) for place in range(first, first + batch_size)]
+    return [
+        int(_epoch_order(size, seed, epoch)[place]) + (epoch * size if redraws else 0) for epoch, place in epochs
+    ]
 
 
 class _Order:
@@ -179,11 +189,26 @@ class _Order:
 
 
 def build_dataset(settings: TrainSettings) -> Dataset:
-    """The data set that the settings name. Raises ValueError when they name none."""
-    if not settings.use_mock_dataset:
-        raise ValueError("No data set was named; pass --use_mock_dataset.")
+    """The data set that the settings name: mock pictures or records on disk, as light items.
+
+    Raises ValueError when they name none or both, and as AnyWordDataset does.
+    """
     side = settings.image_size or defaults_for(settings.config).size[0]
-    return MockDataset(settings.dataset_size, seed=settings.seed, image_size=side)
+    if settings.use_mock_dataset == bool(settings.data_list):
+        named = "Both data sets were named" if settings.use_mock_dataset else "No data set was named"
+        raise ValueError(f"{named}; pass --use_mock_dataset or --data_list.")
+    if settings.use_mock_dataset:
+        return Light(MockDataset(settings.dataset_size, seed=settings.seed, image_size=side))
+    fonts = {"fonts": settings.fonts} if settings.fonts else {}
+    return AnyWordDataset(
+        settings.data_list,
+        data_root=settings.data_root,
+        rules=ReadingRules(image_size=side, edit_share=settings.edit_share, **fonts),
+        seed=settings.seed,
+        wm_thresh=settings.wm_thresh,
+        strict=settings.strict,
+        index_dir=settings.index_dir,
+    )
 
 
 def load_teacher(settings: TrainSettings, dtype: torch.dtype = torch.float32) -> AnyText2:
@@ -284,7 +309,8 @@ def restore(
     """Puts a checkpoint back and returns its step. Raises ValueError when it belongs to another run."""
     state = torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
     now = settings.identity() | {"processes": accelerator.num_processes}
-    then = state["settings"] | {"processes": state["processes"]}
+    defaults = {f.name: f.default for f in fields(TrainSettings)}  # of settings younger than the checkpoint
+    then = defaults | state["settings"] | {"processes": state["processes"]}
     if differing := [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]:
         raise ValueError(
             f"{directory} was trained with other settings: {'; '.join(differing)}; use the same to resume."
@@ -299,11 +325,14 @@ def restore(
 # -- the loop -------------------------------------------------------------------------------------------
 
 
-def run_distillation(settings: Mapping[str, Any], on_sample: OnSample | None = sample_grid) -> Path:
+def run_distillation(
+    settings: Mapping[str, Any], on_sample: OnSample | None = sample_grid, dataset: Dataset | None = None
+) -> Path:
     """Trains an adapter and returns the last checkpoint. Runs alone, under `accelerate launch` and under
     notebook_launcher.
 
-    settings: fields of TrainSettings. on_sample(model, batch, settings, step) gives pictures for TensorBoard.
+    settings: fields of TrainSettings. dataset: one of your own whose items hold to `anytext_lcm.data.batch`, in
+    place of the one that the settings name. on_sample(model, batch, settings, step) gives pictures for TensorBoard.
     On several CPU processes set ACCELERATE_USE_CPU=1 before launching, or each process trains for itself;
     num_processes notices. Raises ValueError or FileNotFoundError for what the settings ask and cannot be.
     """
@@ -314,7 +343,7 @@ def run_distillation(settings: Mapping[str, Any], on_sample: OnSample | None = s
         )  # a process forked from a notebook hangs in the parent's thread pool otherwise
     alone = world == 1 and not AcceleratorState._shared_state
     try:
-        return _run(TrainSettings.from_dict(settings), on_sample)
+        return _run(TrainSettings.from_dict(settings), on_sample, dataset)
     except Exception:
         if world > 1:  # the launcher reports whichever process it saw die first, and not why
             sys.stderr.write(f"[rank {rank}] {traceback.format_exc()}")
@@ -353,9 +382,23 @@ def _rate(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * min(1.0, (step + 1) / max(1, settings.lr_warmup_steps))
 
 
-def _run(settings: TrainSettings, on_sample: OnSample | None) -> Path:
+def _tell(problems: Sequence[Sequence[str]], troubles: Counter[str]) -> None:
+    """Count a batch's problems by kind, and print the first few of each kind."""
+    for sentence in (sentence for of_item in problems for sentence in of_item):
+        kind = sentence.split(", record ", 1)[-1].split(": ", 1)[0].split(", ")[-1]
+        troubles[kind] += 1
+        if troubles[kind] <= 3:
+            tqdm.write(sentence)
+
+
+def _counts(troubles: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(troubles.items()))
+
+
+def _run(settings: TrainSettings, on_sample: OnSample | None, dataset: Dataset | None) -> Path:
     resume = find_resume(settings)
-    dataset = build_dataset(settings)
+    if dataset is None:
+        dataset = build_dataset(settings)
     accelerator = _accelerator(settings)
     last = _train(accelerator, dataset, settings, resume, on_sample)
     # A process that still holds the wrapped model when the interpreter ends may abort in the teardown.
@@ -408,13 +451,14 @@ def _train(
             seed=settings.seed,
             rank=rank,
             world=world,
+            redraws=getattr(dataset, "redraws", False),
         ),
         collate_fn=collate,
         num_workers=settings.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
     sampling = on_sample is not None and settings.sample_steps > 0 and accelerator.is_main_process
-    panel = collate([dataset[i] for i in range(min(4, len(dataset)))]) if sampling else None
+    panel = expand(collate([dataset[i] for i in range(min(4, len(dataset)))])) if sampling else None
 
     def show(step: int) -> None:
         if sampling:
@@ -434,7 +478,10 @@ def _train(
     )
     sums = torch.zeros(2, device=accelerator.device)
     last: Path | None = None
+    troubles: Counter[str] = Counter()
     for micro, batch in enumerate(loader, done * accumulation):
+        _tell(batch.get("problems", ()), troubles)
+        batch = expand(batch, accelerator.device)
         with accelerator.accumulate(step_module):
             parts: LossParts = step_module(batch, seeded_generator(settings.seed, rank, micro))
             # 11. update: gradients of all processes averaged, clipped, one step of AdamW
@@ -474,5 +521,7 @@ def _train(
         if settings.sample_steps and done % settings.sample_steps == 0:
             show(done)
     bar.close()
+    if troubles:
+        tqdm.write(f"Records mended or stepped over: {_counts(troubles)}.")
     assert last is not None  # the last step always saves
     return last

@@ -1,15 +1,18 @@
 """The figures of the notebooks: each function returns a matplotlib Figure and leaves no state behind.
 
-Imports matplotlib without pyplot, numpy, torch and the room model. Nothing imports this.
+Imports matplotlib without pyplot, numpy, torch, cv2 and the rooms model and data. Nothing imports this.
 """
 
 from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from anytext_lcm.data.batch import Line, build_conditioning
+from anytext_lcm.data.mock import COLORS
 from anytext_lcm.model.layers import SpatialTransformer
 from anytext_lcm.model.unet import UNetModel
 
@@ -233,3 +236,52 @@ def _finish(axis: Axes, x_label: str, y_label: str, title: str, legend: bool) ->
     axis.grid(alpha=0.25)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def text_line(
+    text: str,
+    angle: float = 0.0,
+    width: int = 100,
+    height: int = 30,
+    color: str = "any",
+    font: str = "STIXGeneralBolIta.ttf",
+    side: int = 128,
+) -> Figure:
+    """How one line is told to the network: placed glyph, position, font hint, and the glyph line below.
+
+    The box of width x height pixels lies in the middle of a picture of `side`, turned by `angle` degrees clockwise;
+    color is a name of `mock.COLORS`, or "any". Raises ValueError for what cannot be drawn.
+    """
+    corners = cv2.boxPoints(((side / 2, side / 2), (width, height), angle))
+    box = np.clip(np.rint(corners), 0, side - 1).astype(int)
+    line = Line(text, box, None if color == "any" else COLORS[color], hint_font=font)
+    item = build_conditioning([line], (side, side), max_lines=1)
+    figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
+    axes = figure.subplot_mosaic([["glyph", "position", "font hint"], ["glyph line"] * 3], height_ratios=[2.2, 1])
+    ink = np.asarray(COLORS.get(color, (255, 255, 255))) / 255
+    shown = {
+        "glyph": (item["glyphs"][0][..., None] / 255 * ink).clip(0, 1),
+        "position": item["positions"][0],
+        "font hint": item["font_hint"][0],
+        "glyph line": item["gly_line"][0],
+    }
+    closed = np.concatenate([box, box[:1]])
+    for name, picture in shown.items():
+        axes[name].imshow(picture, cmap="gray", interpolation="nearest", vmin=0)
+        axes[name].set_title(name, fontsize=9)
+        axes[name].set_xticks([])
+        axes[name].set_yticks([])
+        if name != "glyph line":
+            axes[name].plot(closed[:, 0], closed[:, 1], color="#e6007e", linewidth=1.2)
+    return figure
+
+
+def overlay(image, mask, color: tuple[int, int, int] = (230, 0, 126)) -> np.ndarray:
+    """A picture with a mask laid over it in a colour: what `as_picture` takes and (H, W) -> (H, W, 3) uint8.
+
+    The mask's largest value covers three quarters of the picture, 0 nothing.
+    """
+    picture, mask = as_picture(image), _array(mask).astype(float)
+    picture = picture * 255 if picture.dtype.kind == "f" else picture
+    share = 0.75 * (mask / max(mask.max(), 1))[..., None]
+    return np.rint(picture * (1 - share) + share * np.asarray(color)).astype(np.uint8)

@@ -30,6 +30,17 @@ class TrainSettings:
     )
     # data
     use_mock_dataset: bool = _setting(False, "draw pictures instead of reading them")
+    data_list: tuple[str, ...] | None = _setting(None, "JSONs of records in AnyWord-3M's layout")
+    data_root: str | None = _setting(None, "folder of their pictures, if not the one they name")
+    index_dir: str | None = _setting(None, "where indices of the JSONs are kept, if not beside them")
+    wm_thresh: float = _setting(1.0, "leaves out records with a surer watermark; 1 keeps all, as upstream")
+    edit_share: float = _setting(
+        0.0, "share of records in editing mode; AnyText2 was trained without, the mock data have their own"
+    )
+    fonts: tuple[str, ...] | None = _setting(
+        None, "fonts for the glyphs of records; by default DejaVu Sans, which has no Chinese"
+    )
+    strict: bool = _setting(False, "make the first bad record an error; otherwise it is mended or stepped over")
     dataset_size: int = _setting(
         10_000, "pictures that the mock data set holds; they are drawn anew each time"
     )
@@ -141,6 +152,6 @@ class TrainSettings:
         free = (
             "config", "teacher_ckpt", "output_dir", "num_workers", "max_train_steps", "checkpointing_steps",
             "resume_from_checkpoint", "sample_steps", "num_inference_steps", "num_processes", "progress",
-            "gradient_checkpointing", "mixed_precision",
+            "gradient_checkpointing", "mixed_precision", "data_root", "index_dir", "strict",
         )  # fmt: skip
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in free}

@@ -13,6 +13,7 @@ from anytext_lcm.distill import run_distillation
 from anytext_lcm.lcm.objectives import OBJECTIVES
 from anytext_lcm.settings import PRECISIONS, TrainSettings
 
+LISTS = ("lora_targets", "data_list", "fonts")
 CHOICES = {"objective": tuple(OBJECTIVES), "mixed_precision": tuple(PRECISIONS)}
 
 
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         ]
         if hints[setting.name] is bool:
             options["action"] = argparse.BooleanOptionalAction
-        elif setting.name == "lora_targets":
+        elif setting.name in LISTS:
             options["nargs"] = "+"
         else:
             options["type"] = kinds[0]
@@ -48,8 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one sentence on stderr for what the flags ask and cannot be."""
     settings = vars(build_parser().parse_args(arguments))
-    if settings["lora_targets"] is not None:
-        settings["lora_targets"] = tuple(settings["lora_targets"])
+    for name in LISTS:
+        if settings[name] is not None:
+            settings[name] = tuple(settings[name])
     try:
         last = run_distillation(settings)
     except (ValueError, FileNotFoundError) as error:

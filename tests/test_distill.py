@@ -5,16 +5,20 @@ import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from micro_network import CHANNELS, SIDE, micro_batch, micro_config, micro_network
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from anytext_lcm import distill, lora, train
+from anytext_lcm.data.batch import Line, build_conditioning
 from anytext_lcm.distill import DistillStep, batch_indices, latent_weight, run_distillation, seeded_generator
 from anytext_lcm.lcm.consistency import consistency_function
 from anytext_lcm.lcm.solver import guide
@@ -225,6 +229,22 @@ def test_every_item_comes_once_an_epoch_and_to_one_process():
     assert len(batch_indices(3, 8, 0, 0, 1, 0)) == 8
 
 
+def test_data_that_are_made_anew_are_told_the_epoch():
+    for step in range(9):
+        plain, told = (batch_indices(5, 3, 4, 1, 2, step, redraws) for redraws in (False, True))
+        first = (2 * step + 1) * 3
+        assert told == [i + (first + k) // 5 * 5 for k, i in enumerate(plain)]
+
+
+def test_the_order_is_a_permutation_of_torch_and_cheap_at_three_millions():
+    wanted = torch.randperm(3_000_000, generator=seeded_generator(1, 0, 1 << 20))[12:16].tolist()
+    assert batch_indices(3_000_000, 4, 1, 1, 2, 1) == wanted
+    start = time.process_time()
+    for step in range(100):
+        batch_indices(3_000_000, 4, 1, 1, 2, step)
+    assert time.process_time() - start < 1  # one shuffle an epoch, not one a step
+
+
 def test_generators_are_decided_by_all_keys():
     draws = {
         tuple(torch.randn(2, generator=seeded_generator(*k)).tolist())
@@ -426,7 +446,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(teacher, tmp_path):
     for update in range(2):
         for micro in (2 * update, 2 * update + 1):
             for rank in (0, 1):
-                batch = distill.collate([dataset[i] for i in batch_indices(5, 2, 0, rank, 2, micro)])
+                items = [dataset[i] for i in batch_indices(5, 2, 0, rank, 2, micro)]
+                batch = distill.expand(distill.collate(items))
                 (step(batch, seeded_generator(0, rank, micro)).loss / 4).backward()
         torch.nn.utils.clip_grad_norm_(list(lora.adapter_state(model).values()), 1.0)
         optimizer.step()
@@ -437,6 +458,50 @@ def test_two_processes_train_as_one_with_twice_the_batch(teacher, tmp_path):
     close = torch.isclose(mine, expected, rtol=1e-3, atol=1e-4).float().mean()
     assert close > 0.999  # Adam blows up the rounding of the few gradients near its eps ...
     torch.testing.assert_close(mine, expected, rtol=1e-3, atol=5e-4)  # ... to 5 % of one update of 1e-2 at most
+
+
+# -- other data -------------------------------------------------------------------------------------------
+
+
+def test_records_on_disk_train_and_resume_exactly(teacher, tmp_path, capsys):
+    """Also from the middle of an epoch, with workers, and with a record that has no picture."""
+    lines = [{"polygon": [[4, 20], [60, 20], [60, 44], [4, 44]], "text": "Word", "language": "Latin"}]
+    records = [{"img_name": f"{i}.png", "caption": f"no {i}", "annotations": lines} for i in range(5)]
+    for i in range(4):
+        Image.new("RGB", (SIDE, SIDE), (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
+    (tmp_path / "data.json").write_text(json.dumps({"data_root": ".", "data_list": records}))
+    named = {"use_mock_dataset": False, "data_list": (str(tmp_path / "data.json"),), "sample_steps": 0}
+    unbroken = run_distillation(options(teacher, tmp_path / "one", **named))
+    assert "record 4, picture" in capsys.readouterr().out
+    run_distillation(options(teacher, tmp_path / "two", **named, max_train_steps=3))
+    again = options(teacher, tmp_path / "two", **named, num_workers=1, resume_from_checkpoint="latest")
+    resumed = run_distillation(again)
+    for key, value in weights(unbroken).items():
+        assert torch.equal(weights(resumed)[key], value), key
+    with pytest.raises(ValueError, match="record 4, picture"):
+        run_distillation(options(teacher, tmp_path / "three", **named, strict=True))
+    with pytest.raises(ValueError, match="Both data sets were named"):
+        run_distillation(options(teacher, tmp_path / "four", data_list=("a.json",)))
+    with pytest.raises(ValueError, match="No data set was named; pass --use_mock_dataset or --data_list"):
+        run_distillation(options(teacher, tmp_path / "four", use_mock_dataset=False))
+
+
+class OwnPictures(torch.utils.data.Dataset):
+    """A user's data: whatever holds to the contract trains."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        line = Line("Word", np.array([[4, 20], [60, 20], [60, 44], [4, 44]]))
+        item = build_conditioning([line], (SIDE, SIDE), max_lines=1)
+        return item | {"img": np.full((3, SIDE, SIDE), 0.1 * index, np.float32), "img_caption": "a wall"}
+
+
+def test_a_data_set_of_ones_own_trains(teacher, tmp_path):
+    settings = options(teacher, tmp_path, use_mock_dataset=False, max_train_steps=1)
+    last = run_distillation(settings, dataset=OwnPictures())
+    assert any(value.abs().max() > 0 for key, value in weights(last).items() if "lora_B" in key)
 
 
 # -- the command ------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ picture's lines are zero everywhere and are not read, since `n_lines` says how m
 
 FIELDS below is the contract, `validate` holds a batch to it, `collate` makes one out of items,
 `build_conditioning` makes an item out of lines of text. Items are the same without the
-leading B, as numpy arrays.
+leading B, as numpy arrays. LIGHT_FIELDS is what the same batch may weigh on its way from a worker to the device.
 
-May import: numpy, torch, anytext_lcm.data.fonts, anytext_lcm.data.glyphs.
+May import: numpy, torch, anytext_lcm.data.fonts, anytext_lcm.data.glyphs, anytext_lcm.data.masks.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 
 from anytext_lcm.data.fonts import PLAIN_FONT
 from anytext_lcm.data.glyphs import draw_glyph_line, draw_placed_glyph, draw_position
+from anytext_lcm.data.masks import cut_holes, union
 
 MAX_CHARACTERS = 20
 """Longest text of a line, as in upstream's training data."""
@@ -65,6 +66,17 @@ FIELDS: dict[str, Field] = {
 }
 """The tensors of a batch."""
 
+LIGHT_FIELDS: dict[str, Field] = {
+    "picture": Field("BHW3", torch.uint8, 0, 255, "the picture, RGB; img = picture / 127.5 - 1"),
+    "edit": Field("B", torch.bool, 0, 1, "editing: masked_img is the picture with holes; else it is all -1"),
+    "positions_packed": Field("BLHw", torch.uint8, 0, 255, "positions, eight pixels a byte, the first highest"),
+    "gly_line_packed": Field("BL80,64", torch.uint8, 0, 255, "gly_line likewise"),
+    "inv_mask_packed": Field("B1Hw", torch.uint8, 0, 255, "inv_mask likewise"),
+    **{name: FIELDS[name] for name in ("glyphs", "font_hint", "color", "n_lines")},
+}
+"""The tensors of a light batch, as it may leave a worker: w = W / 8, a quarter of the bytes. `light.expand` makes
+FIELDS of them, on the device. TEXT_FIELDS are the same in both."""
+
 TEXT_FIELDS: dict[str, str] = {
     "img_caption": "list of B strings: what is in the picture, no text in it",
     "text_caption": "list of B strings: a phrase and one '*' a line, 'Text says * , * . '",
@@ -72,7 +84,9 @@ TEXT_FIELDS: dict[str, str] = {
     "language": "B lists of n_lines strings: 'Latin', 'Chinese', ...",
     "polygons": "B lists of n_lines (4, 2) int arrays: where the text is; x, y, clockwise from top left",
 }
-"""The lists of a batch. Items may carry more (`condition_polygons`, `meta`); collate keeps it as lists."""
+"""The lists of a batch. Items may carry more (`condition_polygons`, `meta`, `problems`); collate keeps it as lists."""
+
+_STACKED = FIELDS | LIGHT_FIELDS
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,7 @@ class Line:
     color     RGB 0..255, None = any
     hint_font font (file or name) in which the line is drawn into the font hint, None = no wish
     language  as in AnyWord-3M
+    font      font of its glyphs, None = that of the call
     """
 
     text: str
@@ -91,6 +106,7 @@ class Line:
     color: tuple[int, int, int] | None = None
     hint_font: str | Path | None = None
     language: str = "Latin"
+    font: str | Path | None = None
 
 
 def build_conditioning(
@@ -140,19 +156,18 @@ def build_conditioning(
                 f"Line {slot + 1} has {len(line.text)} characters, the limit is {MAX_CHARACTERS}: "
                 f"shorten or split {line.text!r}."
             )
-        glyphs[slot] = draw_placed_glyph(line.text, polygon, font, size)
+        own = font if line.font is None else line.font
+        glyphs[slot] = draw_placed_glyph(line.text, polygon, own, size)
         positions[slot] = draw_position(polygon, size)
-        gly_line[slot] = draw_glyph_line(line.text, font)
+        gly_line[slot] = draw_glyph_line(line.text, own)
         color[slot] = UNSPECIFIED_COLOR if line.color is None else _checked_color(line.color, slot)
         if line.hint_font is not None:
             wish = draw_placed_glyph(line.text, polygon, line.hint_font, size)
             np.maximum(font_hint[0], wish, out=font_hint[0])
         polygons.append(polygon)
 
-    hint = positions.max(axis=0, keepdims=True)
-    masked = np.full((3, height, width), -1.0, np.float32)
-    if mode == "edit":
-        masked = np.where(hint == 1, np.float32(-1), np.clip(image, -1, 1)).astype(np.float32)
+    hint = union(positions)
+    masked = cut_holes(image, hint) if mode == "edit" else np.full((3, height, width), -1.0, np.float32)
     return {
         "masked_img": masked,
         "hint": hint,
@@ -177,7 +192,7 @@ def text_caption(n_lines: int, phrase: str = TEXT_PHRASES[0]) -> str:
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stack items to a batch: FIELDS become tensors, everything else a list with one entry an item.
+    """Stack items to a batch: FIELDS and LIGHT_FIELDS become tensors, everything else a list with one entry an item.
 
     Raises ValueError when items differ in size or in the number of line slots.
     """
@@ -186,7 +201,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {}
     for name in items[0]:
         values = [item[name] for item in items]
-        if name not in FIELDS:
+        if name not in _STACKED:
             batch[name] = values
             continue
         shapes = {np.shape(value) for value in values}
@@ -196,12 +211,15 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "give all items of a batch one picture size and one max_lines."
             )
         stacked = np.stack([np.asarray(value) for value in values])
-        batch[name] = torch.from_numpy(stacked).to(FIELDS[name].dtype)
+        batch[name] = torch.from_numpy(stacked).to(_STACKED[name].dtype)
     return batch
 
 
-def validate(batch: Mapping[str, Any]) -> None:
-    """Hold a batch to FIELDS and TEXT_FIELDS: ValueError names the first field that breaks it, and how."""
+def validate(batch: Mapping[str, Any]) -> str:
+    """Hold a batch to FIELDS and TEXT_FIELDS: ValueError names the first field that breaks it, and how.
+
+    Returns the contract as a table, with the shapes and ranges of this batch beside what is allowed.
+    """
     for name in (*FIELDS, *TEXT_FIELDS):
         if name not in batch:
             raise ValueError(f"The batch lacks the field {name!r}: see FIELDS in anytext_lcm/data/batch.py.")
@@ -227,6 +245,22 @@ def validate(batch: Mapping[str, Any]) -> None:
         if len(batch[name]) != sizes["B"]:
             raise ValueError(f"{name!r} has {len(batch[name])} entries for a batch of {sizes['B']}.")
     _validate_lines(batch, sizes["B"], sizes["L"])
+    return _table(batch)
+
+
+def _table(batch: Mapping[str, Any]) -> str:
+    rows = [("field", "shape", "dtype", "found", "allowed", "meaning")]
+    for name, field in FIELDS.items():
+        value = batch[name]
+        found = f"{value.min().item():.4g}..{value.max().item():.4g}"
+        kind = str(field.dtype).removeprefix("torch.")
+        allowed = f"{field.low:g}..{field.high:g}"
+        rows.append((name, str(tuple(value.shape)), kind, found, allowed, field.meaning))
+    rows += [(name, f"list of {len(batch[name])}", "", "", "", says) for name, says in TEXT_FIELDS.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows
+    )
 
 
 def _validate_lines(batch: Mapping[str, Any], n_items: int, n_slots: int) -> None:

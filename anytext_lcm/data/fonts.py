@@ -3,16 +3,22 @@
 Nothing is downloaded: matplotlib ships DejaVu, STIX and Computer Modern as TrueType files. Its folder is
 found without importing matplotlib, because that import takes longer than drawing many pictures.
 
-May import: the standard library, Pillow, fontTools.
+May import: the standard library, Pillow, fontTools, matplotlib (to look for the system's fonts).
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import ImageFont
+
+
+class DrawingError(ValueError):
+    """A text cannot be drawn as asked: a missing glyph, no room, no text. Says which, and what to do."""
+
 
 PLAIN_FONT = "DejaVuSans.ttf"
 """The font of glyph lines and placed glyphs when nobody asks for another."""
@@ -75,7 +81,7 @@ def load_font(font: str | Path, size: int) -> ImageFont.FreeTypeFont:
     Cached; an open font takes about 0.1 MB, so the cache is bounded.
     """
     if size < 1:
-        raise ValueError(f"Font size {size} is below 1 pixel: give a larger polygon or size.")
+        raise DrawingError(f"Font size {size} is below 1 pixel: give a larger polygon or size.")
     return ImageFont.truetype(str(font_path(font)), size)
 
 
@@ -90,10 +96,54 @@ def characters(font: str | Path) -> frozenset[int]:
 
 
 def require_glyphs(font: str | Path, text: str) -> None:
-    """Raise ValueError naming the font and the characters of `text` it cannot draw."""
+    """Raise DrawingError naming the font and the characters of `text` it cannot draw."""
+    if font_path(font).name.startswith("LastResort"):
+        raise DrawingError(f"Font {font_path(font).name} draws a box for any character: choose another font.")
     known = characters(font)
     missing = sorted({c for c in text if ord(c) not in known})
     if missing:
         listing = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in missing)
         name = font_path(font).name
-        raise ValueError(f"Font {name} has no glyph for {listing}: choose a font that covers {text!r}.")
+        raise DrawingError(f"Font {name} has no glyph for {listing}: choose a font that covers {text!r}.")
+
+
+def covers(font: str | Path, text: str) -> bool:
+    """Whether the font holds every character of the text."""
+    known = characters(font)
+    return all(ord(c) in known for c in text) and not font_path(font).name.startswith("LastResort")
+
+
+def covering_fonts(text: str, fonts: Sequence[str | Path]) -> list[str | Path]:
+    """Those of `fonts` that can write the text, in their order.
+
+    Raises DrawingError naming fonts and characters when there is none.
+    """
+    able = [font for font in fonts if covers(font, text)]
+    if not able:
+        known = frozenset().union(*(characters(font) for font in fonts))
+        missing = sorted({c for c in text if ord(c) not in known})
+        listing = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in missing) or "all characters at once"
+        names = ", ".join(font_path(font).name for font in fonts)
+        raise DrawingError(f"No font of {names} has {listing}: name one that covers {text!r}.")
+    return able
+
+
+@lru_cache(maxsize=1)
+def system_fonts() -> tuple[Path, ...]:
+    """The scalable fonts of this machine by name; which ones there are differs from machine to machine."""
+    from matplotlib.font_manager import findSystemFonts  # slow to import, wanted once
+
+    return tuple(sorted((Path(path) for path in findSystemFonts()), key=lambda path: (path.name, path)))
+
+
+def find_fonts(text: str) -> list[Path]:
+    """The system's fonts that hold every character of the text. Empty when there is none."""
+    able = []
+    for path in system_fonts():
+        try:
+            if covers(path, text):
+                load_font(path, 40)  # bitmap fonts have few sizes
+                able.append(path)
+        except Exception:  # a font file that cannot be read is no candidate, whatever is wrong with it
+            continue
+    return able

@@ -4,7 +4,7 @@ The glyph line says what is written (it goes through the recogniser into the lin
 glyph says where and how large (it goes into the WriteNet). The same placed glyph, in a font of the user's
 choice, is the font hint. Geometry follows `draw_glyph` and `draw_glyph2` of AnyText2's t3_dataset.py; two
 things differ on purpose: a text that cannot be drawn is an error here and a black image there, and the angle
-of cv2.minAreaRect is brought to one convention (see `_rectangle`).
+of cv2.minAreaRect is brought to one convention (see `rectangle`).
 
 May import: numpy, cv2, Pillow, anytext_lcm.data.fonts.
 """
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from anytext_lcm.data.fonts import PLAIN_FONT, load_font, require_glyphs
+from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, load_font, require_glyphs
 
 GLYPH_LINE_SIZE = (80, 512)
 """Height and width of a glyph line; the recogniser's input is made from it, so it is not free."""
@@ -29,6 +29,16 @@ _MAX_GAP = 100  # spaces between two letters at most
 
 def draw_glyph_line(text: str, font: str | Path = PLAIN_FONT) -> np.ndarray:
     """The text drawn as large as fits and centred: (80, 512) uint8, 0 or 1, without anti-aliasing."""
+    return np.asarray(_glyph_line(text, font), dtype=np.uint8)
+
+
+def draw_packed_glyph_line(text: str, font: str | Path = PLAIN_FONT) -> np.ndarray:
+    """The same as bits, (80, 64) uint8, as numpy.packbits makes them: how Pillow keeps such a picture anyway."""
+    height, width = GLYPH_LINE_SIZE
+    return np.frombuffer(_glyph_line(text, font).tobytes(), np.uint8).reshape(height, width // 8)
+
+
+def _glyph_line(text: str, font: str | Path) -> Image.Image:
     _require_text(text, font)
     height, width = GLYPH_LINE_SIZE
     left, top, right, bottom = load_font(font, _MEASURE).getbbox(text)
@@ -39,7 +49,7 @@ def draw_glyph_line(text: str, font: str | Path = PLAIN_FONT) -> np.ndarray:
     # Upstream centres with Pillow's former getsize, whose height counts from the drawing origin.
     x, y = (width - int(right - left)) // 2, (height - int(bottom)) // 2 - int(top) // 2
     ImageDraw.Draw(canvas).text((x, y), text, font=scaled, fill=1)
-    return np.asarray(canvas, dtype=np.uint8)
+    return canvas
 
 
 def draw_position(polygon: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -55,6 +65,7 @@ def draw_placed_glyph(
     font: str | Path = PLAIN_FONT,
     size: tuple[int, int] = (512, 512),
     add_space: bool = True,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """The text in white, as large as the polygon lets it, turned as the polygon is.
 
@@ -64,13 +75,14 @@ def draw_placed_glyph(
         font      file or name of one of matplotlib's fonts
         size      height and width of the canvas
         add_space spread the letters over the long side by spaces between them
+        out       zeros (height, width) uint8 to draw into, instead of a new array
 
-    Returns (height, width) uint8, 0..255. Raises ValueError if the font lacks a character or the polygon is
+    Returns (height, width) uint8, 0..255. Raises DrawingError if the font lacks a character or the polygon is
     too small for a letter of one pixel, FileNotFoundError if there is no such font.
     """
     _require_text(text, font)
     quad = _integer_polygon(quad)
-    (cx, cy), (w, h), degrees = _rectangle(quad)
+    (cx, cy), (w, h), degrees = rectangle(quad)
     long_side, short_side = max(w, h), min(w, h)
     angle = -degrees + (90.0 if w < h else 0.0)  # Pillow turns counter-clockwise, OpenCV clockwise
 
@@ -98,12 +110,27 @@ def draw_placed_glyph(
         canvas = Image.new("L", canvas.size, 0)
         x, y = int((canvas.width - turned.width) / 2), int((canvas.height - turned.height) / 2)
         canvas.paste(turned, (x, y))
-    return np.array(canvas)
+    if out is None:
+        return np.array(canvas)
+    if (box := canvas.getbbox()) is not None:  # most of the canvas is empty
+        left, top, right, bottom = box
+        out[top:bottom, left:right] = np.asarray(canvas.crop(box))
+    return out
+
+
+def colored_support(placed: np.ndarray, color: tuple[int, int, int] | None) -> np.ndarray:
+    """A placed glyph without the faint pixels that upstream loses when it draws in colour: (H, W) uint8.
+
+    Upstream multiplies the coverage with the colour (each channel at least 10) in 8 bits, and what becomes 0 is no
+    glyph for the network, which asks for pixels other than 0. None: white, which loses nothing.
+    """
+    strongest = 255 if color is None else min(max(max(color), 10), 255)
+    return cv2.threshold(placed, 127 // strongest, 0, cv2.THRESH_TOZERO)[1]
 
 
 def _require_text(text: str, font: str | Path) -> None:
     if not text:
-        raise ValueError("The text of a line is empty: give at least one character (a space draws nothing).")
+        raise DrawingError("The text of a line is empty: give at least one character (a space draws nothing).")
     require_glyphs(font, text)
 
 
@@ -114,7 +141,7 @@ def _integer_polygon(polygon: np.ndarray) -> np.ndarray:
     return polygon.astype(np.int32)
 
 
-def _rectangle(polygon: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
+def rectangle(polygon: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
     """cv2.minAreaRect with the angle in (0, 90], clockwise.
 
     OpenCV 5 gives [-90, 0) instead, with which upstream's rules turn horizontal text upright.
@@ -137,7 +164,7 @@ def _fitting_size(text: str, font: str | Path, long_side: float, short_side: flo
             high = middle
     size = int(high - 1)
     if size < 1:
-        raise ValueError(
+        raise DrawingError(
             f"The polygon of {text!r} is {long_side:.0f} x {short_side:.0f} pixels, too small for a letter: "
             "enlarge it or shorten the text."
         )
@@ -145,15 +172,26 @@ def _fitting_size(text: str, font: str | Path, long_side: float, short_side: flo
 
 
 def _spread(text: str, font, long_side: float) -> str:
-    """As many spaces between the letters as the long side takes."""
-    spread = text
-    for count in range(1, _MAX_GAP + 1):
-        wider = (" " * count).join(text)
-        left, _, right, _ = font.getbbox(wider)
-        if right - left > long_side:
-            break
-        spread = wider
-    return spread
+    """As many spaces between the letters as the long side takes.
+
+    Each space more adds the same to the width, so two measurements tell about how many go in; then they are counted
+    from there. (Upstream counts from one.)
+    """
+
+    def width(count: int) -> float:
+        left, _, right, _ = font.getbbox((" " * count).join(text))
+        return right - left
+
+    one = width(1)
+    if one > long_side:
+        return text
+    step = max(width(2) - one, 1)
+    count = min(1 + int((long_side - one) // step), _MAX_GAP)
+    while count > 1 and width(count) > long_side:
+        count -= 1
+    while count < _MAX_GAP and width(count + 1) <= long_side:
+        count += 1
+    return (" " * count).join(text)
 
 
 def _draw_letters_below_each_other(

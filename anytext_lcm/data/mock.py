@@ -24,7 +24,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from anytext_lcm.data.batch import TEXT_PHRASES, Line, build_conditioning
-from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT, TEXT_FONTS, load_font
+from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT, TEXT_FONTS, covers, load_font
 from anytext_lcm.data.words import WORDS_OF, split_of
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -73,6 +73,7 @@ class TextLine:
     angle: float  # degrees, clockwise
     quad: np.ndarray  # (4, 2) int, around the ink, clockwise from top left
     condition_quad: np.ndarray  # (4, 2) int, the same with slack
+    language: str = "Latin"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ class MockDataset(torch.utils.data.Dataset):
         edit_share   share of items in editing mode
         hint_share   share of items with a font hint
         color_share  share of items that tell the text colours as numbers
-        glyph_font   font of glyph lines and placed glyphs
+        glyph_font   font of glyph lines and placed glyphs, where it holds the text; else the line's own
+        lettering    kinds of lines, see `lettering`; None: one or two lines of large Latin text, as described above
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class MockDataset(torch.utils.data.Dataset):
         hint_share: float = 0.3,
         color_share: float = 0.7,
         glyph_font: str = PLAIN_FONT,
+        lettering: Any = None,
     ) -> None:
         if size < 1:
             raise ValueError(f"A data set needs at least one item, size is {size}.")
@@ -124,7 +127,7 @@ class MockDataset(torch.utils.data.Dataset):
         self.size, self.seed, self.split = size, seed, split
         self.image_size, self.max_lines = image_size, max_lines
         self.edit_share, self.hint_share, self.color_share = edit_share, hint_share, color_share
-        self.glyph_font = glyph_font
+        self.glyph_font, self.lettering = glyph_font, lettering
 
     def __len__(self) -> int:
         return self.size
@@ -143,6 +146,8 @@ class MockDataset(torch.utils.data.Dataset):
                 polygon=line.condition_quad,
                 color=line.color if colored else None,
                 hint_font=line.font if hinted else None,
+                language=line.language,
+                font=None if covers(self.glyph_font, line.text) else line.font,
             )
             for line in scene.lines
         ]
@@ -184,7 +189,8 @@ class MockDataset(torch.utils.data.Dataset):
         """The picture and the truth about it."""
         if not 0 <= index < self.size:
             raise IndexError(f"Index {index} is outside the data set of {self.size} items.")
-        return _draw_scene(self._generator(index, stream=0), self.image_size, self.max_lines, self.split)
+        rng = self._generator(index, stream=0)
+        return _draw_scene(rng, self.image_size, self.max_lines, self.split, self.lettering)
 
     def _generator(self, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, stream])
@@ -193,12 +199,15 @@ class MockDataset(torch.utils.data.Dataset):
 # -- the scene ------------------------------------------------------------------------------------------
 
 
-def _draw_scene(rng: np.random.Generator, size: int, max_lines: int, split: str) -> Scene:
+def _draw_scene(rng: np.random.Generator, size: int, max_lines: int, split: str, lettering: Any = None) -> Scene:
     scale = size / 128.0
     background_name = _pick(rng, tuple(COLORS))
     background, darkest, lightest = _background(rng, background_name, size)
-    n_lines = 2 if max_lines > 1 and rng.random() < 0.35 else 1
-    blocks = _layout(rng, n_lines, size, scale, split)
+    if lettering is None:
+        n_lines = 2 if max_lines > 1 and rng.random() < 0.35 else 1
+        blocks = _layout(rng, n_lines, size, scale, split)
+    else:
+        blocks = lettering.layout(rng, size, max_lines, split)
 
     taken = np.zeros((size, size), np.uint8)
     for block in blocks:
@@ -224,6 +233,7 @@ def _draw_scene(rng: np.random.Generator, size: int, max_lines: int, split: str)
                 angle=block.angle,
                 quad=block.quad,
                 condition_quad=block.condition_quad,
+                language=block.language,
             )
         )
     return Scene(np.rint(image).astype(np.uint8), coverage, tuple(lines), background_name, objects)
@@ -339,7 +349,7 @@ def _text_color(
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """A line that has its place: coverage of the picture, text quad, condition quad."""
 
     text: str
@@ -349,12 +359,13 @@ class _Block:
     coverage: np.ndarray
     quad: np.ndarray
     condition_quad: np.ndarray
+    language: str = "Latin"
 
 
-def _layout(rng: np.random.Generator, n_lines: int, size: int, scale: float, split: str) -> list[_Block]:
+def _layout(rng: np.random.Generator, n_lines: int, size: int, scale: float, split: str) -> list[Block]:
     """Place the lines; they do not overlap and stay inside. A crowded draw is drawn again."""
     while True:
-        blocks: list[_Block] = []
+        blocks: list[Block] = []
         taken = np.zeros((size, size), np.uint8)
         for _ in range(n_lines):
             block = _place_line(rng, size, scale, split, taken, n_lines)
@@ -367,7 +378,7 @@ def _layout(rng: np.random.Generator, n_lines: int, size: int, scale: float, spl
 
 def _place_line(
     rng: np.random.Generator, size: int, scale: float, split: str, taken: np.ndarray, n_lines: int
-) -> _Block | None:
+) -> Block | None:
     """Draw text, font, size, angle and place; None if it cannot be placed. Marks what it takes in `taken`."""
     text, font = _draw_text(rng, split), _pick(rng, _FONTS)
     slant = 0.0 if font in ITALIC_FONTS else rng.uniform(-6, 6)
@@ -400,11 +411,37 @@ def _place_line(
     if width + slack[0] + slack[2] < MIN_ASPECT * (height + slack[1] + slack[3]):
         return None
 
+    turn = _turn(angle)
+    placed = _find_place(rng, size, scale, taken, width, height, slack, turn)
+    if placed is None:
+        return None
+    middle, quad, condition_quad = placed
+    return Block(
+        text=text,
+        font=font,
+        font_height=round(layer_em / _SUPER * box, 2),
+        angle=round(float(angle), 2),
+        coverage=_place_ink(mask, transform, turn, middle, size),
+        quad=quad,
+        condition_quad=condition_quad,
+    )
+
+
+def _find_place(
+    rng: np.random.Generator,
+    size: int,
+    scale: float,
+    taken: np.ndarray,
+    width: float,
+    height: float,
+    slack: np.ndarray,
+    turn: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """A free place for a line: middle of the ink, quad, condition quad; marks it in `taken`. None if there is none."""
     # Corners of text and condition around the middle of the ink, turned; then a place for the condition.
     left, top, right, bottom = -width / 2, -height / 2, width / 2, height / 2
     inner = _corners(left, top, right, bottom)
     outer = _corners(left - slack[0], top - slack[1], right + slack[2], bottom + slack[3])
-    turn = _turn(angle)
     inner, outer = inner @ turn.T, outer @ turn.T
     free_low, free_high = 1 - outer.min(axis=0), size - 2 - outer.max(axis=0)
     if (free_low > free_high).any():
@@ -420,15 +457,7 @@ def _place_line(
         return None
     reach = int(np.ceil(GAP * scale)) * 2 + 1
     np.maximum(taken, cv2.dilate(here, np.ones((reach, reach), np.uint8)), out=taken)
-    return _Block(
-        text=text,
-        font=font,
-        font_height=round(layer_em / _SUPER * box, 2),
-        angle=round(float(angle), 2),
-        coverage=_place_ink(mask, transform, turn, middle, size),
-        quad=np.rint(inner + middle).astype(np.int32),
-        condition_quad=condition_quad,
-    )
+    return middle, np.rint(inner + middle).astype(np.int32), condition_quad
 
 
 def _draw_text(rng: np.random.Generator, split: str) -> str:

@@ -1,0 +1,251 @@
+"""The index of a data set: its records cleaned once and kept as columns, memory-mapped.
+
+An AnyWord JSON of 3 million records takes minutes and many GB to load as Python objects, and again so in every
+worker. The index is an Arrow file beside it, `NAME.index/`, built once; opening it reads a few kB, and all processes
+of a machine share its pages. It is built anew when the JSON's size or time of change differs.
+
+    about.json      where it was made from, counts, data_root
+    records.arrow   one row a record that is left
+    problems.arrow  one row a problem: number, kind, detail
+
+May import: pyarrow, filelock, anytext_lcm.outputs, anytext_lcm.data.json_stream, anytext_lcm.data.records.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock
+
+from anytext_lcm.data.json_stream import read_records
+from anytext_lcm.data.records import Annotation, Problem, Record, clean
+from anytext_lcm.outputs import check_writable, whole_directory
+
+VERSION = 1
+"""Goes up when the columns or the rules of `records` change; an index of another version is built anew."""
+
+ROWS = 16_384
+"""Records of one Arrow batch."""
+
+_ANNOTATION = pa.struct(
+    [
+        ("polygon", pa.list_(pa.int16())),
+        ("text", pa.string()),
+        ("language", pa.string()),
+        ("valid", pa.bool_()),
+        ("color", pa.list_(pa.int16())),  # null = not specified
+    ]
+)
+RECORDS = pa.schema(
+    [
+        ("number", pa.uint32()),
+        ("img_name", pa.string()),
+        ("caption", pa.string()),
+        ("wm_score", pa.float64()),  # null = not known
+        ("annotations", pa.list_(_ANNOTATION)),
+    ]
+)
+PROBLEMS = pa.schema([("number", pa.uint32()), ("kind", pa.string()), ("detail", pa.string())])
+
+
+class BadRecord(ValueError):
+    """The first problem of a data set that is read strictly: file, record, field and what is wrong."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What about.json says."""
+
+    version: int
+    source: str
+    size: int
+    modified_ns: int
+    data_root: str | None
+    records: int
+    kept: int
+    problems: dict[str, int]
+
+
+class RecordIndex:
+    """The records of one JSON, read from its index where they are needed.
+
+    `index[i]` is the i-th record that was kept. Pickled by its path, so that workers map the same file.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.about = _read_about(self.folder)
+        self._reader = pa.ipc.open_file(pa.memory_map(str(self.folder / "records.arrow")))
+
+    def __len__(self) -> int:
+        return self.about.kept
+
+    def __getitem__(self, place: int) -> Record:
+        if not 0 <= place < len(self):
+            raise IndexError(f"Record {place} is outside the {len(self)} records of {self.folder}.")
+        batch = self.batch(place // ROWS)
+        [row] = batch.slice(place % ROWS, 1).to_pylist()
+        annotations = tuple(
+            Annotation(
+                tuple(entry["polygon"]), entry["text"], entry["language"], entry["valid"],
+                None if entry["color"] is None else tuple(entry["color"]),
+            )
+            for entry in row["annotations"]
+        )  # fmt: skip
+        return Record(row["number"], row["img_name"], row["caption"], row["wm_score"], annotations)
+
+    def batch(self, number: int) -> pa.RecordBatch:
+        """ROWS records, or what is left at the end, as they lie on disk."""
+        return self._reader.get_batch(number)
+
+    def problems(self, limit: int | None = None) -> list[Problem]:
+        """What was wrong with the file's records, in their order; at most `limit`."""
+        found: list[Problem] = []
+        with pa.memory_map(str(self.folder / "problems.arrow")) as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(reader.num_record_batches):
+                rows = reader.get_batch(number)
+                if limit is not None:
+                    rows = rows.slice(0, limit - len(found))
+                found += [Problem(**row) for row in rows.to_pylist()]
+        return found
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column as it lies on disk, for counts and filters."""
+        place = RECORDS.get_field_index(name)
+        batches = [self.batch(i) for i in range(self._reader.num_record_batches)]
+        return pa.chunked_array([batch.column(place) for batch in batches], type=RECORDS.field(place).type)
+
+    def __reduce__(self):
+        return type(self), (self.folder,)
+
+
+def index_folder(source: str | Path, index_dir: str | Path | None = None) -> Path:
+    """Where the index of a JSON is: beside it, or in index_dir."""
+    source = Path(source)
+    return (source.parent if index_dir is None else Path(index_dir)) / f"{source.stem}.index"
+
+
+def open_index(
+    source: str | Path,
+    index_dir: str | Path | None = None,
+    strict: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> RecordIndex:
+    """The index of a JSON, built if it is not there or out of date. One process builds, others wait for it.
+
+    progress(records read) is called now and then while building. Raises BadRecord for the first problem if strict,
+    FileNotFoundError for a missing JSON, ValueError if it is no JSON or the folder cannot be written.
+    """
+    source = Path(source)
+    if not source.is_file():
+        raise FileNotFoundError(f"There is no file {source}: name the JSON of a data set.")
+    folder = index_folder(source, index_dir)
+    if not _is_current(folder, source):
+        try:
+            check_writable(folder)
+        except ValueError as error:
+            raise ValueError(
+                f"The index of {source} cannot be written to {folder.parent}: name a folder with --index_dir."
+            ) from error
+        with FileLock(f"{folder}.lock"):
+            if not _is_current(folder, source):  # another process may have built it meanwhile
+                build_index(source, folder, strict, progress)
+    index = RecordIndex(folder)
+    if strict and (first := index.problems(1)):
+        raise BadRecord(problem_sentence(source, first[0]))
+    return index
+
+
+def build_index(
+    source: str | Path,
+    folder: str | Path,
+    strict: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Read a JSON and write its index, complete or not at all. Raises as `open_index` does."""
+    source = Path(source)
+    stat = source.stat()
+    head, raws = read_records(source)
+    read = kept = 0
+    counts: dict[str, int] = {}
+    with whole_directory(folder, mark="about.json") as temporary:
+        with _Table(temporary / "records.arrow", RECORDS) as rows, _Table(
+            temporary / "problems.arrow", PROBLEMS
+        ) as found:
+            for raw in raws:
+                record, problems = clean(raw, read)
+                read += 1
+                if problems and strict:
+                    raise BadRecord(problem_sentence(source, problems[0]))
+                for problem in problems:
+                    counts[problem.kind] = counts.get(problem.kind, 0) + 1
+                    found.add(problem.number, problem.kind, problem.detail)
+                if record is not None:
+                    kept += 1
+                    rows.add(
+                        record.number, record.img_name, record.caption, record.wm_score,
+                        [(a.polygon, a.text, a.language, a.valid, a.color) for a in record.annotations],
+                    )  # fmt: skip
+                if progress is not None and read % ROWS == 0:
+                    progress(read)
+        root = head.get("data_root")
+        about = About(
+            VERSION, source.name, stat.st_size, stat.st_mtime_ns, root if isinstance(root, str) else None,
+            read, kept, counts,
+        )  # fmt: skip
+        (temporary / "about.json").write_text(json.dumps(vars(about), indent=1), encoding="utf-8")
+
+
+def problem_sentence(source: str | Path, problem: Problem) -> str:
+    """One line that names file, record, field and what is wrong."""
+    return f"{source}, record {problem.number}, {problem.kind}: {problem.detail}"
+
+
+class _Table:
+    """Rows to an Arrow file, a batch at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.schema = schema
+        self.file = pa.OSFile(str(path), "wb")
+        self.writer = pa.ipc.new_file(self.file, schema)
+        self.columns: list[list[Any]] = [[] for _ in schema]
+
+    def add(self, *values: Any) -> None:
+        for column, value in zip(self.columns, values, strict=True):
+            column.append(value)
+        if len(self.columns[0]) == ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.columns[0]:
+            arrays = [pa.array(c, type=f.type) for c, f in zip(self.columns, self.schema, strict=True)]
+            self.writer.write_batch(pa.record_batch(arrays, schema=self.schema))
+            self.columns = [[] for _ in self.schema]
+
+    def __enter__(self) -> _Table:
+        return self
+
+    def __exit__(self, kind: type | None, *_: Iterable) -> None:
+        if kind is None:
+            self.flush()
+        self.writer.close()
+        self.file.close()
+
+
+def _read_about(folder: Path) -> About:
+    return About(**json.loads((folder / "about.json").read_text(encoding="utf-8")))
+
+
+def _is_current(folder: Path, source: Path) -> bool:
+    try:
+        about = _read_about(folder)
+    except (OSError, ValueError, TypeError):
+        return False
+    stat = source.stat()
+    return (about.version, about.size, about.modified_ns) == (VERSION, stat.st_size, stat.st_mtime_ns)

@@ -1,0 +1,83 @@
+"""A look at a data set: a sheet of its items, and what can be counted.
+
+May import: numpy, cv2, Pillow, pyarrow, torch, anytext_lcm.data.*.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.compute as pc
+
+from anytext_lcm.data.anyword import AnyWordDataset
+from anytext_lcm.data.index import RecordIndex
+
+COLUMNS = ("picture", "masked_img", "glyphs", "positions", "font_hint", "inv_mask")
+"""What a row of the sheet shows, from left to right."""
+
+_RIM = 4  # pixels between pictures
+
+
+def sheet(batch: Mapping[str, Any]) -> np.ndarray:
+    """A row for each item of a batch of the contract, COLUMNS side by side: (height, width, 3) uint8 RGB."""
+    rows = []
+    for index in range(len(batch["img"])):
+        picture = _bytes(batch["img"][index])
+        polygons = batch.get("condition_polygons", batch["polygons"])[index]
+        for polygon in polygons:
+            cv2.polylines(picture, [np.asarray(polygon, np.int32).reshape(-1, 1, 2)], True, (255, 0, 255), 1)
+        grey = [
+            batch["glyphs"][index].amax(0),
+            batch["positions"][index].sum(0).clamp(max=3) * 85,
+            batch["font_hint"][index, 0],
+            batch["inv_mask"][index, 0] * 255,
+        ]
+        cells = [picture, _bytes(batch["masked_img"][index])]
+        cells += [np.repeat(cell.numpy().astype(np.uint8)[..., None], 3, -1) for cell in grey]
+        rows.append(np.concatenate([np.pad(c, ((_RIM, 0), (_RIM, 0), (0, 0)), constant_values=128) for c in cells], 1))
+    return np.concatenate(rows)
+
+
+def counts(dataset: AnyWordDataset) -> str:
+    """Records, lines, languages and problems of each JSON, in words."""
+    return "\n".join(
+        f"{source}: {_counts(index)}" for source, index in zip(dataset.sources, dataset.indices, strict=True)
+    )
+
+
+def problems(dataset: AnyWordDataset, each: int = 3) -> str:
+    """The first `each` problems of each kind and JSON, a line each; empty if there are none."""
+    lines = []
+    for source, index in zip(dataset.sources, dataset.indices, strict=True):
+        told: Counter[str] = Counter()
+        for problem in index.problems():
+            told[problem.kind] += 1
+            if told[problem.kind] <= each:
+                lines.append(f"{source}, record {problem.number}, {problem.kind}: {problem.detail}")
+    return "\n".join(lines)
+
+
+def _counts(index: RecordIndex) -> str:
+    about = index.about
+    lines = pc.list_value_length(index.column("annotations"))
+    flat = pc.list_flatten(index.column("annotations"))
+    valid, languages = pc.struct_field(flat, "valid"), pc.struct_field(flat, "language")
+    spoken = pc.value_counts(pc.filter(languages, valid)).to_pylist()
+    spoken.sort(key=lambda entry: -entry["counts"])
+    told = [
+        f"{about.records} records, {about.kept} kept",
+        f"{len(flat)} lines, at most {pc.max(lines).as_py() or 0} in a picture",
+        f"{len(flat) - (pc.sum(valid).as_py() or 0)} lines ignored",
+        "languages " + (", ".join(f"{e['values']} {e['counts']}" for e in spoken) or "none"),
+        "problems " + (", ".join(f"{kind} {count}" for kind, count in sorted(about.problems.items())) or "none"),
+    ]
+    return "; ".join(told)
+
+
+def _bytes(image) -> np.ndarray:
+    """(3, H, W) -1..1 to (H, W, 3) uint8, writable."""
+    return np.ascontiguousarray(np.rint((image.numpy() + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0))

@@ -1,0 +1,336 @@
+"""A record of AnyWord-3M, and the rules that make any JSON value one or say why not.
+
+A record that cannot be used is left out, a part of it that is wrong is mended or left out, and each time a `Problem`
+names record, field and what was done; so no record stops a run. RULES below is the list. Reading is upstream's
+(AnyText2's t3_dataset.py, `load_data`) where a record is as published.
+
+May import: numpy, cv2, opencc, anytext_lcm.data.json_stream.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from anytext_lcm.data.json_stream import DoubledDict
+
+LANGUAGES = (
+    "Latin", "Chinese_sim", "Chinese_tra", "Japanese", "Korean", "Arabic", "Bangla", "Hindi",
+)  # fmt: skip
+"""Languages of a line; the file's "Chinese" is one of the two kinds by whether simplifying changes the text."""
+
+RULES = {
+    "record": "not an object: left out",
+    "duplicate key": "the last value counts",
+    "img_name": "missing, empty, not text, or with bytes that no file name can have: the record is left out",
+    "caption": "not text: empty; control characters become spaces, bytes that are not UTF-8 are dropped",
+    "wm_score": "not a finite number: unknown",
+    "annotations": "not a list: the record is left out, as what is written in the picture is not known",
+    "annotation": "not an object: left out",
+    "polygon": "missing, fewer than 3 points, not finite numbers, beyond 30000 or without area: the line is left out; "
+    "self-crossing: its convex hull. (An empty list is AnyWord's way to have no place: left out without a word)",
+    "text": "missing, not text, empty or not UTF-8: the loss does not look there; control characters become spaces; "
+    "over 200 characters: cut",
+    "language": "missing or unknown: by the script of the text",
+    "valid": "neither true nor false: the loss does not look there",
+    "color": "not three numbers 0..255 (or 500, 500, 500): unspecified",
+    "picture": "missing or broken: the next record that has one is taken",
+    "outside": "a polygon wholly outside the picture: the line is left out",
+    "glyph": "no font holds the text, or it has no room: the loss does not look there",
+}
+"""What is done about a problem, by its kind. The last three show when the picture is read."""
+
+MAX_TEXT = 200
+MAX_COORDINATE = 30_000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_SCRIPTS = (
+    ("Japanese", re.compile(r"[\u3040-\u30ff]")),
+    ("Korean", re.compile(r"[\u1100-\u11ff\uac00-\ud7af]")),
+    ("Arabic", re.compile(r"[\u0600-\u06ff\u0750-\u077f]")),
+    ("Bangla", re.compile(r"[\u0980-\u09ff]")),
+    ("Hindi", re.compile(r"[\u0900-\u097f]")),
+    ("Chinese", re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with a record: which one (its place in data_list), which kind of RULES, what exactly."""
+
+    number: int
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """A line of text in a picture.
+
+    polygon   x0, y0, x1, y1, ... integers, pixels of the picture's file
+    text      as written, or "" where it is not known
+    language  one of LANGUAGES
+    valid     False: what is there is not to be learned
+    color     RGB 0..255, None = not specified
+    """
+
+    polygon: tuple[int, ...]
+    text: str
+    language: str
+    valid: bool
+    color: tuple[int, int, int] | None
+
+    @property
+    def points(self) -> np.ndarray:
+        """(n, 2) int32."""
+        return np.array(self.polygon, np.int32).reshape(-1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A picture with its caption and lines; `number` is its place in the file's data_list."""
+
+    number: int
+    img_name: str
+    caption: str
+    wm_score: float | None
+    annotations: tuple[Annotation, ...]
+
+
+def clean(raw: Any, number: int) -> tuple[Record | None, list[Problem]]:
+    """A value of data_list as a Record (None: it is left out), and what was wrong with it."""
+    problems: list[Problem] = []
+
+    def note(kind: str, detail: str) -> None:
+        problems.append(Problem(number, kind, detail))
+
+    if not isinstance(raw, dict):
+        note("record", f"it is {_name(raw)}")
+        return None, problems
+    _note_doubled(raw, "", note)
+    name = raw.get("img_name")
+    if not isinstance(name, str) or not name.strip():
+        note("img_name", f"it is {_name(name)}")
+        return None, problems
+    if "\0" in name or not _is_unicode(name):
+        note("img_name", "bytes that no file name can have")
+        return None, problems
+    listed = raw.get("annotations")
+    if listed is None:
+        listed = []
+    if not isinstance(listed, list):
+        note("annotations", f"they are {_name(listed)}")
+        return None, problems
+    annotations = []
+    for place, entry in enumerate(listed):
+        annotation = _annotation(entry, f"annotation {place}", note)
+        if annotation is not None:
+            annotations.append(annotation)
+    record = Record(
+        number, name, _caption(raw.get("caption"), note), _score(raw.get("wm_score"), note), tuple(annotations)
+    )
+    return record, problems
+
+
+def script_language(text: str) -> str:
+    """One of LANGUAGES, by the script of the characters; "Latin" where none is known."""
+    for language, pattern in _SCRIPTS:
+        if pattern.search(text):
+            return chinese_kind(text) if language == "Chinese" else language
+    return "Latin"
+
+
+def chinese_kind(text: str) -> str:
+    """ "Chinese_tra" if simplifying changes the text, else "Chinese_sim"."""
+    return "Chinese_tra" if _simplifier().convert(text) != text else "Chinese_sim"
+
+
+@lru_cache(maxsize=1)
+def _simplifier():
+    from opencc import OpenCC  # loads its dictionaries, wanted only where there is Chinese
+
+    return OpenCC("t2s")
+
+
+# -- fields ---------------------------------------------------------------------------------------------
+
+
+def _annotation(entry: Any, where: str, note) -> Annotation | None:
+    if not isinstance(entry, dict):
+        note("annotation", f"{where} is {_name(entry)}")
+        return None
+    _note_doubled(entry, where, note)
+    polygon = _polygon(entry.get("polygon"), where, note)
+    if polygon is None:
+        return None
+    valid = entry.get("valid", True)
+    if not isinstance(valid, bool):
+        note("valid", f"{where}: {_name(valid)}")
+        valid = False
+    if not valid:
+        return Annotation(polygon, "", "Latin", False, None)  # nothing else of it is used
+    text = _text(entry.get("text"), where, note)
+    if text is None:
+        return Annotation(polygon, "", "Latin", False, None)
+    return Annotation(
+        polygon, text, _language(entry.get("language"), text, where, note), True, _color(entry, where, note)
+    )
+
+
+def _polygon(value: Any, where: str, note) -> tuple[int, ...] | None:
+    if value == []:
+        return None  # upstream: no place, no line
+    if not isinstance(value, list):
+        note("polygon", f"{where}: {_name(value)}")
+        return None
+    if len(value) < 3:
+        note("polygon", f"{where}: {len(value)} points")
+        return None
+    flat = []
+    for point in value:
+        if not isinstance(point, list) or len(point) != 2:
+            note("polygon", f"{where}: a point is {_name(point)}")
+            return None
+        for coordinate in point:
+            if type(coordinate) is float and math.isfinite(coordinate):
+                coordinate = round(coordinate) if abs(coordinate) <= MAX_COORDINATE else MAX_COORDINATE + 1
+            if type(coordinate) is not int:
+                note("polygon", f"{where}: a coordinate is {_name(coordinate)}")
+                return None
+            if not -MAX_COORDINATE <= coordinate <= MAX_COORDINATE:
+                note("polygon", f"{where}: a coordinate is beyond {MAX_COORDINATE}")
+                return None
+            flat.append(coordinate)
+    points = list(zip(flat[::2], flat[1::2], strict=True))
+    if _is_convex(points):
+        return tuple(flat)
+    hull = cv2.convexHull(np.array(points, np.int32)).reshape(-1, 2)
+    if len(hull) < 3:
+        note("polygon", f"{where}: no area")
+        return None
+    if _crosses_itself(points):
+        note("polygon", f"{where}: crosses itself")
+        return tuple(hull.ravel().tolist())
+    return tuple(flat)
+
+
+def _text(value: Any, where: str, note) -> str | None:
+    if not isinstance(value, str):
+        note("text", f"{where}: {_name(value)}")
+        return None
+    if not _is_unicode(value):
+        note("text", f"{where}: not UTF-8")
+        return None
+    if not value.isprintable() and _CONTROL.search(value):
+        note("text", f"{where}: control characters")
+        value = _CONTROL.sub(" ", value).strip()
+    if not value.strip():
+        note("text", f"{where}: empty")
+        return None
+    if len(value) > MAX_TEXT:
+        note("text", f"{where}: {len(value)} characters")
+        value = value[:MAX_TEXT]
+    return value
+
+
+def _language(value: Any, text: str, where: str, note) -> str:
+    if value == "Chinese":
+        return chinese_kind(text)
+    if isinstance(value, str) and value in LANGUAGES:
+        return value
+    note("language", f"{where}: {_name(value)}")
+    return script_language(text)
+
+
+def _color(entry: dict, where: str, note) -> tuple[int, int, int] | None:
+    value = entry.get("color")
+    if value is None or value == [500, 500, 500]:
+        return None
+    if isinstance(value, list) and len(value) == 3:
+        if all(type(c) in (int, float) and 0 <= c <= 255 for c in value):  # nan compares false
+            return tuple(round(c) for c in value)
+    note("color", f"{where}: {_name(value)}")
+    return None
+
+
+def _caption(value: Any, note) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        note("caption", f"it is {_name(value)}")
+        return ""
+    if not _is_unicode(value):
+        note("caption", "not UTF-8")
+        value = value.encode("utf-8", "ignore").decode("utf-8")
+    if not value.isprintable() and _CONTROL.search(value):
+        note("caption", "control characters")
+        value = _CONTROL.sub(" ", value)
+    return value
+
+
+def _score(value: Any, note) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not math.isfinite(value):
+        note("wm_score", f"it is {_name(value)}")
+        return None
+    return float(value)
+
+
+# -- helpers --------------------------------------------------------------------------------------------
+
+
+def _note_doubled(value: dict, where: str, note) -> None:
+    if isinstance(value, DoubledDict):
+        note("duplicate key", f"{where + ': ' if where else ''}{', '.join(map(_name, value.doubled))}")
+
+
+def _name(value: Any) -> str:
+    """A short printable form for a message."""
+    if value is None:
+        return "missing"
+    text = ascii(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _is_unicode(text: str) -> bool:
+    """False if there are lone surrogates, which stand for bytes that were no UTF-8."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _turn(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
+    """Twice the area of a triangle, its sign the way round."""
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+
+def _is_convex(points: list[tuple[int, int]]) -> bool:
+    """A quadrilateral or triangle that turns one way only; other polygons are looked at more closely."""
+    if len(points) > 4:
+        return False
+    turns = [_turn(points[i - 2], points[i - 1], points[i]) for i in range(len(points))]
+    return all(turn > 0 for turn in turns) or all(turn < 0 for turn in turns)
+
+
+def _crosses_itself(points: list[tuple[int, int]]) -> bool:
+    """Whether two sides that are not neighbours cross each other properly."""
+    n = len(points)
+    sides = [(points[i], points[(i + 1) % n]) for i in range(n)]
+    for i in range(n):
+        for j in range(i + 2, n):
+            if i == 0 and j == n - 1:
+                continue
+            (a, b), (c, d) = sides[i], sides[j]
+            if _turn(a, b, c) * _turn(a, b, d) < 0 and _turn(c, d, a) * _turn(c, d, b) < 0:
+                return True
+    return False
