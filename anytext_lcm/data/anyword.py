@@ -32,13 +32,7 @@ from anytext_lcm.data.batch import MAX_CHARACTERS, TEXT_PHRASES, UNSPECIFIED_COL
 from anytext_lcm.data.captions import image_caption
 from anytext_lcm.data.font_hints import Shake, hint_from_picture
 from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, covering_fonts, font_path
-from anytext_lcm.data.glyphs import (
-    GLYPH_LINE_SIZE,
-    colored_support,
-    draw_packed_glyph_line,
-    draw_placed_glyph,
-    draw_position,
-)
+from anytext_lcm.data.glyphs import GLYPH_LINE_SIZE, draw_packed_glyph_line, draw_placed_glyph, draw_position
 from anytext_lcm.data.index import BadRecord, open_index, problem_sentence
 from anytext_lcm.data.masks import ignore_mask, jitter_position
 from anytext_lcm.data.records import Annotation, Problem, Record
@@ -276,8 +270,7 @@ class _Slots:
         fonts = covering_fonts(text, rules.fonts)
         font = fonts[int(rng.integers(0, len(fonts)))] if rules.random_font else fonts[0]
         self.gly_line[slot] = draw_packed_glyph_line(text, font)
-        placed = draw_placed_glyph(text, points, font, size, out=self.glyphs[slot])
-        self.glyphs[slot] = colored_support(placed, annotation.color)
+        draw_placed_glyph(text, points, font, size, out=self.glyphs[slot], color=annotation.color)
 
         position = draw_position(points, size)
         if rules.jitter:
@@ -289,8 +282,7 @@ class _Slots:
         if rules.hint_share and not (rng.random() < 1 - rules.hint_share):
             keep, start = rng.uniform(*rules.hint_area), rng.uniform(0, 1)
             shake = Shake.draw(rng) if rules.hint_shake else None
-            hint = hint_from_picture(picture, points, keep, start, shake)
-            np.maximum(self.font_hint[0], hint, out=self.font_hint[0])
+            hint_from_picture(picture, points, keep, start, shake, out=self.font_hint[0])
         self.texts.append(text)
         self.languages.append(annotation.language)
         self.polygons.append(points)

@@ -17,6 +17,8 @@ import numpy as np
 from anytext_lcm.data.glyphs import rectangle
 
 _WINDOW, _OFFSET = 11, 2  # of the adaptive threshold, pixels and grey values
+# Bytes to 0..1 by way of -1..1, which loses one grey value here and there; the threshold sees it.
+_THERE_AND_BACK = (np.arange(256, dtype=np.float32) / 127.5 - 1 + 1) / 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,12 @@ class Shake:
 
 
 def hint_from_picture(
-    picture: np.ndarray, polygon: np.ndarray, keep: float = 1.0, start: float = 0.5, shake: Shake | None = None
+    picture: np.ndarray,
+    polygon: np.ndarray,
+    keep: float = 1.0,
+    start: float = 0.5,
+    shake: Shake | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Strokes darker than their surroundings within the polygon: (H, W) uint8, 0 or 255.
 
@@ -49,6 +56,7 @@ def hint_from_picture(
                  goes, as upstream's polygon filling has it
         start    where the blackened piece starts, 0..1 of the way it can go
         shake    change of the crop before the threshold, None = as it is
+        out      (H, W) uint8, the hints so far, to which this one is added, instead of a new array
     """
     height, width = picture.shape[:2]
     polygon = np.clip(np.asarray(polygon), 0, (width - 1, height - 1)).astype(np.int32)
@@ -56,17 +64,17 @@ def hint_from_picture(
     mask = np.zeros((h, w), np.uint8)
     cv2.fillPoly(mask, [(polygon - (x, y)).reshape(-1, 1, 2)], 255)
     crop = picture[y : y + h, x : x + w]
-    # The way through -1..1 and back loses one grey value here and there, and the threshold sees it.
-    crop = (crop.astype(np.float32) / 127.5 - 1 + 1) / 2
-    if shake is not None:
-        crop = _shaken(crop, shake)
-    grey = cv2.cvtColor((crop * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+    if shake is None:
+        crop = cv2.LUT(crop, (_THERE_AND_BACK * 255).astype(np.uint8))
+    else:
+        crop = (_shaken(_THERE_AND_BACK[crop], shake) * 255).astype(np.uint8)
+    grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
     light = cv2.adaptiveThreshold(
         grey, 255, cv2.ADAPTIVE_THRESH_GAUSSIAN_C, cv2.THRESH_BINARY, _WINDOW, _OFFSET
     )
     cv2.fillPoly(mask, [_blackened(polygon, keep, start) - (x, y)], 0)
-    hint = np.zeros((height, width), np.uint8)
-    hint[y : y + h, x : x + w] = mask & ~light
+    hint = np.zeros((height, width), np.uint8) if out is None else out
+    hint[y : y + h, x : x + w] |= mask & ~light
     return hint
 
 

@@ -66,6 +66,7 @@ def draw_placed_glyph(
     size: tuple[int, int] = (512, 512),
     add_space: bool = True,
     out: np.ndarray | None = None,
+    color: tuple[int, int, int] | None = None,
 ) -> np.ndarray:
     """The text in white, as large as the polygon lets it, turned as the polygon is.
 
@@ -76,6 +77,7 @@ def draw_placed_glyph(
         size      height and width of the canvas
         add_space spread the letters over the long side by spaces between them
         out       zeros (height, width) uint8 to draw into, instead of a new array
+        color     leave out the faint pixels that upstream loses in this colour, see `colored_support`
 
     Returns (height, width) uint8, 0..255. Raises DrawingError if the font lacks a character or the polygon is
     too small for a letter of one pixel, FileNotFoundError if there is no such font.
@@ -111,10 +113,10 @@ def draw_placed_glyph(
         x, y = int((canvas.width - turned.width) / 2), int((canvas.height - turned.height) / 2)
         canvas.paste(turned, (x, y))
     if out is None:
-        return np.array(canvas)
+        return colored_support(np.array(canvas), color)
     if (box := canvas.getbbox()) is not None:  # most of the canvas is empty
         left, top, right, bottom = box
-        out[top:bottom, left:right] = np.asarray(canvas.crop(box))
+        out[top:bottom, left:right] = colored_support(np.asarray(canvas.crop(box)), color)
     return out
 
 
@@ -124,7 +126,9 @@ def colored_support(placed: np.ndarray, color: tuple[int, int, int] | None) -> n
     Upstream multiplies the coverage with the colour (each channel at least 10) in 8 bits, and what becomes 0 is no
     glyph for the network, which asks for pixels other than 0. None: white, which loses nothing.
     """
-    strongest = 255 if color is None else min(max(max(color), 10), 255)
+    if color is None:
+        return placed
+    strongest = min(max(max(color), 10), 255)
     return cv2.threshold(placed, 127 // strongest, 0, cv2.THRESH_TOZERO)[1]
 
 
