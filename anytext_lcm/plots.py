@@ -174,6 +174,43 @@ def histograms(
     return figure
 
 
+def network_map(parameters: Mapping[str, int], title: str = "") -> Figure:
+    """AnyText2's six networks, what flows between them, and the parameters of each by the name of its part.
+
+    parameters: as `inspect_modules.part_parameters` gives them.
+    """
+    figure, axes = _figure(3.4)
+    axis: Axes = axes[0, 0]
+    places = {
+        "recogniser": (0.9, 2.6), "embedding manager": (3.2, 2.6), "text tower": (5.5, 2.6),
+        "WriteNet": (3.2, 0.9), "UNet": (5.5, 0.9), "VAE": (7.8, 0.9),
+    }  # fmt: skip
+    for name, (x, y) in places.items():
+        color = "#f2a65a" if name in ("UNet", "WriteNet") else "#d7d7d7"
+        label = f"{name}\n{parameters[name] / 1e6:.1f} M"
+        axis.text(x, y, label, ha="center", va="center", fontsize=9,
+                  bbox={"boxstyle": "round,pad=0.45", "facecolor": color, "edgecolor": "none"})  # fmt: skip
+    flows = (
+        ((-0.9, 2.6), (0.35, 2.6), "glyph\nlines"), ((1.5, 2.6), (2.3, 2.6), "what it\nreads"),
+        ((4.1, 2.6), (4.95, 2.6), "one token\na line"), ((5.5, 2.15), (5.5, 1.35), "context"),
+        ((1.2, 0.9), (2.65, 0.9), "placed glyphs, positions,\nmasked latents"), ((3.75, 0.9), (5.0, 0.9), "residuals"),
+        ((6.0, 0.9), (7.35, 0.9), "latents"), ((8.25, 0.9), (9.3, 0.9), "picture"),
+        ((4.95, 2.35), (3.75, 1.3), "text context"),
+    )  # fmt: skip
+    for start, end, label in flows:
+        axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.35"})
+        x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+        shift = 0.42 if start[1] == end[1] else 0
+        axis.text(x, y + shift, label, ha="center", va="center", fontsize=7.5, color="0.2",
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    axis.set_xlim(-1.1, 9.5)
+    axis.set_ylim(0.2, 3.4)
+    axis.axis("off")
+    if title:
+        axis.set_title(title, fontsize=11)
+    return figure
+
+
 def unet_map(unet: UNetModel, title: str = "") -> Figure:
     """A UNet as two legs and a floor: where attention and AttnX sit, where WriteNet's residuals are added.
 

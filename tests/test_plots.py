@@ -22,6 +22,9 @@ CALLS = {
     "bars": lambda: plots.bars({"a": {"x": 1.0, "y": 2}, "b": {"y": 1}}, "n"),
     "histograms": lambda: plots.histograms([{"a": T, "b": T}], ["1 step"], np.linspace(0, 5, 6), np.ones(5)),
     "intervals": lambda: plots.intervals({"a": Interval(0.5, 0.4, 0.6, 9)}, "share"),
+    "networks": lambda: plots.network_map(dict.fromkeys(
+        ("UNet", "WriteNet", "VAE", "text tower", "embedding manager", "recogniser"), 2_000_000
+    ), "t"),
     "unet": lambda: plots.unet_map(AnyText2.from_config(EMBEDDED, device="meta").model.diffusion_model),
 }
 AXES = {"grid": 4, "panels": 2, "histograms": 2}
