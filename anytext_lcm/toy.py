@@ -200,7 +200,7 @@ def perfect_student(predict: Predict, x: Tensor, solver: DDIMSolver, index: int 
 
 
 class Student(nn.Module):
-    """A network of a few thousand weights that predicts the noise: (B, D), int64 (B,) -> (B, D).
+    """A network of some twenty thousand weights that predicts the noise: (B, D), int64 (B,) -> (B, D).
 
     Inside it predicts v, as the embedded teacher does, so that its answer tends to the input where the noise
     ends. With a `base`, a teacher to start from, it answers the base's clean data plus a correction that is
