@@ -20,6 +20,7 @@ WIDTH, DPI = 8.0, 72  # inches; a notebook's column
 # Okabe and Ito's colours, told apart with any colour vision; a few curves also differ in their dashes, for grey.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#000000", "#f0e442")
 DASHES = ("-", "--", "-.", ":")
+HATCHES = ("", "//", "..", "\\\\", "xx", "--", "", "oo")  # the same for bars
 
 
 def _figure(height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
@@ -134,7 +135,8 @@ def bars(groups: Mapping[str, Mapping[str, float]], x_label: str, title: str = "
     for i, name in enumerate(names):
         values = np.array([group.get(name, 0) for group in groups.values()], float)
         color = COLORS[i] if i < len(COLORS) else str(0.1 * (i - len(COLORS) + 2))
-        axis.barh(list(groups), values, left=left, label=name, color=color, edgecolor="white", linewidth=0.6)
+        axis.barh(list(groups), values, left=left, label=name, color=color, edgecolor="white",
+                  linewidth=0.6, hatch=HATCHES[i % len(HATCHES)])  # fmt: skip
         left += values
     axis.invert_yaxis()
     _finish(axis, x_label, "", title, False)

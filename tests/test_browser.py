@@ -50,7 +50,7 @@ DIGEST = """async (image) => {
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(2400),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install it, as with apt-get install chromium"),
 ]
 
@@ -88,7 +88,7 @@ def lab(tmp_path_factory):
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
+        for _ in range(600):
             try:
                 urllib.request.urlopen(f"{address}/api", timeout=5).close()
                 break
@@ -96,7 +96,7 @@ def lab(tmp_path_factory):
                 assert server.poll() is None, (root / "server.log").read_text()[-2000:]
                 time.sleep(0.5)
         else:
-            pytest.fail("JupyterLab did not answer in two minutes: " + (root / "server.log").read_text()[-2000:])
+            pytest.fail("JupyterLab did not answer in five minutes: " + (root / "server.log").read_text()[-2000:])
         yield address
     finally:
         os.killpg(server.pid, signal.SIGTERM)  # its own group: the server and its kernels
@@ -119,7 +119,7 @@ def move(page, explorer):
     for key in ("ArrowRight", "ArrowLeft", "ArrowLeft"):  # it may stand at one end
         handle.focus()
         page.keyboard.press(key)
-        for _ in range(100):
+        for _ in range(200):
             if image.evaluate(DIGEST) != before:
                 return True
             time.sleep(0.3)
@@ -129,7 +129,7 @@ def move(page, explorer):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_in_jupyterlab(name, lab, browser):
     page = browser.new_page(viewport={"width": 1200, "height": 900})
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(300_000)
     page.goto(f"{lab}/lab/tree/notebooks/{name}?reset")
     page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget?.context")
     cells = [cell for cell in page.evaluate(RUN_ALL)["cells"] if cell["cell_type"] == "code"]
