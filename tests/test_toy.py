@@ -162,8 +162,8 @@ def test_a_student_with_a_base_starts_as_its_base():
 
 
 def test_regression_learns_the_posterior_mean():
-    student = toy.Student(width=48)
-    losses = toy.train(student, LINE, "teacher_x0", steps=250, batch_size=128)
+    student = toy.Student()
+    losses = toy.train(student, LINE, "teacher_x0", steps=400)
     x = torch.linspace(-1, 1, 41)[:, None]
     error = {t: (student.x0(x, at(t, x)) - LINE.posterior_mean(x, at(t, x))).abs().mean() for t in (499, 999)}
     assert sum(losses[-20:]) < sum(losses[:20]) / 4 and max(error.values()) < 0.12
