@@ -5,10 +5,10 @@ STAMP := .venv/.installed
 CELL_TIMEOUT ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full teacher lint notebooks clean
+.PHONY: help demo test test-full test-browser teacher lint notebooks clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml
 	@test -n "$(PY)" || { echo "No python3 found: install Python 3.11 or newer, or run make PY=/path/to/python." >&2; exit 2; }
@@ -24,12 +24,15 @@ demo: $(STAMP)  ## distil the embedded teacher, draw with both, read and compare
 	$(BIN)/python -m anytext_lcm.demo
 
 test: lint  ## lint, unit tests, notebooks against their stored outputs
-	$(BIN)/python -m pytest -m "not full" tests
+	$(BIN)/python -m pytest -m "not full and not browser" tests
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout $(CELL_TIMEOUT) notebooks
 
 test-full: lint  ## as test, with the full-size networks and the trainings
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -m "not browser" tests
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout $(CELL_TIMEOUT) notebooks
+
+test-browser: $(STAMP)  ## every notebook in JupyterLab and Chromium (apt-get install chromium): run all, move sliders
+	$(BIN)/python -m pytest -m browser tests/test_browser.py
 
 teacher: $(STAMP)  ## train the embedded teacher again from its recipe
 	$(BIN)/python -m anytext_lcm.build_teacher
@@ -40,6 +43,7 @@ lint: $(STAMP)  ## ruff over package, tests and notebooks
 notebooks: $(STAMP)  ## run the notebooks again and store their outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.store_widget_state=False notebooks/[0-9][0-9]_*.ipynb
+	$(BIN)/python notebooks/drop_views.py notebooks/[0-9][0-9]_*.ipynb
 
 clean:  ## remove the environment, caches and outputs
 	rm -rf .venv outputs runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

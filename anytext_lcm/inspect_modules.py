@@ -3,7 +3,7 @@ anytext_lcm.inspect_modules --config models_yaml/anytext2_sd15.yaml [--ckpt FILE
 
 Without a checkpoint the network is built on torch's meta device: shapes and names, no memory.
 
-Imports torch, PEFT (through `lora`) and the room model. Shown in notebooks/01_inspect_modules.ipynb.
+Imports torch, PEFT (through `lora`) and the rooms model and outputs. Shown in notebooks/01_inspect_modules.ipynb.
 """
 
 import argparse
@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from anytext_lcm.lora import find_targets, resolve_targets
+from anytext_lcm.lora import attach, find_targets, resolve_targets
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.model.checkpoint import OPTIONAL_KEYS, load_strict, read_state_dict
 from anytext_lcm.outputs import check_writable, whole_file
 
 PARTS = {
@@ -147,6 +149,108 @@ def lora_groups(layers: Sequence[Layer], rank: int = 64) -> dict[str, tuple[int,
     return counts
 
 
+# -- memory ---------------------------------------------------------------------------------------------
+
+
+def saved_bytes(
+    model: AnyText2, picture_size: int, targets: Sequence[str] | None = None, rank: int = 64
+) -> int:
+    """Bytes that autograd keeps of one fp32 forward pass of WriteNet and UNet with an adapter, for one picture.
+
+    Counted on the meta device through saved_tensors_hooks: every tensor once, weights left out, no gradient
+    checkpointing. `model` is a bare network on the meta device and is given the adapter; build a fresh one
+    for each call. picture_size: pixels of a side. Raises ValueError for another device, and for an adapter
+    that is there already.
+    """
+    if model.device.type != "meta":
+        raise ValueError("Only a network on the meta device can be counted without computing; use build(config).")
+    attach(model, rank, targets=targets)
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: list[Tensor] = []  # held, so that no address is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    unet, writenet = model.model.diffusion_model, model.control_model
+    picture = torch.zeros(1, 1, picture_size, picture_size, device="meta")
+    latents = torch.zeros(1, model.latent_channels, picture_size // 8, picture_size // 8, device="meta")
+    width = unet.middle_block[1].transformer_blocks[0].attn2.to_k.in_features
+    context = torch.zeros(1, 77, width, device="meta")  # CLIP's 77 tokens
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        residuals = writenet(picture, picture, latents, context)
+        unet(latents, torch.zeros(1, dtype=torch.int64, device="meta"), context, residuals)
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    return sum(size for storage, size in sizes.items() if storage not in weights)
+
+
+def training_memory(
+    layers: Sequence[Layer], weights: int, groups: Sequence[str], rank: int, kept: int, batch_size: int = 1
+) -> dict[str, float]:
+    """GB that one fp32 process of a distillation needs, by what for; workspace of the kernels comes on top.
+
+    layers: of the network; weights: its parameters; groups: LoRA groups; kept: bytes a picture, `saved_bytes`.
+    Adam keeps two numbers for each trained one. Raises ValueError for an unknown group.
+    """
+    sizes = lora_groups(layers, rank)
+    if unknown := sorted(set(groups) - set(sizes)):
+        raise ValueError(f"Unknown LoRA groups {', '.join(unknown)}; there are {', '.join(sizes)}.")
+    adapter = 4 * sum(sizes[group][1] for group in groups) / 1e9
+    return {
+        "frozen weights": 4 * weights / 1e9,
+        "adapter": adapter,
+        "its gradient": adapter,
+        "Adam": 2 * adapter,
+        "kept for the backward pass": kept * batch_size / 1e9,
+    }
+
+
+# -- checkpoints ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """A checkpoint file beside the network it should fit."""
+
+    keys: int
+    dtypes: dict[str, int]  # "float16" -> number of tensors
+    missing: tuple[str, ...]  # of the network, not in the file
+    unexpected: tuple[str, ...]  # the other way round
+    reshaped: tuple[str, ...]  # in both, of different shapes: "name (2, 3) instead of (3, 3)"
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unexpected or self.reshaped)
+
+    def __str__(self) -> str:
+        types = ", ".join(f"{number:,} {dtype}" for dtype, number in self.dtypes.items())
+        lines = [f"checkpoint: {self.keys:,} tensors ({types})"]
+        for name in ("missing", "unexpected", "reshaped"):
+            found = getattr(self, name)
+            lines += [f"{name}: {len(found)}" + (f", like {found[0]}" if found else "")]
+        return "\n".join(lines)
+
+
+def compare_checkpoint(model: nn.Module, state: dict[str, Tensor]) -> CheckpointReport:
+    """What differs between a network and a state dict (see `read_state_dict`); nothing is loaded."""
+    own = model.state_dict()
+    dtypes: dict[str, int] = {}
+    for value in state.values():
+        name = str(value.dtype).removeprefix("torch.")
+        dtypes[name] = dtypes.get(name, 0) + 1
+    return CheckpointReport(
+        keys=len(state),
+        dtypes=dict(sorted(dtypes.items())),
+        missing=tuple(name for name in own if name not in state),
+        unexpected=tuple(name for name in state if name not in own and name not in OPTIONAL_KEYS),
+        reshaped=tuple(
+            f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in state and state[name].shape != value.shape
+        ),
+    )
+
+
 # -- text -----------------------------------------------------------------------------------------------
 
 
@@ -245,13 +349,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.lora_rank < 1:
             raise ValueError(f"--lora_rank must be a positive integer, not {args.lora_rank}.")
         check_writable(args.output)
-        model = build(args.config, args.ckpt)
+        model = build(args.config)
+        report = None
+        if args.ckpt:
+            state = read_state_dict(args.ckpt)
+            report = compare_checkpoint(model, state)
+            load_strict(model, state, source=f"Checkpoint {args.ckpt}")
         layers = list_layers(model)
         names = write_targets(model, args.output)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     sections = [] if args.summary else [layer_table(layers)]
+    sections += [] if report is None else [str(report)]
     sections += [part_table(model, layers), role_table(layers), lora_table(layers, args.lora_rank)]
     try:
         print("\n\n".join(sections))

@@ -89,17 +89,34 @@ def find_unet_rest(model: nn.Module) -> list[str]:
     ]
 
 
-def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> list[str]:
-    """Group names and module names -> sorted module names; None is every group of `find_targets`.
+def _read_lists(targets: Sequence[str]) -> Iterator[str]:
+    """The targets, with those of a file in the place of its name."""
+    for target in targets:
+        if not target.endswith(".txt"):
+            yield target
+            continue
+        try:
+            lines = Path(target).read_text(encoding="utf-8").split()
+        except OSError as error:
+            raise ValueError(f"The list of LoRA targets {target} cannot be read ({error.strerror}).") from error
+        if not lines:
+            raise ValueError(f"The list of LoRA targets {target} is empty.")
+        yield from lines
 
-    The group "unet_rest" (`find_unet_rest`) has to be named. Raises ValueError for a name that is neither, which
+
+def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> list[str]:
+    """Group names, module names and lists of them in files -> sorted module names; None is every group of
+    `find_targets`. The group "unet_rest" (`find_unet_rest`) has to be named.
+
+    What ends in .txt is a file with one target a line, as `python -m anytext_lcm.inspect_modules` writes it.
+    Raises ValueError for a file that cannot be read, and for a name that is neither group nor module, which
     PEFT would pass over without a word as long as another one fits.
     """
     groups = find_targets(model)
     defaults = tuple(groups)
     groups["unet_rest"] = find_unet_rest(model)
     chosen: set[str] = set()
-    for target in defaults if targets is None else targets:
+    for target in defaults if targets is None else _read_lists(targets):
         if target in groups:
             if not groups[target]:
                 raise ValueError(f"This network has nothing in the target group {target!r}; leave it out.")

@@ -1,6 +1,6 @@
 """The figures of the notebooks: each function returns a matplotlib Figure and leaves no state behind.
 
-Imports matplotlib without pyplot, numpy, torch, cv2 and the rooms model and data. Nothing imports this.
+Imports matplotlib without pyplot, numpy, torch, cv2, the rooms lcm, model and data, and the toy. Nothing imports this.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from anytext_lcm.data.batch import Line, build_conditioning
-from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.mock import COLORS as TEXT_COLORS
+from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.solver import DDIMSolver
 from anytext_lcm.model.layers import SpatialTransformer
 from anytext_lcm.model.unet import UNetModel
+from anytext_lcm.toy import Mixture, guided, perfect_student
 
 WIDTH, DPI = 8.0, 72  # inches; a notebook's column
+# Okabe and Ito's colours, told apart with any colour vision; a few curves also differ in their dashes, for grey.
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#000000", "#f0e442")
+DASHES = ("-", "--", "-.", ":")
+HATCHES = ("", "//", "..", "\\\\", "xx", "--", "", "oo")  # the same for bars
 
 
 def _figure(height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
@@ -75,6 +82,12 @@ def picture_grid(
     return figure
 
 
+def _style(axis: Axes, curves: int) -> dict[str, str]:
+    """Colour and dashes of the next curve; many curves are a bundle and stay solid."""
+    i = len(axis.lines)
+    return {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i] if curves <= len(DASHES) else "-"}
+
+
 def lines(
     curves: Mapping[str, tuple],
     x_label: str,
@@ -91,7 +104,7 @@ def lines(
     for name, (x, y) in curves.items():
         y = _array(y)
         x = np.arange(1, len(y) + 1) if x is None else _array(x)
-        axis.plot(x, y, label=name, marker="o" if marks else None, markersize=4)
+        axis.plot(x, y, label=name, marker="o" if marks else None, markersize=4, **_style(axis, len(curves)))
     _finish(axis, x_label, y_label, title, len(curves) > 1)
     axis.set_xscale(x_scale)
     axis.set_yscale(y_scale)
@@ -109,7 +122,7 @@ def panels(
     figure, axes = _figure(height, 1, len(figures))
     for axis, (y_label, curves) in zip(axes[0], figures.items(), strict=True):
         for name, (x, y) in curves.items():
-            axis.plot(_array(x), _array(y), label=name)
+            axis.plot(_array(x), _array(y), label=name, **_style(axis, len(curves)))
         _finish(axis, x_label, y_label, "", legend and len(curves) > 1)
     if title:
         figure.suptitle(title, fontsize=11)
@@ -124,7 +137,9 @@ def bars(groups: Mapping[str, Mapping[str, float]], x_label: str, title: str = "
     left = np.zeros(len(groups))
     for i, name in enumerate(names):
         values = np.array([group.get(name, 0) for group in groups.values()], float)
-        axis.barh(list(groups), values, left=left, label=name, color=f"C{i}" if i < 10 else str(0.1 * (i - 9)))
+        color = COLORS[i] if i < len(COLORS) else str(0.1 * (i - len(COLORS) + 2))
+        axis.barh(list(groups), values, left=left, label=name, color=color, edgecolor="white",
+                  linewidth=0.6, hatch=HATCHES[i % len(HATCHES)])  # fmt: skip
         left += values
     axis.invert_yaxis()
     _finish(axis, x_label, "", title, False)
@@ -149,7 +164,7 @@ def histograms(
     middles = (bins[1:] + bins[:-1]) / 2
     for i, row in enumerate(samples):
         for axis, column in zip(axes[i], columns, strict=True):
-            axis.hist(_array(row[column]).ravel(), bins=bins, density=True, color="C0", alpha=0.75)
+            axis.hist(_array(row[column]).ravel(), bins=bins, density=True, color=COLORS[4])
             if density is not None:
                 axis.plot(middles, density, color="black", linewidth=0.9)
                 axis.set_ylim(0, 1.25 * density.max())
@@ -161,6 +176,43 @@ def histograms(
         axis.set_xlabel("$x_0$", fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def network_map(parameters: Mapping[str, int], title: str = "") -> Figure:
+    """AnyText2's six networks, what flows between them, and the parameters of each by the name of its part.
+
+    parameters: as `inspect_modules.part_parameters` gives them.
+    """
+    figure, axes = _figure(3.4)
+    axis: Axes = axes[0, 0]
+    places = {
+        "recogniser": (0.9, 2.6), "embedding manager": (3.2, 2.6), "text tower": (5.5, 2.6),
+        "WriteNet": (3.2, 0.9), "UNet": (5.5, 0.9), "VAE": (7.8, 0.9),
+    }  # fmt: skip
+    for name, (x, y) in places.items():
+        color = "#f2a65a" if name in ("UNet", "WriteNet") else "#d7d7d7"
+        label = f"{name}\n{parameters[name] / 1e6:.1f} M"
+        axis.text(x, y, label, ha="center", va="center", fontsize=9,
+                  bbox={"boxstyle": "round,pad=0.45", "facecolor": color, "edgecolor": "none"})  # fmt: skip
+    flows = (
+        ((-0.9, 2.6), (0.35, 2.6), "glyph\nlines"), ((1.5, 2.6), (2.3, 2.6), "what it\nreads"),
+        ((4.1, 2.6), (4.95, 2.6), "one token\na line"), ((5.5, 2.15), (5.5, 1.35), "context"),
+        ((1.2, 0.9), (2.65, 0.9), "placed glyphs, positions,\nmasked latents"), ((3.75, 0.9), (5.0, 0.9), "residuals"),
+        ((6.0, 0.9), (7.35, 0.9), "latents"), ((8.25, 0.9), (9.3, 0.9), "picture"),
+        ((4.95, 2.35), (3.75, 1.3), "text context"),
+    )  # fmt: skip
+    for start, end, label in flows:
+        axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.35"})
+        x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+        shift = 0.42 if start[1] == end[1] else 0
+        axis.text(x, y + shift, label, ha="center", va="center", fontsize=7.5, color="0.2",
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    axis.set_xlim(-1.1, 9.5)
+    axis.set_ylim(0.2, 3.4)
+    axis.axis("off")
+    if title:
+        axis.set_title(title, fontsize=11)
     return figure
 
 
@@ -216,13 +268,124 @@ def intervals(rows: Mapping[str, object], x_label: str, title: str = "") -> Figu
     figure, axes = _figure(0.9 + 0.34 * len(rows))
     axis: Axes = axes[0, 0]
     for i, row in enumerate(rows.values()):
-        axis.plot([row.low, row.high], [i, i], color="C0", linewidth=2)
-        axis.plot(row.value, i, "o", color="C0")
+        axis.plot([row.low, row.high], [i, i], color=COLORS[0], linewidth=2)
+        axis.plot(row.value, i, "o", color=COLORS[0])
         axis.annotate(f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]", (1.02, i), fontsize=8, va="center",
                       xycoords=("axes fraction", "data"))  # fmt: skip
     axis.set_yticks(range(len(rows)), list(rows), fontsize=9)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     _finish(axis, x_label, "", title, False)
+    return figure
+
+
+# -- the exact toy (notebook 03) -------------------------------------------------------------------------
+
+
+def _times(timestep: int, x: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(x),), int(timestep))
+
+
+def toy_targets(data: Mixture, timestep: int, students: Mapping[str, object] | None = None) -> Figure:
+    """On a line, at one timestep: below the density of x_t, above the posterior mean and the end of the path.
+
+    students: functions (x, t) -> answer, drawn over them.
+    """
+    figure, (upper, lower) = _figure(4.0, 2, 1, sharex=True, height_ratios=(3, 1))
+    x = torch.linspace(-2.5, 2.5, 301)[:, None]
+    t = _times(timestep, x)
+    for mean in data.means[:, 0]:
+        upper[0].axhspan(mean - 2 * data.spread, mean + 2 * data.spread, color="0.9")
+    curves = {"posterior mean": data.posterior_mean(x, t), "end of the path": data.consistency(x, t)}
+    for name, answer in (students or {}).items():
+        curves[name] = answer(x, t)
+    for name, y in curves.items():
+        upper[0].plot(x[:, 0], _array(y)[:, 0], label=name, **_style(upper[0], len(curves)))
+    lower[0].fill_between(x[:, 0], _array(data.log_density(x, t).exp()), color="0.7")
+    title = f"What $x_t$ at $t = {timestep}$ says about the clean data (grey: where data are)"
+    _finish(upper[0], "", "answer $x_0$", title, True)
+    _finish(lower[0], "$x_t$", "$p_t(x_t)$", "", False)
+    return figure
+
+
+def toy_paths(data: Mixture, steps: int, count: int = 9) -> Figure:
+    """On a line: DDIM's polygons in `steps` steps over the exact paths, from evenly spread starts."""
+    figure, axes = _figure(3.2)
+    axis: Axes = axes[0, 0]
+    starts = torch.special.ndtri((torch.arange(count) + 0.5) / count)[:, None].float()
+    fine = [999, *range(979, 0, -40), 0]
+    exact = [starts.double()]
+    for start, end in zip(fine[:-1], fine[1:], strict=True):
+        exact.append(data.flow(exact[-1], start, end, steps=16))
+    times, seen = [999], [starts]
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if int(t[0]) < 999:
+            times.append(int(t[0])), seen.append(x)
+        return data.predict(x, t)
+
+    seen.append(sample_ddim(predict, starts, data.schedule, steps, spacing="trailing"))
+    axis.plot(fine, torch.cat(exact, 1).T, color=COLORS[1], linewidth=3, alpha=0.5)
+    axis.plot([*times, 0], torch.cat(seen, 1).T, color=COLORS[0], marker="o", markersize=3, linewidth=1)
+    axis.plot([], [], color=COLORS[1], linewidth=3, alpha=0.5, label="exact")
+    axis.plot([], [], color=COLORS[0], marker="o", markersize=3, linewidth=1, label=f"DDIM, {steps} steps")
+    axis.invert_xaxis()
+    _finish(axis, "$t$, from noise to data", "$x_t$", "Paths of the probability-flow ODE, and DDIM along them", True)
+    return figure
+
+
+def toy_skip(data: Mixture, skip: int, timestep: int = 999) -> Figure:
+    """On a line: what a perfect student of the `lcm` objective answers at a grid timestep, for one skip."""
+    figure, axes = _figure(3.0)
+    axis: Axes = axes[0, 0]
+    x = torch.linspace(-2.5, 2.5, 301)[:, None]
+    solver = DDIMSolver(data.schedule, skip=skip)
+    index = int(solver.index_of(torch.tensor([timestep])))
+    answers = {
+        "end of the path": data.consistency(x, _times(timestep, x)),
+        f"perfect student, skip {skip}": perfect_student(data.predict, x, solver, index),
+        "posterior mean": data.posterior_mean(x, _times(timestep, x)),
+    }
+    for name, y in answers.items():
+        axis.plot(x[:, 0], _array(y)[:, 0], label=name, **_style(axis, len(answers)))
+    _finish(axis, f"$x_t$ at $t = {timestep}$", "answer $x_0$", "The skip decides what is learnt, even perfectly", True)
+    return figure
+
+
+def toy_guidance(data: Mixture, cond: Mixture, timestep: int, guidance_scale: float) -> Figure:
+    """In the plane: the guided probability-flow field at one timestep, and where 200 starts end."""
+    figure, axes = _figure(3.9, 1, 2)
+    left, right = axes[0]
+    line = torch.linspace(-1.8, 1.8, 17)
+    at = torch.cartesian_prod(line, line)
+    t = _times(timestep, at)
+    downhill = -guided(data, cond, guidance_scale)(at, t)  # the sampler walks against eps
+    left.quiver(*at.T, *downhill.T, color=COLORS[0], angles="xy")
+    noise = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    ends = data.flow(noise, 999, 0, given=cond, guidance_scale=guidance_scale)
+    right.plot(*ends.T, "o", color=COLORS[3], markersize=3, alpha=0.6, label="ends of 200 paths")
+    for axis, title in ((left, f"direction at $t = {timestep}$"), (right, "where the paths end")):
+        axis.plot(*data.means.T, "o", color="0.6", markersize=11, fillstyle="none", label="modes")
+        axis.plot(*cond.means.T, "o", color="black", markersize=11, fillstyle="none", label="wanted modes")
+        axis.set_aspect("equal")
+        axis.set_xlim(-2, 2)
+        axis.set_ylim(-2, 2)
+        _finish(axis, "first coordinate", "second coordinate", title, axis is right)
+    figure.suptitle(f"Guidance scale s = {guidance_scale:g} (w = {guidance_scale - 1:g})", fontsize=11)
+    return figure
+
+
+def toy_clouds(data: Mixture, clouds: Mapping[str, object], title: str = "") -> Figure:
+    """In the plane: samples side by side, (N, 2) by name, over the modes of the data."""
+    figure, axes = _figure(WIDTH / len(clouds) + 0.5, 1, len(clouds), sharex=True, sharey=True)
+    for axis, (name, points) in zip(axes[0], clouds.items(), strict=True):
+        axis.plot(*_array(points).T, ".", color=COLORS[0], markersize=2)
+        axis.plot(*data.means.T, "o", color="black", markersize=9, fillstyle="none")
+        axis.set_aspect("equal")
+        axis.set_xlim(-1.6, 1.6)
+        axis.set_ylim(-1.6, 1.6)
+        _finish(axis, "first coordinate", "second coordinate" if axis is axes[0, 0] else "", name, False)
+    if title:
+        figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -254,11 +417,11 @@ def text_line(
     """
     corners = cv2.boxPoints(((side / 2, side / 2), (width, height), angle))
     box = np.clip(np.rint(corners), 0, side - 1).astype(int)
-    line = Line(text, box, None if color == "any" else COLORS[color], hint_font=font)
+    line = Line(text, box, None if color == "any" else TEXT_COLORS[color], hint_font=font)
     item = build_conditioning([line], (side, side), max_lines=1)
     figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplot_mosaic([["glyph", "position", "font hint"], ["glyph line"] * 3], height_ratios=[2.2, 1])
-    ink = np.asarray(COLORS.get(color, (255, 255, 255))) / 255
+    ink = np.asarray(TEXT_COLORS.get(color, (255, 255, 255))) / 255
     shown = {
         "glyph": (item["glyphs"][0][..., None] / 255 * ink).clip(0, 1),
         "position": item["positions"][0],

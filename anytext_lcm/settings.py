@@ -62,7 +62,9 @@ class TrainSettings:
     lora_alpha: float = _setting(
         64, "scales the adapter by alpha / rank; equal to the rank it leaves it alone"
     )
-    lora_targets: tuple[str, ...] | None = _setting(None, "target groups or modules; by default all groups")
+    lora_targets: tuple[str, ...] | None = _setting(
+        None, "target groups, modules, or .txt files that list them; by default all groups"
+    )
     # optimisation
     train_batch_size: int = _setting(12, "pictures a step and process; 12 at 512 px were meant for 24 GB")
     gradient_accumulation_steps: int = _setting(4, "batches an update; on three GPUs that makes 144 pictures")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro_network import micro_network
+from micro_network import CHANNELS, CONTEXT, SIDE, micro_config, micro_network
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
 from small_models import EMBEDDED, FULL
 
 from anytext_lcm import inspect_modules as inspect
@@ -134,3 +136,65 @@ def test_command_bears_a_closed_pipe(tmp_path):
     run = subprocess.run([*command, tmp_path / "list.txt"], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+# -- memory and checkpoints
+
+
+def test_what_autograd_keeps_on_the_meta_device_is_what_it_keeps_for_real():
+    """The same count on a CPU, and the tensors of a layer whose sum is known."""
+    meta = inspect.saved_bytes(AnyText2.from_config(micro_config(), device="meta"), SIDE, rank=3)
+    model = attach(micro_network(), rank=3)
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, []
+    picture = torch.zeros(1, 1, SIDE, SIDE)
+    latents, context = torch.zeros(1, CHANNELS, SIDE // 8, SIDE // 8), torch.zeros(1, 77, CONTEXT)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        residuals = model.control_model(picture, picture, latents, context)
+        model.model.diffusion_model(latents, torch.zeros(1, dtype=torch.int64), context, residuals)
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    assert meta == sum(size for pointer, size in sizes.items() if pointer not in weights) > 100_000
+
+
+def test_saved_bytes_grow_with_rank_and_groups():
+    def count(targets, rank):
+        return inspect.saved_bytes(AnyText2.from_config(micro_config(), device="meta"), SIDE, targets, rank)
+
+    assert count(["unet_attnx"], 2) < count(["unet_attnx", "unet_attention"], 2) < count(None, 2)
+    assert count(None, 3) - count(None, 2) == count(None, 4) - count(None, 3) > 0  # linear in the rank
+    with pytest.raises(ValueError, match="meta device"):
+        inspect.saved_bytes(micro_network(), SIDE)
+
+
+def test_training_memory_by_hand(full):
+    _, layers = full
+    parts = inspect.training_memory(layers, 1000, ["zero_convs", "unet_attnx"], 64, kept=5, batch_size=3)
+    adapter = 4 * (1_228_800 + 6_995_968) / 1e9
+    assert parts == pytest.approx({
+        "frozen weights": 4e-6, "adapter": adapter, "its gradient": adapter, "Adam": 2 * adapter,
+        "kept for the backward pass": 15e-9,
+    })  # fmt: skip
+    with pytest.raises(ValueError, match="unet_atention"):
+        inspect.training_memory(layers, 1, ["unet_atention"], 64, 0)
+
+
+def test_a_checkpoint_beside_its_network(tmp_path, capsys):
+    model = micro_network()
+    state = dict(model.state_dict())
+    report = inspect.compare_checkpoint(model, state)
+    assert report.fits and report.keys == len(state) and sum(report.dtypes.values()) == len(state)
+    name = "model.diffusion_model.out.2.weight"
+    other = {**state, name: state[name][:1].half(), "extra": torch.zeros(1)}
+    del other["model.diffusion_model.out.2.bias"]
+    report = inspect.compare_checkpoint(model, other)
+    assert report.missing == ("model.diffusion_model.out.2.bias",) and report.unexpected == ("extra",)
+    assert len(report.reshaped) == 1 and report.reshaped[0].startswith(name) and not report.fits
+    assert report.dtypes["float16"] == 1 and "missing: 1, like model" in str(report)
+    config, file = tmp_path / "micro.yaml", tmp_path / "micro.safetensors"
+    OmegaConf.save(micro_config(), config)
+    save_file({k: v.contiguous() for k, v in state.items()}, file)
+    command = ["--config", str(config), "--output", str(tmp_path / "list.txt"), "--summary", "--ckpt"]
+    assert inspect.main([*command, str(file)]) == 0
+    assert f"checkpoint: {len(state):,} tensors" in capsys.readouterr().out
+    save_file({k: v.contiguous() for k, v in other.items()}, file)
+    assert inspect.main([*command, str(file)]) == 2
+    assert "does not fit" in capsys.readouterr().err

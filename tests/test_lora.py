@@ -317,3 +317,18 @@ def test_adapters_that_do_not_fit(saved, tmp_path):
         with pytest.raises(ValueError, match=words):
             lora.load_adapter(model, changed(**options))
         assert set(model.state_dict()) == before
+
+
+def test_targets_from_a_file(tmp_path):
+    """What the inspection writes goes back in, alone or beside other names."""
+    model = micro_network()
+    written = tmp_path / "target_modules_list.txt"
+    written.write_text("\n".join(lora.find_targets(model)["unet_attnx"]) + "\n")
+    assert lora.resolve_targets(model, [str(written)]) == sorted(lora.find_targets(model)["unet_attnx"])
+    both = lora.resolve_targets(model, [str(written), "zero_convs"])
+    assert both == lora.resolve_targets(model, ["unet_attnx", "zero_convs"])
+    with pytest.raises(ValueError, match="cannot be read"):
+        lora.resolve_targets(model, [str(tmp_path / "none.txt")])
+    written.write_text("")
+    with pytest.raises(ValueError, match="is empty"):
+        lora.resolve_targets(model, [str(written)])

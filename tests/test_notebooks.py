@@ -42,6 +42,30 @@ def test_cells_are_short_and_show_or_check_something(path):
     assert any("assert" in text for text, _ in cells[-2:]), "the notebook ends without checks"
 
 
+def test_explorers_are_stored_with_their_picture():
+    """And without the view of a kernel that is gone."""
+    shown = [
+        outputs
+        for path in NOTEBOOKS
+        for source, outputs in read(path, "code")
+        if source.startswith("widgets.explore(") or "\nwidgets.explore(" in source
+    ]
+    assert len(shown) >= 6
+    for outputs in shown:
+        [data] = [output["data"] for output in outputs if "data" in output]
+        assert set(data) == {"text/plain", "image/png"} and "".join(data["text/plain"]).startswith("Explorer(")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_solutions_are_collapsed_and_run(path):
+    """From the heading on; the reader opens them, CI runs them."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    hidden = [cell for cell in cells if cell["metadata"].get("jupyter", {}).get("source_hidden")]
+    assert all(cell["cell_type"] == "code" and cell["execution_count"] for cell in hidden)
+    if path.stem[:2] in ("01", "03"):
+        assert len(hidden) >= 2 and all("assert" in "".join(cell["source"]) for cell in hidden)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_links_lead_somewhere(path):
     for source, _ in read(path, "markdown"):

@@ -10,6 +10,7 @@ from small_models import EMBEDDED
 from anytext_lcm import plots
 from anytext_lcm.judge import Interval
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.toy import Mixture
 
 T = torch.arange(5)
 PICTURE = np.zeros((8, 8, 3), np.uint8)
@@ -21,6 +22,9 @@ CALLS = {
     "bars": lambda: plots.bars({"a": {"x": 1.0, "y": 2}, "b": {"y": 1}}, "n"),
     "histograms": lambda: plots.histograms([{"a": T, "b": T}], ["1 step"], np.linspace(0, 5, 6), np.ones(5)),
     "intervals": lambda: plots.intervals({"a": Interval(0.5, 0.4, 0.6, 9)}, "share"),
+    "networks": lambda: plots.network_map(dict.fromkeys(
+        ("UNet", "WriteNet", "VAE", "text tower", "embedding manager", "recogniser"), 2_000_000
+    ), "t"),
     "unet": lambda: plots.unet_map(AnyText2.from_config(EMBEDDED, device="meta").model.diffusion_model),
 }
 AXES = {"grid": 4, "panels": 2, "histograms": 2}
@@ -53,3 +57,25 @@ def boxes_color(text):
     from matplotlib.colors import to_rgb
 
     return to_rgb(text)
+
+
+def test_toy_figures_with_several_settings():
+    line, ring = Mixture.line(), Mixture.ring()
+    figures = [
+        *(plots.toy_targets(line, t) for t in (0, 19, 999)),
+        plots.toy_targets(line, 499, {"s": lambda x, t: x}),
+        *(plots.toy_paths(line, n, count=3) for n in (1, 8)),
+        *(plots.toy_skip(line, skip, t) for skip, t in ((100, 259), (500, 999))),
+        *(plots.toy_guidance(ring, ring.condition((0, 1)), t, s) for t, s in ((19, 1.0), (999, 7.5))),
+        plots.toy_clouds(ring, {"a": torch.zeros(3, 2), "b": torch.ones(3, 2)}, "t"),
+    ]
+    assert [len(figure.axes) for figure in figures] == [2, 2, 2, 2, 1, 1, 1, 1, 2, 2, 2]
+    for figure in figures:
+        figure.draw_without_rendering()
+        assert all(axis.get_xlabel() or axis is figure.axes[0] for axis in figure.axes)
+    drawn = plots.toy_targets(line, 999).axes[0].lines  # the figure shows what the toy computes
+    x = torch.linspace(-2.5, 2.5, 301)[:, None]
+    assert np.allclose(drawn[0].get_ydata(), line.posterior_mean(x, torch.full((301,), 999))[:, 0])
+    assert plots.toy_paths(line, 8, count=3).axes[0].lines[3].get_xdata().tolist()[:2] == [999, 874]
+    with pytest.raises(ValueError, match="grid"):
+        plots.toy_skip(line, 30)

@@ -1,0 +1,55 @@
+"""Explorers without a browser: a control that moves changes the picture, and a refusal is said in words."""
+
+import base64
+
+import pytest
+from matplotlib.figure import Figure
+
+from anytext_lcm import widgets
+
+
+def draw(height, sign="+"):
+    if height > 8:
+        raise ValueError("too high")
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, height if sign == "+" else -height])
+    return figure
+
+
+def explorer():
+    return widgets.explore(draw, height=widgets.slider([1, 5, 9], 1, "height"), sign=widgets.choice("+-", "sign"))
+
+
+def test_moving_a_control_changes_the_picture():
+    found = explorer()
+    first = found.picture.value
+    assert first.startswith(b"\x89PNG") and first == widgets.png(draw(1))
+    found.controls["height"].value = 5
+    second = found.picture.value
+    found.controls["sign"].value = "-"
+    assert len({first, second, found.picture.value}) == 3 and found.picture.value == widgets.png(draw(5, "-"))
+    found.controls["height"].value, found.controls["sign"].value = 1, "+"
+    assert found.picture.value == first and found.values() == {"height": 1, "sign": "+"}
+
+
+def test_a_refusal_is_shown_and_the_picture_stays():
+    found = explorer()
+    before = found.picture.value
+    found.controls["height"].value = 9
+    assert found.message.value == "too high" and found.picture.value == before
+    found.controls["height"].value = 5
+    assert found.message.value == "" and found.picture.value != before
+
+
+def test_stored_output_is_steady_and_has_a_picture():
+    found = explorer()
+    bundle = found._repr_mimebundle_()
+    assert bundle["text/plain"] == repr(found) == "Explorer(height, sign)"
+    assert base64.b64decode(bundle["image/png"]) == found.picture.value
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_controls():
+    assert widgets.several(("a", "b"), "x").value == ("a", "b")
+    with pytest.raises(ValueError, match="none of its places"):
+        widgets.slider([1, 2], 3, "x")
