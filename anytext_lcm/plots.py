@@ -376,14 +376,15 @@ def toy_guidance(data: Mixture, cond: Mixture, timestep: int, guidance_scale: fl
 
 def toy_clouds(data: Mixture, clouds: Mapping[str, object], title: str = "") -> Figure:
     """In the plane: samples side by side, (N, 2) by name, over the modes of the data."""
-    figure, axes = _figure(WIDTH / len(clouds) + 0.5, 1, len(clouds), sharex=True, sharey=True)
+    figure, axes = _figure(WIDTH / len(clouds) + 0.9, 1, len(clouds), sharex=True, sharey=True)
     for axis, (name, points) in zip(axes[0], clouds.items(), strict=True):
         axis.plot(*_array(points).T, ".", color=COLORS[0], markersize=2)
         axis.plot(*data.means.T, "o", color="black", markersize=9, fillstyle="none")
         axis.set_aspect("equal")
         axis.set_xlim(-1.6, 1.6)
         axis.set_ylim(-1.6, 1.6)
-        _finish(axis, "first coordinate", "second coordinate" if axis is axes[0, 0] else "", name, False)
+        narrow = name.replace(", ", ",\n")  # a panel is too narrow for one line
+        _finish(axis, "first coordinate", "second coordinate" if axis is axes[0, 0] else "", narrow, False)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
