@@ -737,6 +737,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("outputs/teacher"), help="columns and checkpoints go here")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--steps", type=int, default=Recipe.diffusion_steps, help="diffusion steps")
+    parser.add_argument("--lr", type=float, default=Recipe.diffusion_lr, help="of the diffusion at its peak")
+    parser.add_argument("--decay", type=float, default=Recipe.decay, help="share of the steps over which it falls")
     parser.add_argument("--pictures", type=int, default=Recipe.pictures)
     parser.add_argument("--vae_steps", type=int, default=Recipe.vae_steps)
     parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
@@ -744,7 +746,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--start_from", type=Path, help="weights to go on from, for instance the shipped ones")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(diffusion_steps=args.steps, pictures=args.pictures, vae_steps=args.vae_steps)
+    recipe = Recipe(
+        pictures=args.pictures,
+        vae_steps=args.vae_steps,
+        diffusion_steps=args.steps,
+        diffusion_lr=args.lr,
+        decay=args.decay,
+    )
     if args.start_from is not None and not (args.work / "diffusion.pt").exists():
         start_from(args.start_from, args.work, recipe)
     for stage in args.stage:
