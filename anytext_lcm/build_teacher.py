@@ -63,7 +63,7 @@ class Recipe:
     decay: float = 0.4  # share of the steps over which the rate falls to zero
     ema: float = 0.998
     caption_dropout: float = 0.1  # both captions empty: trains the branch that guidance subtracts
-    text_weight: float = 3.0  # loss weight inside the text boxes
+    text_weight: float = 5.0  # loss weight inside the text boxes
 
 
 # -- processes ------------------------------------------------------------------------------------------------------
