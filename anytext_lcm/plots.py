@@ -144,7 +144,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], x_label: str, title: str = "
     axis.invert_yaxis()
     _finish(axis, x_label, "", title, False)
     if len(names) > 1:
-        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        _legend_beside(axis)
     return figure
 
 
@@ -329,7 +329,8 @@ def toy_paths(data: Mixture, steps: int, count: int = 9) -> Figure:
     axis.plot([], [], color=COLORS[1], linewidth=3, alpha=0.5, label="exact")
     axis.plot([], [], color=COLORS[0], marker="o", markersize=3, linewidth=1, label=f"DDIM, {steps} steps")
     axis.invert_xaxis()
-    _finish(axis, "$t$, from noise to data", "$x_t$", "Paths of the probability-flow ODE, and DDIM along them", True)
+    _finish(axis, "$t$, from noise to data", "$x_t$", "Paths of the probability-flow ODE, and DDIM along them", False)
+    _legend_beside(axis)  # to look for a free place among all these paths takes seconds
     return figure
 
 
@@ -388,6 +389,10 @@ def toy_clouds(data: Mixture, clouds: Mapping[str, object], title: str = "") -> 
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _legend_beside(axis: Axes) -> None:
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def _finish(axis: Axes, x_label: str, y_label: str, title: str, legend: bool) -> None:

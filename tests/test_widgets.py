@@ -22,7 +22,7 @@ def explorer():
 
 def test_moving_a_control_changes_the_picture():
     found = explorer()
-    first = found.picture.value
+    first = bytes(found.picture.value)  # ipywidgets keeps a view of the bytes
     assert first.startswith(b"\x89PNG") and first == widgets.png(draw(1))
     found.controls["height"].value = 5
     second = found.picture.value
