@@ -6,15 +6,18 @@ target the model with it on.
 """
 
 import gc
-import json
 import math
+import multiprocessing
 import os
 import sys
+import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from contextlib import ExitStack
 from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +26,38 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from anytext_lcm.checkpoints import (
+    Ema,
+    Progress,
+    adapter_norm,
+    find_resume,
+    owned,
+    restore,
+    save_checkpoint,
+    set_random_state,
+    undisturbed,
+)
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.light import Light, expand
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.lcm.consistency import pseudo_huber
+from anytext_lcm.latents import with_latents
+from anytext_lcm.lcm.consistency import l2, pseudo_huber
 from anytext_lcm.lcm.objectives import OBJECTIVES, LossParts
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.solver import DDIMSolver
-from anytext_lcm.lora import adapter_off, adapter_state, attach, load_adapter, save_adapter
+from anytext_lcm.lora import adapter_off, adapter_state, attach
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
-from anytext_lcm.outputs import whole_directory
+from anytext_lcm.model.vae import sample_posterior
 from anytext_lcm.pipeline import decode, defaults_for, denoise, prepare, student_method, teacher_method
 from anytext_lcm.settings import PRECISIONS, TrainSettings
 
-STATE_FILE = "training_state.pt"
+BUCKETS = 5  # of timesteps, 200 wide: the x0 gap says something else in each
 
 # -- the step -------------------------------------------------------------------------------------------
 
@@ -60,8 +75,7 @@ def latent_weight(inv_mask: Tensor, latents: Tensor) -> Tensor:
 class DistillStep(nn.Module):
     """A batch to a loss: steps 1 to 10 of a training step; 5 to 10 are `anytext_lcm/lcm/objectives.py`.
 
-    A module, so that DistributedDataParallel can wrap it: only what runs in `forward` has its gradients
-    averaged.
+    A module, so that it can be called, moved and put into evaluation as the network in it.
     """
 
     def __init__(
@@ -72,7 +86,13 @@ class DistillStep(nn.Module):
         negative_prompt: str = "",
         solver_steps: int = 50,
         huber_c: float = 1e-3,
+        loss: str = "huber",
+        guidance_spread: float = 0.0,
+        text_weight: float = 0.0,
     ):
+        """guidance_scale: the middle of a range of 2 guidance_spread from which each picture draws its own;
+        text_weight: how much more a latent counts that is all text. The rest as in TrainSettings.
+        """
         super().__init__()
         if not model.control_model.fast_control:
             raise ValueError(
@@ -84,7 +104,8 @@ class DistillStep(nn.Module):
         self.solver = DDIMSolver(self.schedule, solver_steps)
         self.objective = OBJECTIVES[objective]
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
-        self.loss = partial(pseudo_huber, c=huber_c)
+        self.guidance_spread, self.text_weight = guidance_spread, text_weight
+        self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> LossParts:
         """batch: fields of `anytext_lcm.data.batch`, or `latents` and `masked_latents` in place of the
@@ -95,11 +116,7 @@ class DistillStep(nn.Module):
         model = self.model
         with torch.no_grad():
             # 1. encode: the picture's latents, one sample of the autoencoder's posterior
-            latents = (
-                batch["latents"].to(model.device)
-                if "latents" in batch
-                else model.encode(batch["img"], generator)
-            )
+            latents = self._encode(batch, generator)
             # 2. condition: what both networks are told; without condition glyphs, positions and masked
             # latents stay
             cond = model.condition(batch, generator)
@@ -115,6 +132,10 @@ class DistillStep(nn.Module):
         device = generator.device if generator is not None else latents.device
         index = torch.randint(len(self.solver), (len(latents),), generator=generator, device=device)
         noise = torch.randn(latents.shape, generator=generator, device=device)
+        guidance: float | Tensor = self.guidance_scale
+        if self.guidance_spread:
+            places = 2 * torch.rand(len(latents), 1, 1, 1, generator=generator, device=device) - 1
+            guidance = (self.guidance_scale + self.guidance_spread * places).to(latents.device)
 
         def teacher(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             with adapter_off(model):  # both branches in one batch
@@ -138,12 +159,29 @@ class DistillStep(nn.Module):
             latents.float(),
             noise.to(latents.device),
             index.to(latents.device),
-            guidance_scale=self.guidance_scale,
+            guidance_scale=guidance,
             loss=self.loss,
-            weight=latent_weight(batch["inv_mask"].to(latents.device), latents)
-            if "inv_mask" in batch
-            else None,
+            weight=self._weight(batch, latents),
         )
+
+    def _encode(self, batch: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
+        """Scaled latents (B, C, h, w), fp32: given, drawn from a stored posterior, or from the pictures."""
+        model = self.model
+        if "latents" in batch:
+            return batch["latents"].to(model.device)
+        if "latent_moments" in batch:
+            moments = torch.stack([torch.as_tensor(m) for m in batch["latent_moments"]]).to(model.device)
+            return model.scale_factor * sample_posterior(*moments.float().chunk(2, dim=1), generator)
+        return model.encode(batch["img"], generator)
+
+    def _weight(self, batch: Mapping[str, Any], latents: Tensor) -> Tensor | None:
+        """(B, 1, h, w): how much each latent counts, None when all count alike."""
+        weight = latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None
+        if not self.text_weight:
+            return weight
+        text = batch["positions"].amax(dim=1, keepdim=True).to(latents.device).float()
+        more = 1 + self.text_weight * F.interpolate(text, size=latents.shape[-2:], mode="area")
+        return more if weight is None else weight * more
 
 
 # -- what a run is made of ------------------------------------------------------------------------------
@@ -173,6 +211,14 @@ def batch_indices(
     return [
         int(_epoch_order(size, seed, epoch)[place]) + (epoch * size if redraws else 0) for epoch, place in epochs
     ]
+
+
+def batch_generator(seed: int, rank: int, world: int, step: int) -> torch.Generator:
+    """Noise and timesteps of micro-batch `step` on process `rank`: decided by the batch's place in the whole run.
+
+    So three processes do what one does that accumulates three times as many batches, to the order of summation.
+    """
+    return seeded_generator(seed, 0, step * world + rank)
 
 
 class _Order:
@@ -224,103 +270,19 @@ def load_teacher(settings: TrainSettings, dtype: torch.dtype = torch.float32) ->
 def sample_grid(
     model: AnyText2, batch: Mapping[str, Any], settings: TrainSettings, step: int
 ) -> dict[str, np.ndarray]:
-    """Pictures (B, H, W, 3) uint8 by method: the student's, and at step 0, before training, the teacher's 20
-    steps.
+    """Pictures (B, H, W, 3) uint8 by method: the student's in 1, 2, 4, 8 and the settings' steps, and at step 0,
+    before training, the teacher's in 20.
     """
     prepared = prepare(model, dict(batch), range(len(batch["img_caption"])), settings.negative_prompt)
-    methods = [student_method(settings.num_inference_steps)]
+    methods = [student_method(steps) for steps in sorted({1, 2, 4, 8, settings.num_inference_steps})]
     if step == 0:
         methods.append(teacher_method(20, settings.guidance_scale))
     return {method.name: decode(model, denoise(model, prepared, method)) for method in methods}
 
 
-# model, batch, settings, step -> pictures by tag
-OnSample = Callable[[AnyText2, Mapping[str, Any], TrainSettings, int], Mapping[str, np.ndarray]]
-
-# -- checkpoints ----------------------------------------------------------------------------------------
-
-
-def checkpoints(output_dir: str | Path) -> dict[int, Path]:
-    """The complete checkpoints of a run by their step, rising."""
-    found = {}
-    for path in Path(output_dir).glob("checkpoint-*"):
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdigit() and (path / STATE_FILE).is_file():
-            found[int(number)] = path
-    return dict(sorted(found.items()))
-
-
-def find_resume(settings: TrainSettings) -> Path | None:
-    """The checkpoint to go on from, None for a fresh start.
-
-    Raises FileNotFoundError when it is not there, ValueError when the output directory holds steps this run
-    would write again.
-    """
-    existing = checkpoints(settings.output_dir)
-    wanted = settings.resume_from_checkpoint
-    if wanted == "latest":
-        if not existing:
-            raise FileNotFoundError(
-                f"{settings.output_dir} holds no checkpoint to resume from; leave the flag out to start."
-            )
-        return existing[max(existing)]
-    if wanted is not None and not (Path(wanted) / STATE_FILE).is_file():
-        raise FileNotFoundError(f"{wanted} is no checkpoint to resume from: {STATE_FILE} is not in it.")
-    start = 0
-    if wanted is not None:
-        start = torch.load(Path(wanted) / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)[
-            "step"
-        ]
-    if later := [path.name for step, path in existing.items() if step > start]:
-        raise ValueError(
-            f"{settings.output_dir} holds {', '.join(later)} already; "
-            "resume from latest or name another output_dir."
-        )
-    return None if wanted is None else Path(wanted)
-
-
-def save_checkpoint(
-    directory: Path,
-    model: AnyText2,
-    optimizer: Any,
-    accelerator: Accelerator,
-    settings: TrainSettings,
-    step: int,
-) -> None:
-    """Adapter and training state, complete or not at all. Noise and data order need no state: step and seed
-    decide them.
-    """
-    about = {"step": step, "network": Path(settings.config).name, **settings.identity()}
-    state = {
-        "step": step,
-        "processes": accelerator.num_processes,
-        "settings": settings.identity(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-    }
-    with whole_directory(directory, mark=STATE_FILE) as temporary:
-        save_adapter(model, temporary, {"anytext_lcm": json.dumps(about)})
-        torch.save(state, temporary / STATE_FILE)
-
-
-def restore(
-    directory: Path, model: AnyText2, optimizer: Any, accelerator: Accelerator, settings: TrainSettings
-) -> int:
-    """Puts a checkpoint back and returns its step. Raises ValueError when it belongs to another run."""
-    state = torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
-    now = settings.identity() | {"processes": accelerator.num_processes}
-    defaults = {f.name: f.default for f in fields(TrainSettings)}  # of settings younger than the checkpoint
-    then = defaults | state["settings"] | {"processes": state["processes"]}
-    if differing := [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]:
-        raise ValueError(
-            f"{directory} was trained with other settings: {'; '.join(differing)}; use the same to resume."
-        )
-    load_adapter(model, directory, trainable=True)
-    optimizer.load_state_dict(state["optimizer"])
-    if accelerator.scaler is not None and state["scaler"]:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    return state["step"]
-
+# model, batch, settings, step -> pictures (B, H, W, 3) uint8 and numbers by tag; of the numbers "panel/ned" in 0..1
+# decides which step was the best
+OnSample = Callable[[AnyText2, Mapping[str, Any], TrainSettings, int], Mapping[str, np.ndarray | float]]
 
 # -- the loop -------------------------------------------------------------------------------------------
 
@@ -329,24 +291,29 @@ def run_distillation(
     settings: Mapping[str, Any], on_sample: OnSample | None = sample_grid, dataset: Dataset | None = None
 ) -> Path:
     """Trains an adapter and returns the last checkpoint. Runs alone, under `accelerate launch` and under
-    notebook_launcher.
+    notebook_launcher (see `anytext_lcm/launch.py`).
 
     settings: fields of TrainSettings. dataset: one of your own whose items hold to `anytext_lcm.data.batch`, in
-    place of the one that the settings name. on_sample(model, batch, settings, step) gives pictures for TensorBoard.
-    On several CPU processes set ACCELERATE_USE_CPU=1 before launching, or each process trains for itself;
-    num_processes notices. Raises ValueError or FileNotFoundError for what the settings ask and cannot be.
+    place of the one that the settings name. on_sample(model, batch, settings, step) gives pictures and numbers for
+    TensorBoard; beside it the settings' panel is read. Several nodes need an output_dir that all of them see.
+    Raises ValueError or FileNotFoundError for what the settings ask and cannot be, FloatingPointError when too many
+    updates in a row are not finite. Of several processes the first to fail says why on stderr.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(
-            1
-        )  # a process forked from a notebook hangs in the parent's thread pool otherwise
+    if world > 1:
+        if multiprocessing.parent_process() is not None:
+            # A fork of a process whose OpenMP threads have worked waits for them for ever, unless it has but one.
+            os.environ["OMP_NUM_THREADS"] = "1"
+            torch.set_num_threads(1)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            _end_with_parent()
     alone = world == 1 and not AcceleratorState._shared_state
     try:
         return _run(TrainSettings.from_dict(settings), on_sample, dataset)
-    except Exception:
-        if world > 1:  # the launcher reports whichever process it saw die first, and not why
-            sys.stderr.write(f"[rank {rank}] {traceback.format_exc()}")
+    except Exception as error:
+        if world > 1 and _fails_first(rank):
+            known = isinstance(error, ValueError | FileNotFoundError | FloatingPointError)
+            sys.stderr.write(f"error: {error}\n" if known else f"[rank {rank}] {traceback.format_exc()}")
         raise
     finally:
         if alone:  # so that a notebook can start the next run with another precision
@@ -354,7 +321,37 @@ def run_distillation(
             GradientState._reset_state()
 
 
+def _fails_first(rank: int) -> bool:
+    """Whether this process is the first of the run to fail: it knows the cause, the others have lost a partner.
+
+    Before the processes have met, they fail over the settings, all alike.
+    """
+    if not torch.distributed.is_initialized():
+        return rank == 0
+    try:  # the store has no public name; it counts for all processes, on all nodes
+        return torch.distributed.distributed_c10d._get_default_store().add("failures", 1) == 1
+    except Exception:  # the process that kept the store is gone, so this one was not the first
+        return False
+
+
+def _end_with_parent() -> None:
+    """Ends this process within a second or so of the launcher that started it, however that ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _accelerator(settings: TrainSettings) -> Accelerator:
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if 0 < gpus < here and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes"):
+        raise ValueError(
+            f"{here} processes were launched for {gpus} GPUs; launch {gpus}, or set ACCELERATE_USE_CPU=1."
+        )
     accelerator = Accelerator(
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         mixed_precision=settings.mixed_precision,
@@ -396,17 +393,104 @@ def _counts(troubles: Mapping[str, int]) -> str:
 
 
 def _run(settings: TrainSettings, on_sample: OnSample | None, dataset: Dataset | None) -> Path:
-    resume = find_resume(settings)
     if dataset is None:
         dataset = build_dataset(settings)
     accelerator = _accelerator(settings)
-    last = _train(accelerator, dataset, settings, resume, on_sample)
-    # A process that still holds the wrapped model when the interpreter ends may abort in the teardown.
-    accelerator.wait_for_everyone()
+    with ExitStack() as held:
+        resume, problem = None, None
+        if accelerator.is_main_process:  # one process looks, so that all see the same
+            try:
+                held.enter_context(owned(settings.output_dir))
+                resume = find_resume(settings)
+            except (ValueError, OSError) as error:
+                problem = error
+        [(resume, problem)] = broadcast_object_list([(resume, problem)])
+        if problem is not None:
+            raise problem
+        last = _train(accelerator, dataset, settings, resume, on_sample)
+        # A process that still holds the model when the interpreter ends may abort in the teardown.
+        accelerator.wait_for_everyone()
     accelerator.free_memory()
     gc.collect()
     accelerator.end_training()
     return last
+
+
+def average_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Every process gets the mean of all processes' gradients. Collective.
+
+    One flat buffer in a fixed order instead of DistributedDataParallel, which reorders its buckets after the
+    first step: from three processes on another order is another rounding, and a resumed run would not be the
+    unbroken one. It is sent once an update, 108 MB at rank 64, instead of overlapping the backward pass.
+    """
+    if accelerator.num_processes == 1:
+        return
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    torch.distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(mean.view_as(parameter))
+
+
+def _same_start(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """The first process's adapter on all of them: two kinds of processor may draw other last digits from a seed."""
+    if accelerator.num_processes > 1:
+        for parameter in parameters:
+            torch.distributed.broadcast(parameter.data, src=0)
+
+
+def _optimizer(settings: TrainSettings, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Raises ValueError when 8-bit states are asked for and bitsandbytes is not installed."""
+    kind = torch.optim.AdamW
+    if settings.optimizer == "adamw8bit":
+        try:  # no dependency: it is of use on some GPUs alone
+            kind = import_module("bitsandbytes").optim.AdamW8bit
+        except ImportError as error:
+            raise ValueError("--optimizer adamw8bit needs bitsandbytes; install it, or use adamw.") from error
+    return kind(parameters, lr=settings.learning_rate, weight_decay=0.0)
+
+
+class _Sums:
+    """Loss and squared x0 gap of an update, the gap by bucket of timesteps, over batches and processes."""
+
+    def __init__(self, device: torch.device, train_timesteps: int):
+        self.values = torch.zeros(1 + 2 * BUCKETS, device=device)
+        self.width = train_timesteps // BUCKETS
+
+    @torch.no_grad()
+    def add(self, parts: LossParts) -> None:
+        gap = (parts.pred - parts.teacher_x0).square().flatten(1).mean(1)
+        bucket = (parts.start_timesteps // self.width).clamp(max=BUCKETS - 1)
+        self.values[0] += parts.loss.detach()
+        self.values[1 : 1 + BUCKETS].index_add_(0, bucket, gap)
+        self.values[1 + BUCKETS :].index_add_(0, bucket, torch.ones_like(gap))
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """loss, x0_gap (RMS), and x0_gap_by_timestep/LOW-HIGH of the buckets that were drawn; starts anew.
+        Collective.
+        """
+        totals = accelerator.reduce(self.values, "sum")
+        self.values = torch.zeros_like(self.values)
+        loss = float(totals[0]) / (accelerator.num_processes * accelerator.gradient_accumulation_steps)
+        squares, counts = totals[1:].cpu().double().split(BUCKETS)
+        values = {"loss": loss, "x0_gap": math.sqrt(float(squares.sum() / counts.sum()))}
+        for i, (square, count) in enumerate(zip(squares.tolist(), counts.tolist(), strict=True)):
+            if count:
+                name = f"{i * self.width:03d}-{(i + 1) * self.width - 1}"
+                values[f"x0_gap_by_timestep/{name}"] = math.sqrt(square / count)
+        return values
+
+
+def _give_up(values: Mapping[str, float], scale: float, progress: Progress) -> str:
+    """Why a run stops whose updates are skipped one after the other."""
+    bad = [name.rpartition("/")[2] for name, v in values.items() if "/" in name and not math.isfinite(v)]
+    where = f"at timesteps {', '.join(bad)}" if bad else "though no timestep's prediction is to blame"
+    first = progress.step - progress.skipped_in_row + 1
+    return (
+        f"Updates {first} to {progress.step} were skipped because loss or gradient was not finite: at the last one "
+        f"the loss was {values['loss']:g}, the gradient {values['grad_norm']:g}, {where}, at loss scale {scale:g}. "
+        "Resume from the last checkpoint with bf16 or a lower learning rate."
+    )
 
 
 def _train(
@@ -430,21 +514,37 @@ def _train(
         settings.objective,
         settings.guidance_scale,
         settings.negative_prompt,
-        huber_c=settings.huber_c,
+        settings.solver_steps,
+        settings.huber_c,
+        settings.loss,
+        settings.guidance_spread,
+        settings.text_weight,
     ).eval()  # nothing in the network may drop out or move its statistics
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
-    step_module, optimizer = accelerator.prepare(step_module, optimizer)
-    done = restore(resume, model, optimizer, accelerator, settings) if resume else 0
-    if done >= settings.max_train_steps:
-        raise ValueError(f"{resume} has trained {done} steps already; raise --max_train_steps to go on.")
+    if settings.latents:
+        dataset = with_latents(dataset, settings.latents, model)
+    optimizer = accelerator.prepare(_optimizer(settings, parameters))
+    _same_start(accelerator, parameters)
+    ema = Ema(adapter_state(model), settings.ema_decay) if settings.ema_decay else None
+    progress, random_numbers = Progress(), None
+    if resume:
+        progress, random_numbers = restore(resume, model, optimizer, accelerator, settings, ema)
+    if progress.step >= settings.max_train_steps:
+        raise ValueError(
+            f"{resume} has trained {progress.step} steps already; raise --max_train_steps to go on."
+        )
 
     accelerator.init_trackers(
-        "distill", {k: v for k, v in settings.identity().items() if isinstance(v, int | float | str)}
+        "distill",
+        {k: v for k, v in settings.identity().items() if isinstance(v, int | float | str)},
+        # what a killed run logged after its last checkpoint is written again
+        init_kwargs={"tensorboard": {"purge_step": progress.step + 1 if resume else 0}}
+        if settings.resume_from_checkpoint
+        else {},
     )
     loader = DataLoader(
         dataset,
         batch_sampler=_Order(
-            done * accumulation,
+            progress.step * accumulation,
             settings.max_train_steps * accumulation,
             size=len(dataset),
             batch_size=settings.train_batch_size,
@@ -456,71 +556,115 @@ def _train(
         collate_fn=collate,
         num_workers=settings.num_workers,
         pin_memory=accelerator.device.type == "cuda",
+        generator=seeded_generator(settings.seed, rank, progress.step),  # else it draws from the global one
     )
-    sampling = on_sample is not None and settings.sample_steps > 0 and accelerator.is_main_process
-    panel = expand(collate([dataset[i] for i in range(min(4, len(dataset)))])) if sampling else None
+    watching = settings.sample_steps > 0
+    drawing = on_sample is not None and watching and accelerator.is_main_process
+    first = expand(collate([dataset[i] for i in range(min(4, len(dataset)))])) if drawing else None
+    panel = None
+    if watching and settings.panel_prompts and accelerator.is_main_process:
+        from anytext_lcm.watch import PanelReader  # a second to import, and only this process reads
+
+        panel = PanelReader(settings)
+
+    def look(step: int) -> dict[str, np.ndarray | float]:
+        pictures = dict(on_sample(model, first, settings, step)) if drawing else {}
+        return pictures | (panel(model) if panel is not None else {})
 
     def show(step: int) -> None:
-        if sampling:
+        """Pictures and scores of this moment to TensorBoard; all processes learn the best step. Collective."""
+        if accelerator.is_main_process and watching:
             writer = accelerator.get_tracker("tensorboard", unwrap=True)
-            with accelerator.autocast():
-                pictures = on_sample(model, panel, settings, step)
-            for tag, images in pictures.items():
-                writer.add_images(f"samples/{tag}", images, step, dataformats="NHWC")
-        accelerator.wait_for_everyone()
+            with accelerator.autocast(), undisturbed(accelerator.device):
+                found = look(step)
+                if ema is not None and step:
+                    with ema.applied():
+                        found |= {f"ema/{tag}": value for tag, value in look(step).items()}
+            for tag, value in found.items():
+                if isinstance(value, np.ndarray):
+                    writer.add_images(f"samples/{tag}", value, step, dataformats="NHWC")
+                else:
+                    writer.add_scalar(tag, value, step)
+            if step and "panel/ned" in found:
+                progress.judge(float(found["panel/ned"]))
+                writer.add_scalar("panel/since_best", progress.panels_since_best, step)
+        best = (progress.best_score, progress.best_step, progress.panels_since_best)
+        [best] = broadcast_object_list([best])
+        progress.best_score, progress.best_step, progress.panels_since_best = best
 
-    show(done)
+    if not resume:
+        show(0)
     bar = tqdm(
         total=settings.max_train_steps,
-        initial=done,
+        initial=progress.step,
         desc="distil",
         disable=not (settings.progress and accelerator.is_main_process),
     )
-    sums = torch.zeros(2, device=accelerator.device)
+    sums = _Sums(accelerator.device, len(step_module.schedule))
     last: Path | None = None
     troubles: Counter[str] = Counter()
-    for micro, batch in enumerate(loader, done * accumulation):
+    if random_numbers is not None:
+        set_random_state(random_numbers, accelerator.device)
+    began = time.perf_counter()
+    for micro, batch in enumerate(loader, progress.step * accumulation):
         _tell(batch.get("problems", ()), troubles)
         batch = expand(batch, accelerator.device)
         with accelerator.accumulate(step_module):
-            parts: LossParts = step_module(batch, seeded_generator(settings.seed, rank, micro))
-            # 11. update: gradients of all processes averaged, clipped, one step of AdamW
+            with accelerator.autocast():
+                parts: LossParts = step_module(batch, batch_generator(settings.seed, rank, world, micro))
+            sums.add(parts)
             accelerator.backward(parts.loss)
-            if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
-                for group in optimizer.param_groups:
-                    group["lr"] = _rate(settings, done)
-            optimizer.step()
+            if not accelerator.sync_gradients:
+                continue
+            # 11. update: gradients of all processes averaged, clipped, one step of AdamW
+            average_gradients(accelerator, parameters)
+            norm = float(accelerator.clip_grad_norm_(parameters, settings.max_grad_norm))
+            values = sums.take(accelerator)
+            rate = _rate(settings, progress.step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            progress.step += 1
+            finite = math.isfinite(values["loss"]) and math.isfinite(norm)
+            if finite or accelerator.scaler is not None:  # the scaler passes over such a step, and scales less
+                optimizer.step()
+                finite = finite and not optimizer.step_was_skipped
             optimizer.zero_grad()
-        with torch.no_grad():
-            sums += torch.stack([parts.loss, (parts.pred - parts.teacher_x0).square().mean()])
-        if not accelerator.sync_gradients:
-            continue
-        loss, gap = (accelerator.reduce(sums, "mean") / accumulation).tolist()
-        sums.zero_()
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss of step {done + 1} is {loss}; "
-                "resume from the last checkpoint with bf16 or a lower learning rate."
-            )
-        values = {
-            "loss": loss,
-            "lr": _rate(settings, done),
-            "grad_norm": float(norm),
-            "x0_gap": math.sqrt(gap),
+        if finite:
+            progress.skipped_in_row = 0
+            if ema is not None:
+                ema.update()
+        else:
+            progress.skipped, progress.skipped_in_row = progress.skipped + 1, progress.skipped_in_row + 1
+        values |= {
+            "lr": rate,
+            "grad_norm": norm,
+            "adapter_norm": adapter_norm(model),
+            "samples_per_second": settings.train_batch_size * accumulation * world / (time.perf_counter() - began),
+            "skipped_updates": progress.skipped,
         }
-        done += 1
-        accelerator.log(values, step=done)
-        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        accelerator.log(values, step=progress.step)
+        if progress.skipped_in_row >= settings.max_skipped:
+            scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
+            raise FloatingPointError(_give_up(values, scale, progress))
+        speed = f"{values['samples_per_second']:.2f}"
+        bar.set_postfix({"loss": f"{values['loss']:.4f}", "samples/s": speed}, refresh=False)
         bar.update()
-        if done % settings.checkpointing_steps == 0 or done == settings.max_train_steps:
-            last = Path(settings.output_dir) / f"checkpoint-{done}"
-            if accelerator.is_main_process:
-                save_checkpoint(last, model, optimizer, accelerator, settings, done)
-            accelerator.wait_for_everyone()
-        if settings.sample_steps and done % settings.sample_steps == 0:
-            show(done)
+        ends = progress.step == settings.max_train_steps
+        if watching and progress.step % settings.sample_steps == 0:
+            show(progress.step)
+            ends |= 0 < settings.patience <= progress.panels_since_best
+        if ends or progress.step % settings.checkpointing_steps == 0 or progress.step == progress.best_step:
+            last = Path(settings.output_dir) / f"checkpoint-{progress.step}"
+            save_checkpoint(last, model, optimizer, accelerator, settings, progress, ema)
+        if ends:
+            break
+        began = time.perf_counter()
     bar.close()
+    if progress.step < settings.max_train_steps and accelerator.is_main_process:
+        tqdm.write(
+            f"Stopped after {progress.step} updates: {progress.panels_since_best} panels in a row read no better than "
+            f"at {progress.best_step}; the best adapter is in checkpoint-{progress.best_step}."
+        )
     if troubles:
         tqdm.write(f"Records mended or stepped over: {_counts(troubles)}.")
     assert last is not None  # the last step always saves

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from anytext_lcm.lcm.objectives import OBJECTIVES
-from anytext_lcm.lcm.schedule import lcm_timesteps
+from anytext_lcm.lcm.schedule import lcm_timesteps, solver_grid
 from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT, EMBEDDED_CONFIG, defaults_for
 
+LOSSES, OPTIMIZERS = ("huber", "l2"), ("adamw", "adamw8bit")
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -45,14 +46,26 @@ class TrainSettings:
         10_000, "pictures that the mock data set holds; they are drawn anew each time"
     )
     image_size: int | None = _setting(None, "side of the pictures; by default what the yaml was made for")
+    latents: str | None = _setting(
+        None, "folder that python -m anytext_lcm.cache_latents filled for these data; spares the autoencoder"
+    )
     num_workers: int = _setting(0, "processes that prepare batches; 4 a GPU keep one busy, 0 suits notebooks")
     # objective
     objective: str = _setting("lcm", f"what the student matches: {' or '.join(OBJECTIVES)}")
     guidance_scale: float | None = _setting(
         None, "the teacher's guidance, built into the student; by default 7.5, for the embedded network 2"
     )
+    guidance_spread: float = _setting(
+        0.0, "half width of the range each picture's guidance is drawn from; 0: the student is not told which, "
+        "so a range would teach it the average",
+    )
     negative_prompt: str | None = _setting(
         None, "what the teacher is guided away from, built in too; by default what the network is drawn with"
+    )
+    solver_steps: int = _setting(50, "points of the solver's grid; its step skips 1000 over that, 20 as LCM's")
+    loss: str = _setting("huber", f"distance of student and target: {' or '.join(LOSSES)}")
+    text_weight: float = _setting(
+        0.0, "how much more a latent counts whose pixels are all text; an experiment, 0 counts all alike"
     )
     huber_c: float = _setting(
         1e-3, "where the loss turns from quadratic to absolute; small, since latents are about 1"
@@ -68,11 +81,20 @@ class TrainSettings:
     # optimisation
     train_batch_size: int = _setting(12, "pictures a step and process; 12 at 512 px were meant for 24 GB")
     gradient_accumulation_steps: int = _setting(4, "batches an update; on three GPUs that makes 144 pictures")
+    optimizer: str = _setting(
+        "adamw", "adamw8bit keeps its moments in 8 bits where bitsandbytes is installed; saves 0.15 GB at rank 64"
+    )
     learning_rate: float = _setting(1e-4, "LCM-LoRA's; larger ones overexpose")
     lr_warmup_steps: int = _setting(
         0, "updates of rising rate; the adapter starts at zero and needs none, long runs may use 500"
     )
     max_grad_norm: float = _setting(1.0, "longest gradient; rare batches at high timesteps exceed it")
+    ema_decay: float = _setting(
+        0.0, "decay of a moving average of the adapter, saved beside it in ema/; 0 is none, until one is shown to win"
+    )
+    max_skipped: int = _setting(
+        10, "updates in a row whose loss or gradient may be not finite; fp16 skips a few while its scale settles"
+    )
     max_train_steps: int = _setting(50_000, "updates")
     mixed_precision: str | None = _setting(
         None, "no, fp16 or bf16; by default what accelerate was configured for"
@@ -81,8 +103,14 @@ class TrainSettings:
     seed: int = _setting(0, "decides adapter, order of data, noise and timesteps")
     # watching
     checkpointing_steps: int = _setting(500, "updates between checkpoints; the last one is always saved")
+    checkpoints_total_limit: int = _setting(0, "latest checkpoints to keep, 0 for all; one takes 0.4 GB at full size")
     resume_from_checkpoint: str | None = _setting(None, "a checkpoint directory, or latest")
     sample_steps: int = _setting(500, "updates between sample pictures, 0 for none")
+    panel_prompts: int = _setting(
+        16, "prompts of a fixed panel whose text is read at every sample, 2 or more, 0 for none; tells training "
+        "from overtraining, which the loss does not",
+    )
+    patience: int = _setting(0, "panels in a row without a better reading that end the run, 0 for any number")
     num_inference_steps: int = _setting(4, "steps the student takes in sample pictures")
     num_processes: int | None = _setting(
         None, "processes there must be; stops a launch that fell apart into single runs"
@@ -123,23 +151,34 @@ class TrainSettings:
         """Raises ValueError or FileNotFoundError with what is wrong, before anything is loaded."""
         for name in (
             "dataset_size", "lora_rank", "train_batch_size", "gradient_accumulation_steps",
-            "max_train_steps", "checkpointing_steps", "num_inference_steps",
+            "max_train_steps", "checkpointing_steps", "num_inference_steps", "max_skipped",
         ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"--{name} must be a positive integer, not {value!r}.")
-        for name in ("num_workers", "lr_warmup_steps", "sample_steps"):
-            if getattr(self, name) < 0:
+        for name in (
+            "num_workers", "lr_warmup_steps", "sample_steps", "checkpoints_total_limit", "panel_prompts", "patience",
+            "guidance_spread", "text_weight",
+        ):  # fmt: skip
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must not be negative, it is {getattr(self, name)}.")
         for name in ("learning_rate", "lora_alpha", "max_grad_norm", "huber_c"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be a positive number, not {getattr(self, name)!r}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay must lie in 0..1 without 1, not {self.ema_decay!r}; 0.999 is usual.")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(
                 f"--guidance_scale must be a number, not {self.guidance_scale!r}; 1 is no guidance."
             )
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"--objective {self.objective!r} is unknown; choose {' or '.join(OBJECTIVES)}.")
+        if self.panel_prompts == 1:
+            raise ValueError("--panel_prompts must be 0 or 2 or more: one prompt is no panel.")
+        if self.patience and not (self.panel_prompts and self.sample_steps):
+            raise ValueError("--patience needs a panel to go by; set --panel_prompts and --sample_steps.")
+        for name, known in (("objective", OBJECTIVES), ("loss", LOSSES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{name} {getattr(self, name)!r} is unknown; choose {' or '.join(known)}.")
+        solver_grid(self.solver_steps)
         if self.mixed_precision not in (None, *PRECISIONS):
             raise ValueError(
                 f"--mixed_precision {self.mixed_precision!r} is unknown; choose {', '.join(PRECISIONS)}."
@@ -154,6 +193,8 @@ class TrainSettings:
         free = (
             "config", "teacher_ckpt", "output_dir", "num_workers", "max_train_steps", "checkpointing_steps",
             "resume_from_checkpoint", "sample_steps", "num_inference_steps", "num_processes", "progress",
-            "gradient_checkpointing", "mixed_precision", "data_root", "index_dir", "strict",
+            "gradient_checkpointing", "mixed_precision", "data_root", "index_dir", "strict", "max_skipped",
+            "checkpoints_total_limit", "panel_prompts", "patience",
         )  # fmt: skip
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in free}
+        kept = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in free}
+        return kept | {"latents": True if self.latents else None}  # wherever they lie

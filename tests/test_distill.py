@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from dataclasses import fields
 
@@ -14,12 +11,20 @@ import torch
 from micro_network import CHANNELS, SIDE, micro_batch, micro_config, micro_network
 from omegaconf import OmegaConf
 from PIL import Image
+from processes import finish, start_ranks
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from anytext_lcm import distill, lora, train
 from anytext_lcm.data.batch import Line, build_conditioning
-from anytext_lcm.distill import DistillStep, batch_indices, latent_weight, run_distillation, seeded_generator
+from anytext_lcm.distill import (
+    DistillStep,
+    batch_generator,
+    batch_indices,
+    latent_weight,
+    run_distillation,
+    seeded_generator,
+)
 from anytext_lcm.lcm.consistency import consistency_function
 from anytext_lcm.lcm.solver import guide
 from anytext_lcm.settings import TrainSettings
@@ -287,6 +292,7 @@ def options(teacher, output, **changes):
         "guidance_scale": 2.0,
         "negative_prompt": "",
         "mixed_precision": "no",
+        "panel_prompts": 0,
         "progress": False,
     } | changes
 
@@ -310,13 +316,14 @@ def test_what_a_run_leaves(straight):
     output = straight.parent
     assert straight.name == "checkpoint-6"
     assert sorted(path.name for path in output.iterdir()) == ["checkpoint-3", "checkpoint-6", "logs"]
-    files = ["adapter_config.json", "adapter_model.safetensors", "training_state.pt"]
+    files = ["adapter_config.json", "adapter_model.safetensors", "manifest.json", "training_state.pt"]
     assert sorted(path.name for path in straight.iterdir()) == files
     events = scalars(output)
     for tag in ("loss", "lr", "grad_norm", "x0_gap"):
         values = events.Scalars(tag)
         assert [v.step for v in values] == [1, 2, 3, 4, 5, 6] and all(0 < v.value < 1e4 for v in values), tag
-    assert [image.step for image in events.Images("samples/student-2")] == [0, 3, 6]
+    for steps in (1, 2, 4, 8):
+        assert [image.step for image in events.Images(f"samples/student-{steps}")] == [0, 3, 6]
     assert [image.step for image in events.Images("samples/teacher-20")] == [0]
     loaded = lora.load_adapter(micro_network(), straight)
     assert len(lora.adapter_layers(loaded)) == 109
@@ -409,29 +416,10 @@ def test_what_the_network_decides(teacher, tmp_path):
 
 # -- several processes ------------------------------------------------------------------------------------
 
-LAUNCHED = """
-import json, sys
-from accelerate import notebook_launcher
-from anytext_lcm.distill import run_distillation
-settings = json.loads(sys.argv[1])
-notebook_launcher(
-    run_distillation, args=(settings,), num_processes=2, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0"
-)
-"""
-
-
-@pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch(teacher, tmp_path):
     """Both see other items and noise, average their gradients and so keep the same weights."""
     settings = options(teacher, tmp_path / "two", num_processes=2, max_train_steps=2, sample_steps=0)
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", LAUNCHED, json.dumps(settings)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert finish(start_ranks(2, run_distillation, settings)) == [0, 0]
     [last] = (tmp_path / "two").glob("checkpoint-*")
     assert last.name == "checkpoint-2"
 
@@ -448,7 +436,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(teacher, tmp_path):
             for rank in (0, 1):
                 items = [dataset[i] for i in batch_indices(5, 2, 0, rank, 2, micro)]
                 batch = distill.expand(distill.collate(items))
-                (step(batch, seeded_generator(0, rank, micro)).loss / 4).backward()
+                (step(batch, batch_generator(0, rank, 2, micro)).loss / 4).backward()
         torch.nn.utils.clip_grad_norm_(list(lora.adapter_state(model).values()), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,0 +1,374 @@
+"""A run on disk: checkpoints that are whole or not there, and going on from them exactly.
+
+Imports torch, Accelerate, filelock and the rooms lora, outputs, settings. Noise, timesteps and the order of the
+data need no state: seed, process and step decide them (`anytext_lcm/distill.py`).
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from anytext_lcm.lora import adapter_state, load_adapter, read_adapter, save_adapter
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.outputs import check_writable, whole_directory
+from anytext_lcm.settings import TrainSettings
+
+STATE_FILE, MANIFEST_FILE = "training_state.pt", "manifest.json"
+EMA_FOLDER = "ema"
+LOCK_SECONDS = 10  # workers of a killed run hold its lock until they notice, within 5 s
+
+# -- what is kept ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """What a run remembers besides its weights; plain numbers, written into every checkpoint."""
+
+    step: int = 0  # updates, skipped ones included
+    skipped: int = 0  # updates whose loss or gradient was not finite
+    skipped_in_row: int = 0
+    best_score: float | None = None  # of the panel so far, 0..1
+    best_step: int = 0
+    panels_since_best: int = 0
+
+    def judge(self, score: float) -> None:
+        """Takes note of the panel's score at this step; a tie is no better."""
+        if self.best_score is None or score > self.best_score:
+            self.best_score, self.best_step, self.panels_since_best = score, self.step, 0
+        else:
+            self.panels_since_best += 1
+
+
+class Ema:
+    """Exponential moving average of an adapter, fp32, for export; the student that trains is not touched.
+
+    The decay starts low, min(decay, (1 + n) / (10 + n)) at update n (as in TensorFlow's
+    ExponentialMovingAverage), so that the first updates are not averaged with the untrained adapter for ever.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float):
+        self.parameters, self.decay, self.updates = dict(parameters), decay, 0
+        self.values = {key: p.detach().clone() for key, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for key, value in self.values.items():
+            value.lerp_(self.parameters[key], 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model carries the average."""
+        own = {key: p.detach().clone() for key, p in self.parameters.items()}
+        try:
+            self._put(self.values)
+            yield
+        finally:
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for key, parameter in self.parameters.items():
+            parameter.copy_(values[key])
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of this process's global generators: Python, numpy, torch and the GPU. The run's own noise comes from
+    none of them, but a data set of one's own may draw from them.
+    """
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": (version, list(words), gauss),
+        "numpy": (str(name), torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn inside, the global generators go on as if nothing had been."""
+    state = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(state, device)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """16 hex digits that tell one set of base weights from another: names, shapes and the signs of the first 256
+    numbers of every parameter. Signs survive any rounding, so the precision of a run does not matter.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if "lora_" not in name:
+            signs = torch.signbit(parameter.detach().flatten()[:256]).cpu()
+            digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode())
+            digest.update(np.packbits(signs.numpy()).tobytes())
+    return digest.hexdigest()[:16]
+
+
+# -- finding --------------------------------------------------------------------------------------------
+
+
+def checkpoints(output_dir: str | Path) -> dict[int, Path]:
+    """The complete checkpoints of a run by their step, rising. Sizes are compared, contents not: `defect` does."""
+    found = {}
+    for path in Path(output_dir).glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdigit() and defect(path, contents=False) is None:
+            found[int(number)] = path
+    return dict(sorted(found.items()))
+
+
+def defect(directory: Path, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint's files, None when they are as they were written."""
+    try:
+        files = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        for name, about in files.items():
+            path = directory / name
+            if not path.is_file():
+                return f"{name} is not in it"
+            if path.stat().st_size != about["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {about['bytes']}"
+            if contents and _sha256(path) != about["sha256"]:
+                return f"{name} has changed since it was written"
+        return None if STATE_FILE in files else f"{STATE_FILE} is not in it"
+    except FileNotFoundError:
+        missing = MANIFEST_FILE if (directory / STATE_FILE).is_file() else STATE_FILE
+        return f"{missing} is not in it"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST_FILE} cannot be read ({error!r})"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_resume(settings: TrainSettings) -> Path | None:
+    """The checkpoint to go on from, None for a fresh start. Looks only, changes nothing.
+
+    With "latest" a damaged checkpoint is passed over, with a sentence on stderr, and a run that was stopped before its
+    first one starts anew. Raises FileNotFoundError when there
+    is none or the named one is damaged, ValueError when the output directory holds steps this run would write again.
+    """
+    existing = checkpoints(settings.output_dir)
+    wanted = settings.resume_from_checkpoint
+    if wanted == "latest":
+        for step in reversed(existing):
+            problem = defect(existing[step])
+            if problem is None:
+                return existing[step]
+            print(f"{existing[step]} is passed over: {problem}.", file=sys.stderr)
+        if not existing and any((Path(settings.output_dir) / "logs").rglob("events.out.tfevents.*")):
+            print(f"{settings.output_dir} was stopped before its first checkpoint; it starts anew.", file=sys.stderr)
+            return None
+        raise FileNotFoundError(
+            f"{settings.output_dir} holds no checkpoint to resume from; leave the flag out to start."
+        )
+    start = 0
+    if wanted is not None:
+        if problem := defect(Path(wanted)):
+            raise FileNotFoundError(f"{wanted} is no checkpoint to resume from: {problem}.")
+        start = _read_state(Path(wanted))["progress"]["step"]
+    if later := [path.name for step, path in existing.items() if step > start]:
+        raise ValueError(
+            f"{settings.output_dir} holds {', '.join(later)} already; "
+            "resume from latest or name another output_dir."
+        )
+    return None if wanted is None else Path(wanted)
+
+
+def _read_state(directory: Path) -> dict[str, Any]:
+    return torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)
+
+
+@contextmanager
+def owned(output_dir: str | Path) -> Iterator[None]:
+    """Inside, the output directory is this run's alone, and swept of what a killed run left half-written.
+
+    Raises ValueError when another run is at work there, or nothing can be written.
+    """
+    folder = Path(output_dir)
+    lock = FileLock(check_writable(folder / "logs" / "run.lock") / "run.lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise ValueError(
+            f"Another run is writing to {folder}; wait for it, stop it, or name another output_dir."
+        ) from None
+    try:
+        for leftover in folder.glob(".checkpoint-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+def agree(accelerator: Accelerator, problem: str | None) -> None:
+    """The first process's problem becomes everybody's: ValueError on all of them or on none. Collective."""
+    [shared] = broadcast_object_list([problem])
+    if shared is not None:
+        raise ValueError(shared)
+
+
+# -- saving ---------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    directory: Path,
+    model: AnyText2,
+    optimizer: Any,
+    accelerator: Accelerator,
+    settings: TrainSettings,
+    progress: Progress,
+    ema: Ema | None = None,
+) -> None:
+    """Adapter and training state, complete or not at all; then older checkpoints beyond
+    `settings.checkpoints_total_limit` go. Collective: every process has to call it.
+
+    The average, if there is one, is an adapter of its own in ema/. Raises ValueError on every process when it
+    cannot be written; the checkpoints that were there stay.
+    """
+    randoms = gather_object([random_state(accelerator.device)])
+    problem = None
+    if accelerator.is_main_process:
+        try:
+            _write(directory, model, optimizer, accelerator, settings, progress, ema, randoms)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            last = list(checkpoints(settings.output_dir).values())
+            kept = f"the last good one is {last[-1].name}" if last else "there is no earlier one"
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            problem = (
+                f"{directory} could not be written ({reason}); {kept}. "
+                "Make room and run again with --resume_from_checkpoint latest."
+            )
+    agree(accelerator, problem)
+    if accelerator.is_main_process and settings.checkpoints_total_limit:
+        _prune(settings.output_dir, settings.checkpoints_total_limit, progress.best_step)
+
+
+def _write(
+    directory: Path,
+    model: AnyText2,
+    optimizer: Any,
+    accelerator: Accelerator,
+    settings: TrainSettings,
+    progress: Progress,
+    ema: Ema | None,
+    randoms: list[dict[str, Any]],
+) -> None:
+    base = fingerprint(model)
+    about = {"step": progress.step, "network": Path(settings.config).name, "base": base, **settings.identity()}
+    metadata = {"anytext_lcm": json.dumps(about)}
+    state = {
+        "progress": asdict(progress),
+        "processes": accelerator.num_processes,
+        "settings": settings.identity(),
+        "base": base,
+        "optimizer": optimizer.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+        "ema_updates": ema.updates if ema is not None else None,
+        "random": randoms,
+    }
+    with whole_directory(directory, mark=STATE_FILE) as temporary:
+        save_adapter(model, temporary, metadata)
+        if ema is not None:
+            with ema.applied():
+                save_adapter(model, temporary / EMA_FOLDER, metadata)
+        with (temporary / STATE_FILE).open("wb") as file:
+            torch.save(state, file)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        listed = {
+            path.relative_to(temporary).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in files
+        }
+        (temporary / MANIFEST_FILE).write_text(json.dumps({"files": listed}, indent=2) + "\n", encoding="utf-8")
+        for path in (*files, temporary / MANIFEST_FILE):  # also a power cut shall find all of it or nothing
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _prune(output_dir: str | Path, limit: int, best: int) -> None:
+    """All but the latest `limit` checkpoints and the best one go; renamed first, so that none is ever half there."""
+    for step, path in list(checkpoints(output_dir).items())[:-limit]:
+        if step == best:
+            continue
+        doomed = path.with_name(f".{path.name}.old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+# -- going on -------------------------------------------------------------------------------------------
+
+
+def restore(
+    directory: Path,
+    model: AnyText2,
+    optimizer: Any,
+    accelerator: Accelerator,
+    settings: TrainSettings,
+    ema: Ema | None = None,
+) -> tuple[Progress, dict[str, Any]]:
+    """Puts a checkpoint back. Returns its progress and the state for `set_random_state` of this process.
+
+    Raises ValueError when it belongs to another run: other settings, number of processes or base weights.
+    """
+    state = _read_state(directory)
+    now = settings.identity() | {"processes": accelerator.num_processes}
+    defaults = {f.name: f.default for f in fields(TrainSettings)}  # of settings younger than the checkpoint
+    then = defaults | state["settings"] | {"processes": state["processes"]}
+    if differing := [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]:
+        raise ValueError(
+            f"{directory} was trained with other settings: {'; '.join(differing)}; use the same to resume."
+        )
+    if state["base"] != (base := fingerprint(model)):
+        raise ValueError(
+            f"{directory} was trained on other base weights ({state['base']}, these are {base}); "
+            "name the same --config and --teacher_ckpt to resume."
+        )
+    load_adapter(model, directory, trainable=True)
+    optimizer.load_state_dict(state["optimizer"])
+    if accelerator.scaler is not None and state["scaler"]:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    if ema is not None:
+        averaged = read_adapter(directory / EMA_FOLDER)[1]
+        for key, value in ema.values.items():
+            value.copy_(averaged[key])
+        ema.updates = state["ema_updates"]
+    return Progress(**state["progress"]), state["random"][accelerator.process_index]
+
+
+def adapter_norm(model: AnyText2) -> float:
+    """Length of all adapter weights as one vector."""
+    return float(torch.stack([p.detach().norm() for p in adapter_state(model).values()]).norm())

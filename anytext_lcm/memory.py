@@ -1,0 +1,192 @@
+"""What a training is going to need, counted on shapes: `python -m anytext_lcm.train --estimate`.
+
+The student's forward pass runs on torch's meta device, where tensors have a shape and no memory, and everything that
+is kept for the backward pass is added up. An estimate: fragmentation and the workspaces of the GPU's libraries are a
+guess beside it. Imports torch and the rooms model and lora.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from anytext_lcm.lora import adapter_state, attach
+from anytext_lcm.model import unet
+from anytext_lcm.model.anytext2 import AnyText2, Conditioning
+
+GIB = 2**30
+RUNTIME = 1.5 * GIB  # CUDA's context, cuDNN's and cuBLAS's workspaces: a guess
+_LOW = {"conv2d", "linear", "matmul", "bmm", "scaled_dot_product_attention"}
+_FULL = {"group_norm", "layer_norm", "softmax"}
+_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps what the fused kernel keeps: its inputs, its output and one number a row. On the meta device torch itself
+    would take the plain formula, which keeps the whole matrix of weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError("Only the forward pass is counted.")
+
+
+class _Casts(TorchFunctionMode):
+    """What autocast does on a GPU, which it does not do on the meta device: products in dtype, norms in fp32."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence = (), kwargs: Mapping | None = None) -> Any:
+        name = getattr(func, "__name__", "")
+        wanted = self.dtype if name in _LOW else torch.float32 if name in _FULL else None
+        if wanted is not None and self.dtype != torch.float32:
+            args = [a.to(wanted) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+            kwargs = {
+                k: v.to(wanted) if isinstance(v, Tensor) and v.is_floating_point() else v
+                for k, v in (kwargs or {}).items()
+            }
+        if name == "scaled_dot_product_attention":
+            return _Attention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _Kept:
+    """Bytes that the backward pass finds again; each storage counts once, weights do not."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.model_storages = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+        self.alive: dict[int, Tensor] = {}
+
+    def add(self, tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage()._cdata
+        if key not in self.model_storages:
+            self.alive.setdefault(key, tensor)  # alive, so that no later storage takes its number
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.alive.values())
+
+
+@contextmanager
+def _blocks(keep: _Kept, inside: list[int]) -> Iterator[None]:
+    """Gradient checkpointing, counted: of a block its inputs are kept, and for a while all of one block."""
+    real = unet.checkpoint
+
+    def checkpoint(block: Any, *arguments: Any, use_reentrant: bool = False) -> Any:
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                keep.add(argument)
+        own = _Kept(block)
+        with torch.autograd.graph.saved_tensors_hooks(own.add, lambda t: t):
+            out = block(*arguments)
+        inside.append(own.bytes)
+        return out
+
+    unet.checkpoint = checkpoint
+    try:
+        yield
+    finally:
+        unet.checkpoint = real
+
+
+@lru_cache(maxsize=64)
+def _count(
+    config: str, rank: int, targets: tuple[str, ...] | None, precision: str, checkpointing: bool, side: int | None
+) -> dict[str, int]:
+    """Bytes of the parts that do not depend on the batch, and of one picture's."""
+    yaml, dtype = OmegaConf.load(config).model.params, _DTYPES[precision]
+    model = AnyText2.from_config(config, device="meta").to(dtype).requires_grad_(False)
+    base = sum(p.numel() * p.element_size() for p in model.parameters())
+    attach(model, rank, rank, targets)
+    model.to("meta")
+    adapter = sum(p.numel() for p in adapter_state(model).values())
+    side = side or 8 * int(yaml.image_size)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=dtype)
+
+    width, text_width = (yaml[f"{part}_config"].params.context_dim for part in ("unet", "control_stage"))
+    latents = (1, model.latent_channels, side // 8, side // 8)
+    cond = Conditioning(
+        empty(1, 77, width), empty(1, 77, text_width), empty(1, 1, side, side), empty(1, 1, side, side),
+        empty(*latents),
+    )  # fmt: skip
+    for trunk in (model.model.diffusion_model, model.control_model):
+        trunk.gradient_checkpointing = checkpointing
+    keep, inside = _Kept(model), [0]
+    with (
+        torch.enable_grad(),
+        _Casts(dtype),
+        _blocks(keep, inside),
+        torch.autograd.graph.saved_tensors_hooks(keep.add, lambda t: t),
+    ):
+        control = model.control(cond)
+        answer = model.predict_noise(empty(*latents), torch.zeros(1, dtype=torch.int64, device="meta"), cond, control)
+    residuals = sum(r.numel() * r.element_size() for r in control)
+    stage = yaml.first_stage_config.params.ddconfig
+    widest = stage.ch * (side // stage.get("patch", 1)) ** 2 * dtype.itemsize
+    assert answer.shape == latents
+    return {
+        "base": base,
+        "adapter": adapter,
+        "activations": keep.bytes + max(inside),
+        "residuals": 3 * residuals,  # the teacher's two branches and the target's copy beside the student's own
+        "autoencoder": 3 * widest,
+    }
+
+
+def estimate(
+    config: str | Path,
+    batch_size: int = 12,
+    rank: int = 64,
+    targets: Sequence[str] | None = None,
+    precision: str = "fp16",
+    gradient_checkpointing: bool = False,
+    image_size: int | None = None,
+    latents: bool = False,
+    ema: bool = False,
+    optimizer: str = "adamw",
+) -> dict[str, float]:
+    """GiB on each GPU by part, "total" last. latents: they are precomputed, so no picture is encoded.
+
+    Raises ValueError or FileNotFoundError for a configuration, rank or target that cannot be.
+    """
+    targets = None if targets is None else tuple(targets)
+    found = _count(str(config), rank, targets, precision, gradient_checkpointing, image_size)
+    weights = 4 * found["adapter"]  # fp32 whatever the network is in
+    parts = {
+        "base weights, one copy": found["base"],
+        "adapter, its gradient and average": (2 + ema) * weights,
+        "optimiser": weights // 2 if optimizer == "adamw8bit" else 2 * weights,
+        "control residuals": batch_size * found["residuals"],
+        "activations": batch_size * found["activations"],
+        "runtime and workspaces (a guess)": RUNTIME,
+    }
+    # The autoencoder works before the student does: the larger of the two phases counts.
+    encoding = 0 if latents else batch_size * found["autoencoder"]
+    more = encoding - parts["control residuals"] - parts["activations"]
+    if more > 0:
+        parts["autoencoder beyond that"] = more
+    sizes = {name: size / GIB for name, size in parts.items()}
+    return sizes | {"total": sum(sizes.values())}
+
+
+def table(sizes: Mapping[str, float]) -> str:
+    """The parts under each other, in GiB."""
+    width = max(map(len, sizes))
+    return "\n".join(f"{name:<{width}}  {size:7.2f} GiB" for name, size in sizes.items())
