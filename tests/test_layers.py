@@ -9,11 +9,13 @@ PACKAGE = Path(__file__).parents[1] / "anytext_lcm"
 # From the bottom up. A module may import only what stands above its own line.
 MAY_IMPORT = {
     "outputs": set(),
+    "editing": set(),
     "lcm": set(),
     "toy": {"lcm"},
     "model": {"lcm"},
     "data": {"outputs"},
     "lora": {"model", "outputs"},
+    "exchange": {"model", "lora", "outputs"},
     "judge": {"data"},
     "sheet": {"data"},
     "pipeline": {"lcm", "model", "data", "lora"},
