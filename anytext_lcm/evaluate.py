@@ -1,28 +1,33 @@
 """Measures what few steps cost: the same prompts and the same noise for every method, judged by an
 independent reader. `python -m anytext_lcm.evaluate --help`.
 
-Imports torch, numpy and the rooms data, lora, pipeline, judge, sheet.
+Imports torch, numpy and the rooms data, lcm, lora, pipeline, judge, sheet; diffusers where its solvers are asked for.
 """
 
 import argparse
 import json
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from anytext_lcm import __version__, judge
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.lcm.objectives import Predict
+from anytext_lcm.lcm.samplers import Progress
+from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lora import load_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.outputs import whole_directory
@@ -30,6 +35,7 @@ from anytext_lcm.pipeline import (
     BATCH_SIZE,
     EMBEDDED_CONFIG,
     EMBEDDED_GUIDANCE,
+    TRAILING_BELOW,
     Clock,
     Method,
     Prepared,
@@ -152,6 +158,71 @@ def real_pictures(count: int, image_size: int = 128, seed: int = 0) -> np.ndarra
 
 
 @dataclass(frozen=True)
+class SolverMethod(Method):
+    """The guided teacher under one of diffusers' fast solvers, the rivals that need no training.
+
+    dpm++: DPM-Solver++(2M), arXiv:2211.01095; unipc: UniPC of order 2, arXiv:2302.04867. Both look at the network once
+    a step (twice with guidance), as DDIM does, and keep what they saw before.
+    """
+
+    SAMPLERS: ClassVar[tuple[str, ...]] = ("dpm++", "unipc")
+
+    def scheduler(self, schedule: NoiseSchedule) -> Any:
+        """diffusers' object on our schedule. Raises ValueError when diffusers is not installed."""
+        try:
+            from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+        except ImportError as error:
+            raise ValueError(
+                f"{self.name} uses diffusers, which is not installed: install anytext_lcm[notebooks], "
+                "or leave this method out."
+            ) from error
+        abar = schedule.alphas_cumprod.double().cpu().numpy()
+        settings = {
+            "trained_betas": 1 - abar / np.concatenate([[1.0], abar[:-1]]),
+            "solver_order": 2,
+            "timestep_spacing": self.spacing,
+            "steps_offset": 1,
+            "final_sigmas_type": "zero",
+        }
+        kind = DPMSolverMultistepScheduler if self.sampler == "dpm++" else UniPCMultistepScheduler
+        scheduler = kind(**settings)
+        scheduler.set_timesteps(self.steps)
+        return scheduler
+
+    @torch.no_grad()
+    def sample(
+        self,
+        predict: Predict,
+        noise: Tensor,
+        schedule: NoiseSchedule,
+        fresh: Sequence[torch.Generator],
+        progress: Progress | None = None,
+    ) -> Tensor:
+        scheduler = self.scheduler(schedule)
+        x = noise.float()
+        for done, timestep in enumerate(scheduler.timesteps, 1):
+            t = timestep.long().to(x.device).expand(len(x))
+            x = scheduler.step(predict(x, t), timestep, x).prev_sample
+            if progress is not None:
+                progress(done, int(timestep), x)
+        return x
+
+
+def solver_method(steps: int, sampler: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> SolverMethod:
+    """teacher-N-dpm++ or teacher-N-unipc. Raises ValueError for another sampler."""
+    spacing = "trailing" if steps < TRAILING_BELOW else "leading"
+    return SolverMethod(f"teacher-{steps}-{sampler}", sampler, steps, guidance_scale, spacing=spacing)
+
+
+def parse_any(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
+    """As `parse_method`, and teacher-N-dpm++ and teacher-N-unipc. Raises ValueError."""
+    found = re.fullmatch(r"teacher-(\d+)-(dpm\+\+|unipc)", name)
+    if found is None:
+        return parse_method(name, guidance_scale)
+    return solver_method(int(found[1]), found[2], guidance_scale)
+
+
+@dataclass(frozen=True)
 class MethodResult:
     """What a method drew for a panel, and what it took."""
 
@@ -189,7 +260,7 @@ def run_method(
             latents = torch.cat([model.encode(panel.batch["img"][r], noise).cpu() for r in rows])
             images = decode(model, latents)
         return MethodResult(RECONSTRUCTION, images, 0, clock.wall, clock.cores)
-    method = parse_method(method) if isinstance(method, str) else method
+    method = parse_any(method) if isinstance(method, str) else method
     drawing = draw(model, prepared or prepare_panel(model, panel), method, show)
     return MethodResult(
         method.name, drawing.images, drawing.evaluations, drawing.clock.wall, drawing.clock.cores
@@ -274,8 +345,8 @@ class PanelJudge:
 
 
 def reference_of(methods: Sequence[Method | str]) -> str | None:
-    """The teacher with most steps: what few-step methods are held against."""
-    teachers = [m for m in methods if isinstance(m, Method) and m.name.startswith("teacher")]
+    """The teacher with most DDIM steps: what few-step methods are held against."""
+    teachers = [m for m in methods if isinstance(m, Method) and m.name.startswith("teacher") and m.sampler == "ddim"]
     return max(teachers, key=lambda m: m.steps).name if teachers else None
 
 
@@ -284,7 +355,7 @@ def resolve_methods(names: Sequence[str], guidance_scale: float) -> list[Method 
     unique = list(dict.fromkeys(names))
     if not unique:
         raise ValueError(f"No method was named; there are {', '.join(METHODS)}.")
-    return [n if n in (REAL, RECONSTRUCTION) else parse_method(n, guidance_scale) for n in unique]
+    return [n if n in (REAL, RECONSTRUCTION) else parse_any(n, guidance_scale) for n in unique]
 
 
 def compare(
@@ -442,7 +513,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lines", type=int, default=256,
         help="lines of text in the panel; 256 give about 5 points either way (default: %(default)s)")  # fmt: skip
     add("--methods", nargs="+", metavar="METHOD",
-        help=f"teacher-N, teacher-N-leading, student-N, untrained-N, {REAL}, {RECONSTRUCTION} "
+        help="teacher-N, teacher-N-leading, teacher-N-dpm++, teacher-N-unipc, student-N, student-N-deterministic, "
+        f"student-N-gamma0.3, student-N-w0.5, untrained-N, {REAL}, {RECONSTRUCTION} "
         f"(default: {' '.join(METHODS)})")  # fmt: skip
     add("--seed", type=int, default=0, help="another seed is another panel and other noise")
     add("--guidance_scale", type=float, help="the teacher's; default: what suits the network")

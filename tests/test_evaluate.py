@@ -1,14 +1,18 @@
 """The comparison: a fixed panel, methods that share noise, measures that know good from bad."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from PIL import Image
 
 from anytext_lcm import evaluate, pipeline
 from anytext_lcm.evaluate import Panel, PanelJudge, compare, reference_of, resolve_methods, run_method
+from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lora import adapter_state, attach, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.sheet import contact_sheet
@@ -130,6 +134,50 @@ def test_methods_by_name():
     assert reference_of(resolve_methods(["real", "student-4"], 3.0)) is None
     with pytest.raises(ValueError, match="No method"):
         resolve_methods([], 1.0)
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_fast_solvers_are_diffusers_over_our_network(sampler, steps):
+    """On the schedule as diffusers makes it from its own settings, and close to DDIM's limit."""
+    schedule = NoiseSchedule.scaled_linear()
+    kinds = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+    method = evaluate.parse_any(f"teacher-{steps}-{sampler}", 2.0)
+    assert method.name == f"teacher-{steps}-{sampler}" and method.evaluations == 2 * steps
+    theirs = kinds[sampler](
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+        timestep_spacing="leading" if steps == 20 else "trailing",
+    )  # fmt: skip
+    theirs.set_timesteps(steps)
+
+    def predict(x, t):  # data from N(0.3, 0.7^2)
+        alpha, sigma = schedule.alpha_sigma(t, x)
+        return sigma * (x - alpha * 0.3) / (alpha**2 * 0.49 + sigma**2)
+
+    noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    x, seen = noise, []
+    for t in theirs.timesteps:
+        x = theirs.step(predict(x, t.expand(2)), t, x).prev_sample
+    mine = method.sample(predict, noise, schedule, [], lambda done, t, x0: seen.append((done, t)))
+    torch.testing.assert_close(mine, x, rtol=1e-3, atol=1e-3)
+    assert seen == list(enumerate(theirs.timesteps.tolist(), 1))
+    if steps == 20:
+        limit = sample_ddim(predict, noise, schedule, 500)
+        far = (sample_ddim(predict, noise, schedule, 20, spacing="leading") - limit).abs().max()
+        assert (mine - limit).abs().max() < far  # of higher order than DDIM
+
+
+def test_fast_solvers_draw_pictures(model):
+    small = Panel.build(prompts=2)
+    result = run_method(model, small, "teacher-2-dpm++")
+    assert result.evaluations == 4 and result.images.shape == small.images.shape
+    assert reference_of(resolve_methods(["teacher-50-unipc", "teacher-4"], 2.0)) == "teacher-4"
+
+
+def test_fast_solvers_without_diffusers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ValueError, match="not installed"):
+        evaluate.parse_any("teacher-4-unipc").scheduler(NoiseSchedule.scaled_linear())
 
 
 def test_command(model, tmp_path, monkeypatch, capsys):
