@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "judge": {"data"},
     "sheet": {"data"},
     "pipeline": {"lcm", "model", "data", "lora"},
+    "playground": {"data", "model", "pipeline", "editing"},
     "settings": {"lcm", "pipeline"},
     "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings"},
     "plots": {"lcm", "toy", "model", "data", "lora", "judge", "pipeline", "settings", "distill"},

@@ -213,6 +213,13 @@ def test_method_names():
         assert parse_method(name).name == name
 
 
+def test_noise_of_a_seed_is_the_same_in_every_process():
+    """Stored numbers: neither the process nor the batch nor Python's hashing has a say."""
+    wanted = [[-0.291403, -0.437671, -0.562137, -0.922233], [0.452283, -0.039191, -0.451489, 0.596010]]
+    noise = pipeline.initial_noise([7, 123456], (1, 2, 2)).flatten(1)
+    torch.testing.assert_close(noise, torch.tensor(wanted), rtol=1e-4, atol=1e-5)
+
+
 def test_the_students_other_samplers():
     assert parse_method("student-4") == student_method(4) and parse_method("student-4").sampler == "lcm"
     deterministic, gamma = parse_method("student-4-deterministic"), parse_method("student-8-gamma0.3")
