@@ -11,11 +11,14 @@ from PIL import Image
 
 from anytext_lcm import evaluate, pipeline
 from anytext_lcm.evaluate import Panel, PanelJudge, compare, reference_of, resolve_methods, run_method
+from anytext_lcm.judge import LineReader
 from anytext_lcm.lcm.samplers import sample_ddim
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lora import adapter_state, attach, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.sheet import contact_sheet
+
+FILES = ["accuracy_evaluations.png", "accuracy_time.png", "grid.png", "report.json", "table.txt", "zoom.png"]
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +26,19 @@ def panel():
     return Panel.build(prompts=8)
 
 
-@pytest.fixture(scope="module")
-def model():
+def bare():
     torch.manual_seed(2)
     model = AnyText2.from_config(pipeline.EMBEDDED_CONFIG)
     with torch.no_grad():  # networks begin with a last layer of zeros
         for parameter in model.model.diffusion_model.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.02)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = bare()
     attach(model, rank=2, alpha=2)
     for parameter in adapter_state(model).values():
         parameter.data.normal_(std=0.1)
@@ -126,6 +134,9 @@ def test_retention_when_the_teacher_reads(model, monkeypatch):
     report, _ = compare(model, small, ("teacher-50", "student-4"), show=False)
     assert report["methods"]["teacher-50"]["retention"]["value"] == 1
     assert report["methods"]["student-4"]["retention"]["value"] == 0
+    assert all(bucket["value"] == 1 for bucket in report["methods"]["teacher-50"]["retention_by_height"])
+    buckets = report["methods"]["student-4"]["retention_by_height"]
+    assert buckets and all(bucket["value"] == 0 and bucket["from"] >= 0 for bucket in buckets)
 
 
 def test_methods_by_name():
@@ -134,6 +145,50 @@ def test_methods_by_name():
     assert reference_of(resolve_methods(["real", "student-4"], 3.0)) is None
     with pytest.raises(ValueError, match="No method"):
         resolve_methods([], 1.0)
+
+
+def test_several_sampling_seeds():
+    one, three = Panel.build(prompts=4), Panel.build(prompts=4, repeats=3)
+    assert len(three) == 12 and three.noise_seeds[:4] == one.noise_seeds and len(set(three.noise_seeds)) == 12
+    assert three.texts == one.texts * 3 and three.prompt_of.tolist() == [0, 1, 2, 3] * 3
+    assert np.array_equal(three.groups, np.tile(one.groups, 3))
+    judged = PanelJudge(three)
+    scores, same = judged(three.images)
+    assert same["diversity"]["value"] == 0 and len(same["accuracy_by_seed"]) == 3
+    assert np.mean(same["accuracy_by_seed"]) == pytest.approx(same["accuracy"]["value"])
+    assert same["accuracy"]["n"] == 4 and same["background_obeyed"]["n"] == 4  # prompts are resampled, not pictures
+    noisy = three.images.copy()
+    noisy[4:] = np.random.default_rng(0).integers(0, 255, noisy[4:].shape)
+    assert judged(noisy)[1]["diversity"]["value"] > 0.1
+    with pytest.raises(ValueError, match="1 to 10"):
+        Panel.build(prompts=4, repeats=0)
+
+
+class Backwards(LineReader):
+    """A second reader that is wrong unless a word is a palindrome."""
+
+    name = "backwards"
+
+    def read_crops(self, crops):
+        return [text[::-1] for text in super().read_crops(crops)]
+
+
+def test_a_second_reader_and_seeds_in_the_report(model, tmp_path, monkeypatch):
+    small = Panel.build(prompts=2, repeats=2)
+    names = ("real", "teacher-2", "student-1")
+    report, results = compare(model, small, names, 2.0, show=False, second=Backwards(1))
+    json.dumps(report, allow_nan=False)
+    assert report["panel"]["prompts"] == 2 and report["panel"]["sampling_seeds"] == 2
+    assert len(report["panel"]["texts"]) == 2 and report["second_reader"]["name"] == "backwards"
+    real = report["methods"]["real"]
+    assert real["second_reader"]["accuracy"]["value"] < real["accuracy"]["value"]
+    assert report["methods"]["teacher-2"]["diversity_to_reference"] == 1.0
+    assert results["teacher-2"].images.shape[0] == 4
+    assert not np.array_equal(results["student-1"].images[0], results["student-1"].images[2])
+    table = evaluate.format_table(report)
+    assert "backwards" in table and "diversity" in table and "2 sampling seeds" in table
+    evaluate.write_report(tmp_path, report, results, small)
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
 @pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
@@ -181,17 +236,26 @@ def test_fast_solvers_without_diffusers(monkeypatch):
 
 
 def test_command(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        evaluate, "load_chosen", lambda *_: AnyText2.from_config(pipeline.EMBEDDED_CONFIG).requires_grad_(False)
-    )
+    monkeypatch.setattr(evaluate, "load_chosen", lambda *_: bare())
     folder = save_adapter(model, tmp_path / "adapter")
     command = ["--adapter", str(folder), "--lines", "2", "--methods", "teacher-2", "student-1"]
     command += ["--output", str(tmp_path / "out")]
     assert evaluate.main(command) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "report.json", "table.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["methods"]) == ["teacher-2", "student-1"] and report["panel"]["lines"] >= 2
-    assert evaluate.main(command) == 0  # replaces its own report
+    for parameter in (state := adapter_state(model)).values():
+        parameter.data.mul_(2)
+    try:  # and by the adapter of another training seed; the report in the folder is replaced, being its own
+        other = save_adapter(model, tmp_path / "other")
+    finally:
+        for parameter in state.values():
+            parameter.data.div_(2)
+    assert evaluate.main(["--adapter", str(folder), str(other), *command[2:]]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["methods"]) == ["teacher-2", "student-1", "student-1@2"]
+    rows = report["methods"]
+    assert rows["student-1"]["same_noise"] != rows["student-1@2"]["same_noise"]
     capsys.readouterr()
 
 
@@ -204,6 +268,7 @@ def test_command(model, tmp_path, monkeypatch, capsys):
         (["--methods", "teacher-0"], "1 to"),
         (["--seed", "-1"], "seed"),
         (["--adapter", "nowhere"], "no adapter in nowhere"),
+        (["--adapter", "none", "none"], "stands alone"),
         (["--config", "nowhere.yaml"], "does not exist"),
         (["--lines", "2", "--output", "/dev/null/x"], "Nothing can be written"),
         (["--lines", "2", "--output", "."], "other files"),

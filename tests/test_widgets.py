@@ -23,7 +23,7 @@ def explorer():
 def test_moving_a_control_changes_the_picture():
     found = explorer()
     first = found.picture.value
-    assert first.startswith(b"\x89PNG") and first == widgets.png(draw(1))
+    assert bytes(first).startswith(b"\x89PNG") and first == widgets.png(draw(1))
     found.controls["height"].value = 5
     second = found.picture.value
     found.controls["sign"].value = "-"
