@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anytext_lcm.lora import adapter_layers, adapter_state, add_adapters, load_adapter, read_adapter
+from anytext_lcm.lora import adapter_layers, adapter_state, add_adapters, check_plain, load_adapter, read_adapter
 from anytext_lcm.model.anytext2 import SCHEDULE_BUFFERS, AnyText2
 from anytext_lcm.model.layers import Downsample, ResBlock, SpatialTransformer, Upsample
 from anytext_lcm.model.unet import UNetModel
@@ -23,6 +23,9 @@ from anytext_lcm.outputs import whole_file
 
 CHECKPOINT_ENDINGS = (".safetensors", ".ckpt")
 UNET = "model.diffusion_model."
+_KEY = re.compile(
+    r"(.+?)\.(?:(alpha)|(?:lora_down|lora\.down|lora_A)\.(weight)|(?:lora_up|lora\.up|lora_B)\.weight)"
+)
 _UP, _DOWN = "lora_up.weight", "lora_down.weight"
 
 # -- names ----------------------------------------------------------------------------------------------
@@ -212,8 +215,9 @@ def _write_lora(state: dict[str, Tensor], path: str | Path, header: dict[str, st
 def read_lora_file(model: AnyText2, path: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     """A kohya or diffusers LoRA file -> (down, scaled up) fp32 of each layer by this package's names.
 
-    The update of a layer is up down. Weights of text encoders are passed over: the embedding manager lies between them
-    and a style. Raises FileNotFoundError, or ValueError for another format and for layers that this UNet does not have.
+    The update of a layer is up down. diffusers' older names (attn1.processor.to_q_lora) are known too. Weights of text
+    encoders are passed over, since the text towers here take no adapter. Raises FileNotFoundError, or ValueError for
+    another format and for layers that this UNet does not have.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no LoRA file {path}.")
@@ -227,9 +231,9 @@ def read_lora_file(model: AnyText2, path: str | Path) -> dict[str, tuple[Tensor,
     for key, value in state.items():
         if key.startswith(("lora_te", "text_encoder")):
             continue
-        match = re.fullmatch(
-            r"(.+?)\.(?:(alpha)|(?:lora_down|lora\.down|lora_A)\.(weight)|(?:lora_up|lora\.up|lora_B)\.weight)", key
-        )
+        plain = re.sub(r"\.processor\.(to_[qkv]|to_out)_lora\.", r".\1.lora.", key)
+        plain = plain.replace(".to_out.lora.", ".to_out.0.lora.")
+        match = _KEY.fullmatch(plain)
         if match is None or not key.startswith(("lora_unet_", "unet.")):
             raise ValueError(f"{path} is no kohya or diffusers LoRA of a UNet: it holds {key!r}.")
         if match[1] not in names:
@@ -299,17 +303,16 @@ def read_part(model: AnyText2, part: Part) -> dict[str, tuple[Tensor, Tensor]]:
         pairs = read_lora_file(model, part.source)
     else:
         config, state = read_adapter(part.source)
-        start, end = "base_model.model.", ".lora_A.weight"
-        pairs = {
-            key.removeprefix(start).removesuffix(end): (
-                value.float(),
-                state[key.removesuffix(end) + ".lora_B.weight"].float() * (config["lora_alpha"] / config["r"]),
-            )
-            for key, value in state.items()
-            if key.startswith(start) and key.endswith(end)
-        }
-        if not pairs:
-            raise ValueError(f"The adapter in {part.source} holds no PEFT LoRA weights.")
+        check_plain(config, state, part.source)
+        pairs = {}
+        for key, down in state.items():
+            if not key.endswith(".lora_A.weight"):
+                continue
+            up = state.get(key.replace(".lora_A.", ".lora_B."))
+            if up is None:
+                raise ValueError(f"The adapter in {part.source} has only one half of {key}.")
+            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            pairs[name] = (down.float(), up.float() * (config["lora_alpha"] / config["r"]))
     return {name: (down, up * part.scale) for name, (down, up) in pairs.items()}
 
 

@@ -320,6 +320,24 @@ def read_adapter(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
         ) from error
 
 
+_ENDINGS = (".lora_A.weight", ".lora_B.weight")
+
+
+def check_plain(config: Mapping, state: Mapping[str, Tensor], directory: str | Path) -> None:
+    """Raises ValueError unless a saved adapter (see `read_adapter`) is plain LoRA and nothing else."""
+    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
+        if config.get(key):
+            raise ValueError(
+                f"The adapter in {directory} uses {key}, which this package does not; train it here anew."
+            )
+    foreign = [key for key in state if not key.startswith(_PREFIX) or not key.endswith(_ENDINGS)]
+    if foreign or not state:
+        raise ValueError(
+            f"The adapter in {directory} holds no PEFT LoRA weights "
+            f"({len(foreign)} other keys, like {foreign[:1]})."
+        )
+
+
 def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = False) -> nn.Module:
     """Puts a saved adapter into the model, in place; over the attached one where both adapt the same modules.
     Returns the model.
@@ -329,20 +347,9 @@ def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = Fals
     unchanged then.
     """
     config, state = read_adapter(directory)
-    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
-        if config.get(key):
-            raise ValueError(
-                f"The adapter in {directory} uses {key}, which this package does not; train it here anew."
-            )
-    endings = (".lora_A.weight", ".lora_B.weight")
-    foreign = [key for key in state if not key.startswith(_PREFIX) or not key.endswith(endings)]
-    if foreign or not state:
-        raise ValueError(
-            f"The adapter in {directory} holds no PEFT LoRA weights "
-            f"({len(foreign)} other keys, like {foreign[:1]})."
-        )
+    check_plain(config, state, directory)
     names = sorted(
-        {key.removeprefix(_PREFIX).removesuffix(endings[0]).removesuffix(endings[1]) for key in state}
+        {key.removeprefix(_PREFIX).removesuffix(_ENDINGS[0]).removesuffix(_ENDINGS[1]) for key in state}
     )
     try:
         shapes = _shapes(model, resolve_targets(model, names), config["r"])

@@ -212,6 +212,19 @@ def test_a_style_from_a_file(tmp_path):
         assert export.distance(wanted, got) < 1e-5
 
 
+def test_older_names_of_diffusers(tmp_path):
+    model = adapted(targets=["unet_attention"])
+    path = exchange.write_diffusers(model, tmp_path / "a.safetensors")
+    state = {}
+    for key, value in load_file(path).items():
+        for projection in ("to_q", "to_k", "to_v", "to_out.0"):
+            key = key.replace(f".{projection}.lora.", f".processor.{projection.removesuffix('.0')}_lora.")
+        state[key] = value
+    assert all(".processor." in key for key in state)
+    save_file(state, path)
+    assert exchange.update_error(model, exchange.read_lora_file(model, path)) < 1e-6
+
+
 def test_files_that_do_not_fit(tmp_path):
     model, path = micro_network(), tmp_path / "x.safetensors"
     key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -232,6 +245,16 @@ def test_files_that_do_not_fit(tmp_path):
         load_parts(model, [Part(tmp_path / "nowhere.safetensors")])
     with pytest.raises(ValueError, match="No adapter"):
         load_parts(model, [])
+    folder = lora.save_adapter(adapted(2, 2, ["zero_convs"]), tmp_path / "a")
+    weights, config = folder / lora.WEIGHTS_FILE, folder / lora.CONFIG_FILE
+    state, text = load_file(weights), config.read_text()
+    half = next(key for key in state if ".lora_B." in key)
+    save_file({key: value for key, value in state.items() if key != half}, weights)
+    with pytest.raises(ValueError, match="one half"):
+        load_parts(model, [Part(folder, 0.5)])
+    config.write_text(json.dumps(json.loads(text) | {"use_rslora": True}))
+    with pytest.raises(ValueError, match="use_rslora"):
+        load_parts(model, [Part(folder, 0.5)])
     assert not lora.adapter_layers(model)
     assert exchange.parse_part("a@b/c@0.5") == Part(Path("a@b/c"), 0.5)
     assert exchange.parse_part("plain") == Part(Path("plain"))
