@@ -61,6 +61,13 @@ METHODS = (
     REAL, RECONSTRUCTION, "teacher-50", "teacher-8", "teacher-4", "teacher-2", "teacher-1",
     "untrained-4", "student-1", "student-2", "student-4", "student-8",
 )  # fmt: skip
+COMPARISON = (  # the README's table: every family at equal evaluations; guided steps count twice
+    REAL, RECONSTRUCTION,
+    *(f"teacher-{n}" for n in (50, 20, 8, 4, 2, 1)),
+    *(f"teacher-{n}-{solver}" for solver in ("dpm++", "unipc") for n in (20, 8, 4, 2)),
+    "untrained-4", *(f"student-{n}" for n in (1, 2, 4, 6, 8, 16)),
+    "student-4-deterministic", "student-4-gamma0.3", "student-8-gamma0.3",
+)  # fmt: skip
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "peft", "rapidocr", "onnxruntime")
 
 # -- the panel ------------------------------------------------------------------------------------------
@@ -396,25 +403,28 @@ def compare(
     settings: Mapping[str, Any] | None = None,
     show: bool = True,
     second: judge.LineReader | None = None,
-    more_adapters: Sequence[str | Path] = (),
+    more_adapters: Mapping[str, str | Path] | None = None,
 ) -> tuple[dict[str, Any], dict[str, MethodResult]]:
     """Draws and judges a panel by every method -> the report, ready for JSON, and what was drawn.
 
     Retention is the share of lines right over that of the teacher with most steps, on the same lines.
     settings: what else the reader of the report should know. show: progress bars, and the table at the end.
-    second: another reader, to see whether it ranks the methods alike. more_adapters: of other training seeds; the
-    student's methods are drawn by each, as student-4@2 and so on, and the model's own adapter is put back.
+    second: another reader, to see whether it ranks the methods alike. more_adapters: by label, as of another
+    training seed or objective; the student's methods are drawn by each, as student-4@LABEL, and the model's own adapter
+    is put back.
     """
     chosen = resolve_methods(methods, guidance_scale)
     reference = reference_of(chosen)
-    prepared = prepare_panel(model, panel, negative_prompt)
+    clock = Clock()
+    with clock("prepare", model.device):
+        prepared = prepare_panel(model, panel, negative_prompt)
     results: dict[str, MethodResult] = {}
     how: dict[str, dict[str, Any]] = {}
     for method in chosen:
         result = run_method(model, panel, method, prepared, show)
         results[result.name] = result
         how[result.name] = asdict(method) if isinstance(method, Method) else {"name": method}
-    for method, result in _by_other_adapters(model, panel, chosen, prepared, more_adapters, show):
+    for method, result in _by_other_adapters(model, panel, chosen, prepared, more_adapters or {}, show):
         results[result.name] = result
         how[result.name] = asdict(method)
 
@@ -423,7 +433,7 @@ def compare(
     rows, scores = {}, {}
     for name, result in tqdm(results.items(), desc="judge", leave=False, disable=None if show else True):
         scores[name], measures = judged(result.images, target)
-        costs = _costs(result, len(panel), results.get(reference))
+        costs = _costs(result, len(panel), results.get(reference), clock)
         rows[name] = {"method": how[name], **costs, **measures}
     if reference and scores[reference].correct.any():
         for name, row in rows.items():
@@ -459,6 +469,7 @@ def compare(
         "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
         "hardware": describe_hardware(model.device),
         "reference": reference,
+        "prepare_seconds_a_picture": {kind: getattr(clock, kind)["prepare"] / len(panel) for kind in ("wall", "cores")},
         "second_reader": None if second is None else _agreement(second, rows),
         "methods": rows,
     }
@@ -472,19 +483,19 @@ def _by_other_adapters(
     panel: Panel,
     methods: Sequence[Method | str],
     prepared: Prepared,
-    folders: Sequence[str | Path],
+    folders: Mapping[str, str | Path],
     show: bool,
 ) -> Iterator[tuple[Method, MethodResult]]:
-    """The student's methods by each of the adapters, which are counted from 2. Raises ValueError for an adapter of
-    other modules or rank than the model's.
+    """The student's methods by each of the adapters. Raises ValueError for an adapter of other modules or rank than
+    the model's.
     """
     own = {key: value.detach().clone() for key, value in adapter_state(model).items()}
     try:
-        for number, folder in enumerate(folders, 2):
+        for label, folder in folders.items():
             load_adapter(model, folder)
             for method in methods:
                 if isinstance(method, Method) and method.adapter:
-                    method = replace(method, name=f"{method.name}@{number}")
+                    method = replace(method, name=f"{method.name}@{label}")
                     yield method, run_method(model, panel, method, prepared, show)
     finally:
         for key, parameter in adapter_state(model).items():
@@ -501,7 +512,12 @@ def _agreement(second: judge.LineReader, rows: Mapping[str, Any]) -> dict[str, A
     return {"name": getattr(second, "name", type(second).__name__), **correlations}
 
 
-def _costs(result: MethodResult, prompts: int, reference: MethodResult | None) -> dict[str, Any]:
+def _costs(
+    result: MethodResult, prompts: int, reference: MethodResult | None, preparing: Clock
+) -> dict[str, Any]:
+    """Evaluations, seconds a picture by phase, and how much faster than the reference: denoising, with decoding, and
+    end to end with what is encoded once for all methods.
+    """
     costs: dict[str, Any] = {
         "evaluations": result.evaluations,
         "seconds_a_picture": {phase: seconds / prompts for phase, seconds in result.wall.items()},
@@ -510,9 +526,11 @@ def _costs(result: MethodResult, prompts: int, reference: MethodResult | None) -
     if reference is not None and "denoise" in result.wall:
         for kind in ("wall", "cores"):
             before, after = (getattr(r, kind) for r in (reference, result))
+            once = getattr(preparing, kind)["prepare"]
             costs[f"speedup_{kind}"] = {
                 "denoise": before["denoise"] / max(after["denoise"], 1e-9),
                 "with_decoding": sum(before.values()) / max(sum(after.values()), 1e-9),
+                "end_to_end": (once + sum(before.values())) / max(once + sum(after.values()), 1e-9),
             }
     return costs
 
@@ -615,13 +633,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--adapter", nargs="+", default=["shipped"], metavar="DIR|shipped|none",
-        help="default: shipped; several, of other training seeds, are drawn one after the other")  # fmt: skip
+        help="default: shipped; after the first, others of another training seed or objective, as LABEL=DIR, by which "
+        "the student's methods are drawn too; without a label they are counted from 2")  # fmt: skip
     add("--lines", type=int, default=256,
         help="lines of text in the panel; 256 give about 5 points either way (default: %(default)s)")  # fmt: skip
     add("--methods", nargs="+", metavar="METHOD",
         help="teacher-N, teacher-N-leading, teacher-N-dpm++, teacher-N-unipc, student-N, student-N-deterministic, "
         f"student-N-gamma0.3, student-N-w0.5, untrained-N, {REAL}, {RECONSTRUCTION} "
         f"(default: {' '.join(METHODS)})")  # fmt: skip
+    add("--comparison", action="store_true",
+        help="the methods of the README's table, which need diffusers; instead of --methods")  # fmt: skip
     add("--seed", type=int, default=0, help="another seed is another panel and other noise")
     add("--sampling_seeds", type=int, default=1,
         help="pictures of each prompt from different noise; from 2 on diversity is measured "
@@ -637,17 +658,33 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _adapters(names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
+    """The first adapter, None for none, and the others by label. Raises FileNotFoundError or ValueError."""
+    first = resolve_adapter(names[0])
+    others: dict[str, Path] = {}
+    for number, name in enumerate(names[1:], 2):
+        label, mark, folder = name.partition("=")
+        label, folder = (label, folder) if mark else (str(number), name)
+        if "none" in (names[0], folder):
+            raise ValueError("none stands alone: it is the teacher, and no other adapter can be compared with it here.")
+        if not re.fullmatch(r"[\w.]+", label) or label in others:
+            raise ValueError(f"The label {label!r} of an adapter must be a word of its own, as in x0=DIR.")
+        others[label] = resolve_adapter(folder)
+    return first, others
+
+
 def run(args: argparse.Namespace) -> Path:
     """Checks what can be checked before the weights are loaded, then draws, judges and writes."""
     defaults = defaults_for(args.config)
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
     negative = defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt
-    adapter, *others = (resolve_adapter(name) for name in args.adapter)
-    if others and None in (adapter, *others):
-        raise ValueError("none stands alone: it is the teacher, and other adapters cannot be compared with it here.")
+    adapter, others = _adapters(args.adapter)
+    if args.comparison and args.methods is not None:
+        raise ValueError("--comparison names the methods itself: drop it or --methods.")
     names = args.methods
     if names is None:
-        names = [name for name in METHODS if adapter or not name.startswith("student")]
+        usual = COMPARISON if args.comparison else METHODS
+        names = [name for name in usual if adapter or not name.startswith("student")]
     if adapter is None and any(name.startswith("student") for name in names):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
     resolve_methods(names, guidance)

@@ -301,11 +301,13 @@ def report_curves(report: Mapping[str, Any], x: str = "evaluations") -> dict[str
     times = "core_seconds_a_picture" if report["hardware"]["device"] == "cpu" else "seconds_a_picture"
     families: dict[str, list[dict[str, float]]] = {}
     for name, row in report["methods"].items():
-        found = re.fullmatch(r"(teacher|student|untrained)-(\d+)(?:-([^@]+))?(?:@(\d+))?", name)
+        found = re.fullmatch(r"(teacher|student|untrained)-(\d+)(?:-([^@]+))?(?:@(.+))?", name)
         if found is None:
             continue
         kind = found[1] if found[3] is None else f"{found[1]}-{found[3]}"
-        family = _FAMILIES.get(kind, kind.replace("-", ", ", 1)) + (f", seed {found[4]}" if found[4] else "")
+        family = _FAMILIES.get(kind, kind.replace("-", ", ", 1))
+        if label := found[4]:
+            family += f", seed {label}" if label.isdecimal() else f", {label}"
         place = row["evaluations"] if x == "evaluations" else sum(row[times].values())
         accuracy = row["accuracy"]
         point = {"steps": int(found[2]), "x": place} | {k: accuracy[k] for k in ("value", "low", "high")}

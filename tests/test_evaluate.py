@@ -113,6 +113,8 @@ def test_compare_reports_everything(model, capsys):
     assert (teacher["evaluations"], student["evaluations"]) == (6, 1)
     assert teacher["same_noise"]["rmse"] == 0 and teacher["speedup_wall"]["denoise"] == 1
     assert student["speedup_cores"]["denoise"] > 1 and student["distribution"] is None
+    assert report["prepare_seconds_a_picture"]["cores"] > 0
+    assert student["speedup_cores"]["with_decoding"] > student["speedup_cores"]["end_to_end"] > 1
     assert student["seconds_a_picture"]["denoise"] > 0 and student["seconds_a_picture"]["decode"] > 0
     assert 0 <= student["accuracy"]["low"] <= student["accuracy"]["value"] <= student["accuracy"]["high"] <= 1
     table = capsys.readouterr().out
@@ -137,6 +139,24 @@ def test_retention_when_the_teacher_reads(model, monkeypatch):
     assert all(bucket["value"] == 1 for bucket in report["methods"]["teacher-50"]["retention_by_height"])
     buckets = report["methods"]["student-4"]["retention_by_height"]
     assert buckets and all(bucket["value"] == 0 and bucket["from"] >= 0 for bucket in buckets)
+
+
+def test_the_comparison_is_at_equal_evaluations():
+    methods = [m for m in resolve_methods(evaluate.COMPARISON, 2.0) if not isinstance(m, str)]
+    by_kind = {}
+    for method in methods:
+        by_kind.setdefault(method.name.partition("-")[0] + method.sampler, set()).add(method.evaluations)
+    assert by_kind["teacherdpm++"] == by_kind["teacherunipc"] <= by_kind["teacherddim"]
+    assert {1, 2, 4, 6, 8, 16} == by_kind["studentlcm"] and len({m.name for m in methods}) == len(methods)
+
+
+def test_labels_of_adapters(model, tmp_path):
+    folder = save_adapter(model, tmp_path / "adapter")
+    first, others = evaluate._adapters([str(folder), f"x0={folder}", str(folder)])
+    assert first == folder and others == {"x0": folder, "3": folder}
+    for names in ([folder, f"a b={folder}"], [folder, f"a={folder}", f"a={folder}"]):
+        with pytest.raises(ValueError, match="label"):
+            evaluate._adapters(list(map(str, names)))
 
 
 def test_methods_by_name():
@@ -251,11 +271,11 @@ def test_command(model, tmp_path, monkeypatch, capsys):
     finally:
         for parameter in state.values():
             parameter.data.div_(2)
-    assert evaluate.main(["--adapter", str(folder), str(other), *command[2:]]) == 0
+    assert evaluate.main(["--adapter", str(folder), str(other), f"x0={folder}", *command[2:]]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert list(report["methods"]) == ["teacher-2", "student-1", "student-1@2"]
-    rows = report["methods"]
-    assert rows["student-1"]["same_noise"] != rows["student-1@2"]["same_noise"]
+    assert list(report["methods"]) == ["teacher-2", "student-1", "student-1@2", "student-1@x0"]
+    distances = [report["methods"][name]["same_noise"] for name in ("student-1", "student-1@2", "student-1@x0")]
+    assert distances[0] == distances[2] != distances[1]
     capsys.readouterr()
 
 
@@ -269,6 +289,8 @@ def test_command(model, tmp_path, monkeypatch, capsys):
         (["--seed", "-1"], "seed"),
         (["--adapter", "nowhere"], "no adapter in nowhere"),
         (["--adapter", "none", "none"], "stands alone"),
+        (["--adapter", "none", "a b=c"], "stands alone"),
+        (["--comparison", "--methods", "real"], "names the methods itself"),
         (["--config", "nowhere.yaml"], "does not exist"),
         (["--lines", "2", "--output", "/dev/null/x"], "Nothing can be written"),
         (["--lines", "2", "--output", "."], "other files"),
