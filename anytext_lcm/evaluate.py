@@ -1,35 +1,41 @@
 """Measures what few steps cost: the same prompts and the same noise for every method, judged by an
 independent reader. `python -m anytext_lcm.evaluate --help`.
 
-Imports torch, numpy and the rooms data, lora, pipeline, judge, sheet.
+Imports torch, numpy and the rooms data, lcm, lora, pipeline, judge, sheet; diffusers where its solvers are asked for.
 """
 
 import argparse
 import json
 import platform
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
-from anytext_lcm import __version__, judge
+from anytext_lcm import __version__, judge, plots
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.lora import load_adapter
+from anytext_lcm.lcm.objectives import Predict
+from anytext_lcm.lcm.samplers import Progress
+from anytext_lcm.lcm.schedule import NoiseSchedule
+from anytext_lcm.lora import adapter_state, load_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.outputs import whole_directory
 from anytext_lcm.pipeline import (
     BATCH_SIZE,
     EMBEDDED_CONFIG,
     EMBEDDED_GUIDANCE,
+    TRAILING_BELOW,
     Clock,
     Method,
     Prepared,
@@ -48,11 +54,19 @@ from anytext_lcm.sheet import contact_sheet
 
 PANEL_SEED = 20_000  # of the prompts; training draws its own from the other split of words
 REAL_SEED = 30_000  # of the real pictures that distributions are compared with: other texts and layouts
+ZOOM_METHODS, ZOOM_LINES = 7, 6  # columns and rows that can still be read
 DISTRIBUTION_FROM = 8  # prompts; fewer say nothing about a distribution
 REAL, RECONSTRUCTION = "real", "reconstruction"
 METHODS = (
     REAL, RECONSTRUCTION, "teacher-50", "teacher-8", "teacher-4", "teacher-2", "teacher-1",
     "untrained-4", "student-1", "student-2", "student-4", "student-8",
+)  # fmt: skip
+COMPARISON = (  # the README's table: every family at equal evaluations; guided steps count twice
+    REAL, RECONSTRUCTION,
+    *(f"teacher-{n}" for n in (50, 20, 8, 4, 2, 1)),
+    *(f"teacher-{n}-{solver}" for solver in ("dpm++", "unipc") for n in (20, 8, 4, 2)),
+    "untrained-4", *(f"student-{n}" for n in (1, 2, 4, 6, 8, 16)),
+    "student-4-deterministic", "student-4-gamma0.3", "student-8-gamma0.3",
 )  # fmt: skip
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "peft", "rapidocr", "onnxruntime")
 
@@ -61,11 +75,15 @@ PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "peft", "rapid
 
 @dataclass(frozen=True)
 class Panel:
-    """A fixed list of prompts with the pictures they were taken from, and a noise seed for each."""
+    """A fixed list of prompts with the pictures they were taken from, and a noise seed for each.
+
+    With several sampling seeds the whole list is there as often, one after the other, each time from other noise.
+    """
 
     items: tuple[dict[str, Any], ...]  # of the mock data set
     noise_seeds: tuple[int, ...]
     seed: int
+    repeats: int = 1
 
     @classmethod
     def build(
@@ -74,9 +92,11 @@ class Panel:
         lines: int | None = None,
         seed: int = 0,
         image_size: int = 128,
+        repeats: int = 1,
     ) -> "Panel":
         """So many prompts, or as many as give `lines` lines. All are drawn from nothing, without a font hint,
-        with words that no training picture shows. seed: another panel and other noise. Raises ValueError.
+        with words that no training picture shows. seed: another panel and other noise. repeats: sampling seeds of each
+        prompt. Raises ValueError.
         """
         if (prompts is None) == (lines is None):
             raise ValueError("Say either how many prompts or how many lines the panel shall have.")
@@ -85,13 +105,16 @@ class Panel:
             raise ValueError(f"A panel needs 2 or more prompts or lines, not {wanted!r}.")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"A seed must be an integer from 0 on, not {seed!r}.")
+        if isinstance(repeats, bool) or not isinstance(repeats, int) or not 1 <= repeats <= 10:
+            raise ValueError(f"There can be 1 to 10 sampling seeds a prompt, not {repeats!r}.")
         source = _pictures(wanted, PANEL_SEED + seed, image_size)
         items, count = [], 0
         while (count if prompts is None else len(items)) < wanted:
             items.append(source[len(items)])
             count += items[-1]["n_lines"]
-        noise_seeds = tuple(range(seed * 1_000_000, seed * 1_000_000 + len(items)))
-        return cls(tuple(items), noise_seeds, seed)
+        starts = [seed * 1_000_000 + repeat * 100_000 for repeat in range(repeats)]
+        noise_seeds = tuple(start + index for start in starts for index in range(len(items)))
+        return cls(tuple(items) * repeats, noise_seeds, seed, repeats)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -115,9 +138,14 @@ class Panel:
         return [item["condition_polygons"] for item in self.items]
 
     @property
+    def prompt_of(self) -> np.ndarray:
+        """The prompt of each picture."""
+        return np.arange(len(self)) % (len(self) // self.repeats)
+
+    @property
     def groups(self) -> np.ndarray:
         """The prompt of each line."""
-        return np.repeat(np.arange(len(self)), [len(texts) for texts in self.texts])
+        return np.repeat(self.prompt_of, [len(texts) for texts in self.texts])
 
     def labels(self, count: int) -> list[list[str]]:
         """The texts of the first prompts and where their captions begin, for a contact sheet."""
@@ -149,6 +177,71 @@ def real_pictures(count: int, image_size: int = 128, seed: int = 0) -> np.ndarra
 
 
 # -- methods --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SolverMethod(Method):
+    """The guided teacher under one of diffusers' fast solvers, the rivals that need no training.
+
+    dpm++: DPM-Solver++(2M), arXiv:2211.01095; unipc: UniPC of order 2, arXiv:2302.04867. Both look at the network once
+    a step (twice with guidance), as DDIM does, and keep what they saw before.
+    """
+
+    SAMPLERS: ClassVar[tuple[str, ...]] = ("dpm++", "unipc")
+
+    def scheduler(self, schedule: NoiseSchedule) -> Any:
+        """diffusers' object on our schedule. Raises ValueError when diffusers is not installed."""
+        try:
+            from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+        except ImportError as error:
+            raise ValueError(
+                f"{self.name} uses diffusers, which is not installed: install anytext_lcm[notebooks], "
+                "or leave this method out."
+            ) from error
+        abar = schedule.alphas_cumprod.double().cpu().numpy()
+        settings = {
+            "trained_betas": 1 - abar / np.concatenate([[1.0], abar[:-1]]),
+            "solver_order": 2,
+            "timestep_spacing": self.spacing,
+            "steps_offset": 1,
+            "final_sigmas_type": "zero",
+        }
+        kind = DPMSolverMultistepScheduler if self.sampler == "dpm++" else UniPCMultistepScheduler
+        scheduler = kind(**settings)
+        scheduler.set_timesteps(self.steps)
+        return scheduler
+
+    @torch.no_grad()
+    def sample(
+        self,
+        predict: Predict,
+        noise: Tensor,
+        schedule: NoiseSchedule,
+        fresh: Sequence[torch.Generator],
+        progress: Progress | None = None,
+    ) -> Tensor:
+        scheduler = self.scheduler(schedule)
+        x = noise.float()
+        for done, timestep in enumerate(scheduler.timesteps, 1):
+            t = timestep.long().to(x.device).expand(len(x))
+            x = scheduler.step(predict(x, t), timestep, x).prev_sample
+            if progress is not None:
+                progress(done, int(timestep), x)
+        return x
+
+
+def solver_method(steps: int, sampler: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> SolverMethod:
+    """teacher-N-dpm++ or teacher-N-unipc. Raises ValueError for another sampler."""
+    spacing = "trailing" if steps < TRAILING_BELOW else "leading"
+    return SolverMethod(f"teacher-{steps}-{sampler}", sampler, steps, guidance_scale, spacing=spacing)
+
+
+def parse_any(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
+    """As `parse_method`, and teacher-N-dpm++ and teacher-N-unipc. Raises ValueError."""
+    found = re.fullmatch(r"teacher-(\d+)-(dpm\+\+|unipc)", name)
+    if found is None:
+        return parse_method(name, guidance_scale)
+    return solver_method(int(found[1]), found[2], guidance_scale)
 
 
 @dataclass(frozen=True)
@@ -189,7 +282,7 @@ def run_method(
             latents = torch.cat([model.encode(panel.batch["img"][r], noise).cpu() for r in rows])
             images = decode(model, latents)
         return MethodResult(RECONSTRUCTION, images, 0, clock.wall, clock.cores)
-    method = parse_method(method) if isinstance(method, str) else method
+    method = parse_any(method) if isinstance(method, str) else method
     drawing = draw(model, prepared or prepare_panel(model, panel), method, show)
     return MethodResult(
         method.name, drawing.images, drawing.evaluations, drawing.clock.wall, drawing.clock.cores
@@ -200,10 +293,13 @@ def run_method(
 
 
 class PanelJudge:
-    """Reader, features and real pictures, set up once for all methods of a panel."""
+    """Readers, features and real pictures, set up once for all methods of a panel.
 
-    def __init__(self, panel: Panel, real_seed: int = 0):
-        self.panel = panel
+    second: another reader whose accuracy is given beside the first one's, or None.
+    """
+
+    def __init__(self, panel: Panel, real_seed: int = 0, second: judge.LineReader | None = None):
+        self.panel, self.second = panel, second
         threads = min(4, available_cores())
         self.reader = judge.LineReader(threads)
         self.features = judge.DetectorFeatures(threads)
@@ -227,7 +323,7 @@ class PanelJudge:
         reference: the slow teacher's pictures from the same noise.
         """
         panel = self.panel
-        scores = judge.score_lines(self.reader, images, panel.polygons, panel.texts)
+        scores = judge.score_lines(self.reader, images, panel.polygons, panel.texts, panel.prompt_of)
         sharp = self._sharpness(images)
         measures: dict[str, Any] = {
             "accuracy": asdict(judge.bootstrap_mean(scores.correct, scores.group)),
@@ -242,8 +338,19 @@ class PanelJudge:
             **self._colours(images),
             "read": list(scores.read),
         }
+        if self.second is not None:
+            other = judge.score_lines(self.second, images, panel.polygons, panel.texts, panel.prompt_of)
+            measures["second_reader"] = {
+                "accuracy": asdict(judge.bootstrap_mean(other.correct, other.group)),
+                "ned": asdict(judge.bootstrap_mean(other.ned, other.group)),
+            }
+        features = self.features(images) if len(panel) >= DISTRIBUTION_FROM or panel.repeats > 1 else None
         if len(panel) >= DISTRIBUTION_FROM:
-            measures["distribution"] = asdict(judge.distribution_distance(self.features(images), self.real))
+            measures["distribution"] = asdict(judge.distribution_distance(features, self.real))
+        if panel.repeats > 1:
+            measures["accuracy_by_seed"] = scores.correct.reshape(panel.repeats, -1).mean(axis=1).tolist()
+            distance = judge.diversity(features, panel.repeats, self.real.std(axis=0))
+            measures["diversity"] = asdict(judge.bootstrap_mean(distance, np.arange(len(distance))))
         if reference is not None:
             rmse, psnr = judge.same_noise_distance(images, reference)
             measures["same_noise"] = {
@@ -254,6 +361,7 @@ class PanelJudge:
 
     def _colours(self, images: np.ndarray) -> dict[str, Any]:
         background, text, prompts = [], [], []
+        everyone = self.panel.prompt_of
         for index, (image, item) in enumerate(zip(images, self.panel.items, strict=True)):
             meta = item["meta"]
             background.append(judge.background_obeyed(image, meta["background"], self.masks[index]))
@@ -262,8 +370,7 @@ class PanelJudge:
                 continue
             for polygon, name in zip(item["condition_polygons"], meta["text_colors"], strict=True):
                 text.append(judge.text_colour_obeyed(image, polygon, name))
-                prompts.append(index)
-        everyone = np.arange(len(background))
+                prompts.append(everyone[index])
         measures = {"background_obeyed": asdict(judge.bootstrap_mean(np.array(background), everyone))}
         if text:
             measures["text_colour_obeyed"] = asdict(judge.bootstrap_mean(np.array(text), np.array(prompts)))
@@ -274,8 +381,8 @@ class PanelJudge:
 
 
 def reference_of(methods: Sequence[Method | str]) -> str | None:
-    """The teacher with most steps: what few-step methods are held against."""
-    teachers = [m for m in methods if isinstance(m, Method) and m.name.startswith("teacher")]
+    """The teacher with most DDIM steps: what few-step methods are held against."""
+    teachers = [m for m in methods if isinstance(m, Method) and m.name.startswith("teacher") and m.sampler == "ddim"]
     return max(teachers, key=lambda m: m.steps).name if teachers else None
 
 
@@ -284,7 +391,7 @@ def resolve_methods(names: Sequence[str], guidance_scale: float) -> list[Method 
     unique = list(dict.fromkeys(names))
     if not unique:
         raise ValueError(f"No method was named; there are {', '.join(METHODS)}.")
-    return [n if n in (REAL, RECONSTRUCTION) else parse_method(n, guidance_scale) for n in unique]
+    return [n if n in (REAL, RECONSTRUCTION) else parse_any(n, guidance_scale) for n in unique]
 
 
 def compare(
@@ -295,34 +402,51 @@ def compare(
     negative_prompt: str = "",
     settings: Mapping[str, Any] | None = None,
     show: bool = True,
+    second: judge.LineReader | None = None,
+    more_adapters: Mapping[str, str | Path] | None = None,
 ) -> tuple[dict[str, Any], dict[str, MethodResult]]:
     """Draws and judges a panel by every method -> the report, ready for JSON, and what was drawn.
 
     Retention is the share of lines right over that of the teacher with most steps, on the same lines.
     settings: what else the reader of the report should know. show: progress bars, and the table at the end.
+    second: another reader, to see whether it ranks the methods alike. more_adapters: by label, as of another
+    training seed or objective; the student's methods are drawn by each, as student-4@LABEL, and the model's own adapter
+    is put back.
     """
     chosen = resolve_methods(methods, guidance_scale)
     reference = reference_of(chosen)
-    prepared = prepare_panel(model, panel, negative_prompt)
+    clock = Clock()
+    with clock("prepare", model.device):
+        prepared = prepare_panel(model, panel, negative_prompt)
     results: dict[str, MethodResult] = {}
     how: dict[str, dict[str, Any]] = {}
     for method in chosen:
         result = run_method(model, panel, method, prepared, show)
         results[result.name] = result
         how[result.name] = asdict(method) if isinstance(method, Method) else {"name": method}
+    for method, result in _by_other_adapters(model, panel, chosen, prepared, more_adapters or {}, show):
+        results[result.name] = result
+        how[result.name] = asdict(method)
 
-    judged = PanelJudge(panel, panel.seed)
+    judged = PanelJudge(panel, panel.seed, second)
     target = results[reference].images if reference else None
     rows, scores = {}, {}
     for name, result in tqdm(results.items(), desc="judge", leave=False, disable=None if show else True):
         scores[name], measures = judged(result.images, target)
-        costs = _costs(result, len(panel), results.get(reference))
+        costs = _costs(result, len(panel), results.get(reference), clock)
         rows[name] = {"method": how[name], **costs, **measures}
     if reference and scores[reference].correct.any():
         for name, row in rows.items():
             row["retention"] = asdict(
                 judge.paired_bootstrap(scores[name].correct, scores[reference].correct, panel.groups)
             )
+            row["retention_by_height"] = [
+                {"from": low, "to": None if np.isinf(high) else high, **asdict(interval)}
+                for low, high, interval in judge.retention_by_height(scores[name], scores[reference])
+            ]
+    if reference and panel.repeats > 1:
+        for row in rows.values():
+            row["diversity_to_reference"] = row["diversity"]["value"] / max(rows[reference]["diversity"]["value"], 1e-9)
     report = {
         "anytext_lcm": __version__,
         "settings": {
@@ -333,17 +457,20 @@ def compare(
         },
         "panel": {
             "split": "test",
-            "prompts": len(panel),
-            "lines": len(panel.groups),
+            "prompts": len(panel) // panel.repeats,
+            "lines": len(panel.groups) // panel.repeats,
+            "sampling_seeds": panel.repeats,
             "seed": panel.seed,
             "prompts_seed": PANEL_SEED + panel.seed,
             "real_seed": REAL_SEED + panel.seed,
             "noise_seeds": [panel.noise_seeds[0], panel.noise_seeds[-1]],
-            "texts": panel.texts,
+            "texts": panel.texts[: len(panel) // panel.repeats],
         },
         "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
         "hardware": describe_hardware(model.device),
         "reference": reference,
+        "prepare_seconds_a_picture": {kind: getattr(clock, kind)["prepare"] / len(panel) for kind in ("wall", "cores")},
+        "second_reader": None if second is None else _agreement(second, rows),
         "methods": rows,
     }
     if show:
@@ -351,7 +478,46 @@ def compare(
     return report, results
 
 
-def _costs(result: MethodResult, prompts: int, reference: MethodResult | None) -> dict[str, Any]:
+def _by_other_adapters(
+    model: AnyText2,
+    panel: Panel,
+    methods: Sequence[Method | str],
+    prepared: Prepared,
+    folders: Mapping[str, str | Path],
+    show: bool,
+) -> Iterator[tuple[Method, MethodResult]]:
+    """The student's methods by each of the adapters. Raises ValueError for an adapter of other modules or rank than
+    the model's.
+    """
+    own = {key: value.detach().clone() for key, value in adapter_state(model).items()}
+    try:
+        for label, folder in folders.items():
+            load_adapter(model, folder)
+            for method in methods:
+                if isinstance(method, Method) and method.adapter:
+                    method = replace(method, name=f"{method.name}@{label}")
+                    yield method, run_method(model, panel, method, prepared, show)
+    finally:
+        for key, parameter in adapter_state(model).items():
+            parameter.data.copy_(own[key])
+
+
+def _agreement(second: judge.LineReader, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """The second reader's name, and how alike both readers rank the methods by accuracy and by NED."""
+    pairs = {
+        key: ([r[key]["value"] for r in rows.values()], [r["second_reader"][key]["value"] for r in rows.values()])
+        for key in ("accuracy", "ned")
+    }
+    correlations = {f"rank_correlation_{key}": judge.rank_correlation(*pair) for key, pair in pairs.items()}
+    return {"name": getattr(second, "name", type(second).__name__), **correlations}
+
+
+def _costs(
+    result: MethodResult, prompts: int, reference: MethodResult | None, preparing: Clock
+) -> dict[str, Any]:
+    """Evaluations, seconds a picture by phase, and how much faster than the reference: denoising, with decoding, and
+    end to end with what is encoded once for all methods.
+    """
     costs: dict[str, Any] = {
         "evaluations": result.evaluations,
         "seconds_a_picture": {phase: seconds / prompts for phase, seconds in result.wall.items()},
@@ -360,9 +526,11 @@ def _costs(result: MethodResult, prompts: int, reference: MethodResult | None) -
     if reference is not None and "denoise" in result.wall:
         for kind in ("wall", "cores"):
             before, after = (getattr(r, kind) for r in (reference, result))
+            once = getattr(preparing, kind)["prepare"]
             costs[f"speedup_{kind}"] = {
                 "denoise": before["denoise"] / max(after["denoise"], 1e-9),
                 "with_decoding": sum(before.values()) / max(sum(after.values()), 1e-9),
+                "end_to_end": (once + sum(before.values())) / max(once + sum(after.values()), 1e-9),
             }
     return costs
 
@@ -380,6 +548,8 @@ def format_table(report: Mapping[str, Any]) -> str:
 
     head = ["method", "evals", "s", "faster", "lines right", "retention", "NED", "kernel", "RMSE", "sharp",
             "background", "text colour"]  # fmt: skip
+    several, second = report["panel"].get("sampling_seeds", 1) > 1, report.get("second_reader")
+    head += (["diversity"] if several else []) + (["2nd reader"] if second else [])
     table = [head]
     for name, row in report["methods"].items():
         colour = row.get("text_colour_obeyed")
@@ -397,6 +567,8 @@ def format_table(report: Mapping[str, Any]) -> str:
                 f"{row['sharpness']['gradient_energy_to_real']:.2f}",
                 f"{row['background_obeyed']['value']:.2f}",
                 number(colour and colour["value"], ".2f"),
+                *([f"{row['diversity']['value']:.2f}"] if several else []),
+                *([f"{row['second_reader']['accuracy']['value']:.3f}"] if second else []),
             ]
         )
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
@@ -411,13 +583,25 @@ def format_table(report: Mapping[str, Any]) -> str:
         f"unseen real pictures, which are {floor} apart themselves;\n"
         "sharp: gradient energy at the text over that of the real pictures."
     )
+    if several:
+        legend += (
+            f"\n{panel['sampling_seeds']} sampling seeds a prompt; diversity: distance of a prompt's pictures from "
+            "different noise, in deviations of real pictures."
+        )
+    if second:
+        legend += (
+            f"\n2nd reader: lines right by {second['name']}; rank correlation of the two readers over methods "
+            f"{number(second['rank_correlation_accuracy'], '.2f')}."
+        )
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], legend])
 
 
 def write_report(
     folder: Path, report: Mapping[str, Any], results: Mapping[str, MethodResult], panel: Panel, rows: int = 8
 ) -> None:
-    """report.json, table.txt and grid.png: the first prompts by every method."""
+    """report.json, table.txt, grid.png (the first prompts by every method), and charts: accuracy.png against
+    evaluations and against time, zoom.png with the text enlarged and what was read.
+    """
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     (folder / "table.txt").write_text(format_table(report) + "\n", encoding="utf-8")
@@ -425,8 +609,18 @@ def write_report(
     for name, result in results.items():
         row = report["methods"][name]
         columns[f"{name}\n{row['accuracy']['value']:.0%} of lines right"] = result.images
-    sheet = contact_sheet(columns, panel.labels(min(rows, len(panel))))
+    rows = min(rows, len(panel) // panel.repeats)
+    sheet = contact_sheet(columns, panel.labels(rows))
     Image.fromarray(sheet).save(folder / "grid.png")
+    for name, x in (("accuracy_evaluations.png", "evaluations"), ("accuracy_time.png", "time")):
+        if plots.report_curves(report, x):
+            plots.accuracy_chart(report, x).savefig(folder / name, dpi=2 * plots.DPI, metadata={"Software": None})
+    first = [REAL, report["reference"], "teacher-4", "teacher-8", "student-4", "student-8", "student-2"]
+    chosen = sorted(results, key=lambda name: first.index(name) if name in first else len(first))[:ZOOM_METHODS]
+    shown = {name: results[name].images for name in results if name in chosen}
+    plots.text_zoom(report, shown, panel.polygons, panel.texts, min(rows, ZOOM_LINES)).savefig(
+        folder / "zoom.png", dpi=2 * plots.DPI, metadata={"Software": None}
+    )
 
 
 # -- command --------------------------------------------------------------------------------------------
@@ -438,13 +632,23 @@ def build_parser() -> argparse.ArgumentParser:
         description="Measures a student against its teacher: readability, likeness, colours, time.",
     )
     add = parser.add_argument
-    add("--adapter", default="shipped", metavar="DIR|shipped|none", help="default: %(default)s")
+    add("--adapter", nargs="+", default=["shipped"], metavar="DIR|shipped|none",
+        help="default: shipped; after the first, others of another training seed or objective, as LABEL=DIR, by which "
+        "the student's methods are drawn too; without a label they are counted from 2")  # fmt: skip
     add("--lines", type=int, default=256,
         help="lines of text in the panel; 256 give about 5 points either way (default: %(default)s)")  # fmt: skip
     add("--methods", nargs="+", metavar="METHOD",
-        help=f"teacher-N, teacher-N-leading, student-N, untrained-N, {REAL}, {RECONSTRUCTION} "
+        help="teacher-N, teacher-N-leading, teacher-N-dpm++, teacher-N-unipc, student-N, student-N-deterministic, "
+        f"student-N-gamma0.3, student-N-w0.5, untrained-N, {REAL}, {RECONSTRUCTION} "
         f"(default: {' '.join(METHODS)})")  # fmt: skip
+    add("--comparison", action="store_true",
+        help="the methods of the README's table, which need diffusers; instead of --methods")  # fmt: skip
     add("--seed", type=int, default=0, help="another seed is another panel and other noise")
+    add("--sampling_seeds", type=int, default=1,
+        help="pictures of each prompt from different noise; from 2 on diversity is measured "
+        "(default: %(default)s)")  # fmt: skip
+    add("--second_reader", choices=("auto", "tesseract", "none"), default="auto",
+        help="of another make, to confirm the ranking; auto: Tesseract where it is installed")  # fmt: skip
     add("--guidance_scale", type=float, help="the teacher's; default: what suits the network")
     add("--negative_prompt", help="the teacher's; default: what suits the network")
     add("--output", default="outputs/evaluation", help="folder for report, table and grid (default: %(default)s)")
@@ -454,19 +658,42 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _adapters(names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
+    """The first adapter, None for none, and the others by label. Raises FileNotFoundError or ValueError."""
+    first = resolve_adapter(names[0])
+    others: dict[str, Path] = {}
+    for number, name in enumerate(names[1:], 2):
+        label, mark, folder = name.partition("=")
+        label, folder = (label, folder) if mark else (str(number), name)
+        if "none" in (names[0], folder):
+            raise ValueError("none stands alone: it is the teacher, and no other adapter can be compared with it here.")
+        if not re.fullmatch(r"[\w.]+", label) or label in others:
+            raise ValueError(f"The label {label!r} of an adapter must be a word of its own, as in x0=DIR.")
+        others[label] = resolve_adapter(folder)
+    return first, others
+
+
 def run(args: argparse.Namespace) -> Path:
     """Checks what can be checked before the weights are loaded, then draws, judges and writes."""
     defaults = defaults_for(args.config)
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
     negative = defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt
-    adapter = resolve_adapter(args.adapter)
+    adapter, others = _adapters(args.adapter)
+    if args.comparison and args.methods is not None:
+        raise ValueError("--comparison names the methods itself: drop it or --methods.")
     names = args.methods
     if names is None:
-        names = [name for name in METHODS if adapter or not name.startswith("student")]
+        usual = COMPARISON if args.comparison else METHODS
+        names = [name for name in usual if adapter or not name.startswith("student")]
     if adapter is None and any(name.startswith("student") for name in names):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
     resolve_methods(names, guidance)
-    panel = Panel.build(lines=args.lines, seed=args.seed, image_size=defaults.size[0])
+    panel = Panel.build(
+        lines=args.lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds
+    )
+    second = {"auto": judge.second_reader, "tesseract": judge.TesseractReader, "none": lambda: None}[
+        args.second_reader
+    ]()
     output = Path(args.output)
     with whole_directory(output) as folder:
         use_available_cores()
@@ -476,9 +703,11 @@ def run(args: argparse.Namespace) -> Path:
         settings = {
             "config": Path(args.config).name,
             "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
-            "adapter": args.adapter,
+            "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
         }
-        report, results = compare(model, panel, names, guidance, negative, settings)
+        report, results = compare(
+            model, panel, names, guidance, negative, settings, second=second, more_adapters=others
+        )
         write_report(folder, report, results, panel)
     return output
 

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
+import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -175,6 +178,68 @@ class LineReader:
         return [[next(texts) for _ in lines] for lines in polygons]
 
 
+class TesseractReader(LineReader):
+    """Tesseract, a reader of another make, to see whether it ranks methods alike. It is a program of the system
+    (Debian: apt-get install tesseract-ocr), called once for all crops.
+    """
+
+    def __init__(self, program: str = "tesseract", language: str = "eng"):
+        """Raises FileNotFoundError when it is not installed."""
+        found = shutil.which(program)
+        if found is None:
+            raise FileNotFoundError(f"{program} is not installed (Debian: apt-get install tesseract-ocr).")
+        self.program, self.language = found, language
+        version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
+        self.name = ((version.stdout or version.stderr).splitlines() or [program])[0].strip()
+
+    def read_crops(self, crops: Sequence[np.ndarray]) -> list[str]:
+        """Upright crops (READ_HEIGHT, w, 3) uint8 RGB to their texts. Raises ValueError when Tesseract fails."""
+        if not crops:
+            return []
+        with tempfile.TemporaryDirectory() as folder:
+            names = []
+            for index, crop in enumerate(crops):
+                names.append(str(Path(folder) / f"{index}.png"))
+                cv2.imwrite(names[-1], crop[:, :, ::-1])
+            listing = Path(folder) / "crops.txt"
+            listing.write_text("\n".join(names) + "\n", encoding="utf-8")
+            command = [self.program, str(listing), "stdout", "-l", self.language, "--psm", "7"]
+            done = subprocess.run(
+                [*command, "-c", "page_separator=\f"],
+                capture_output=True, text=True, check=False, env={**os.environ, "OMP_THREAD_LIMIT": "1"},
+            )  # fmt: skip
+        pages = done.stdout.split("\f")[: len(crops)]
+        if done.returncode or len(pages) != len(crops):
+            words = (done.stderr.splitlines() or ["no message"])[-1]
+            raise ValueError(f"Tesseract answered {len(pages)} texts for {len(crops)} crops ({words}).")
+        return [" ".join(page.split()) for page in pages]
+
+
+def second_reader() -> TesseractReader | None:
+    """The second opinion where it is installed, None where not."""
+    try:
+        return TesseractReader()
+    except FileNotFoundError:
+        return None
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's: 1 when both order the methods alike, -1 when the other way round; equal values share their rank.
+    None for fewer than 3 values or when one side is all the same. Raises ValueError for different lengths.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} values cannot be ranked against each other.")
+
+    def ranks(values: Sequence[float]) -> np.ndarray:
+        x = np.asarray(values, float)
+        return np.array([(x < v).sum() + ((x == v).sum() - 1) / 2 for v in x])
+
+    first, second = ranks(a), ranks(b)
+    if len(a) < 3 or first.std() == 0 or second.std() == 0:
+        return None
+    return float(np.corrcoef(first, second)[0, 1])
+
+
 def normalise(text: str) -> str:
     """Letters and digits only, width and case ignored; a text without any is kept as it is."""
     text = unicodedata.normalize("NFKC", text).strip()
@@ -335,6 +400,21 @@ def accuracy_by_height(
     return buckets
 
 
+def retention_by_height(
+    student: LineScores, teacher: LineScores, edges: Sequence[float] = (0, 16, 20, 24, 32, np.inf)
+) -> list[tuple[float, float, Interval]]:
+    """(from, to, retention) for each range of line heights in pixels in which the teacher has a line right; `to` is
+    excluded. Both have to be scores of the same lines; intervals as of `paired_bootstrap`.
+    """
+    buckets = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        inside = (teacher.height >= low) & (teacher.height < high)
+        if teacher.correct[inside].any():
+            columns = (student.correct[inside], teacher.correct[inside], teacher.group[inside])
+            buckets.append((low, high, paired_bootstrap(*columns)))
+    return buckets
+
+
 # ---- distance between distributions ----
 
 
@@ -456,6 +536,21 @@ def distribution_distance(drawn: np.ndarray, real: np.ndarray, seed: int = 0) ->
         frechet_floor=frechet_distance(floor, reference),
         n=n,
     )
+
+
+def diversity(features: np.ndarray, repeats: int, scale: np.ndarray | float = 1.0) -> np.ndarray:
+    """How far pictures of one prompt from different noise are apart: (prompts,), mean distance of pairs, as root mean
+    square over channels.
+
+    features (repeats * prompts, D), one noise after the other. scale (D,): what a channel is measured in, the same for
+    methods to be compared; the deviations over real pictures suit. Raises ValueError for one repeat.
+    """
+    if repeats < 2 or len(features) % repeats:
+        raise ValueError(f"{len(features)} pictures are not {repeats} for each prompt, and 2 are needed.")
+    scaled = (features / (scale + 1e-6)).reshape(repeats, -1, features.shape[1])
+    pairs = [(i, j) for i in range(repeats) for j in range(i)]
+    distances = [np.linalg.norm(scaled[i] - scaled[j], axis=1) for i, j in pairs]
+    return np.mean(distances, axis=0) / np.sqrt(features.shape[1])
 
 
 def _check_features(a: np.ndarray, b: np.ndarray) -> None:

@@ -205,6 +205,39 @@ def adapter_off(model: nn.Module) -> Iterator[nn.Module]:
             layer._disable_adapters = flag
 
 
+def add_adapters(
+    model: nn.Module, parts: Sequence[Mapping[str, tuple[Tensor, Tensor]]], trainable: bool = False
+) -> nn.Module:
+    """Puts several adapters into a bare model, in place, as one whose update is the sum of theirs. Returns the model.
+
+    parts: for each adapter, (down (r, in, ...), up (out, r, ...)) by module name, everything that scales it already
+    multiplied into `up`. Downs are stacked and ups put side by side, which is exact: [B1 B2][A1; A2] = B1 A1 + B2 A2
+    ("cat" of PEFT's add_weighted_adapter). The rank is the sum of the largest rank of each part; what a part does not
+    adapt is filled with zeros. Raises ValueError as `attach` does and for weights of another shape; the model is
+    unchanged then.
+    """
+    ranks = [max((down.shape[0] for down, _ in part.values()), default=0) for part in parts]
+    names = sorted({name for part in parts for name in part})
+    rank, offsets = sum(ranks), [sum(ranks[:i]) for i in range(len(ranks))]
+    shapes = _shapes(model, resolve_targets(model, names), rank)
+    state = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    for part, offset in zip(parts, offsets, strict=True):
+        for name, (down, up) in part.items():
+            rows = slice(offset, offset + down.shape[0])
+            a, b = state[f"{_PREFIX}{name}.lora_A.weight"], state[f"{_PREFIX}{name}.lora_B.weight"]
+            if a[rows].numel() != down.numel() or b[:, rows].numel() != up.numel() or len(down) != up.shape[1]:
+                raise ValueError(
+                    f"An adapter does not fit this network: {name} has {tuple(down.shape)} and {tuple(up.shape)}."
+                )
+            a[rows], b[:, rows] = down.reshape(a[rows].shape), up.reshape(b[:, rows].shape)
+    with torch.random.fork_rng(devices=[]):  # a fresh adapter draws numbers that are replaced below
+        attach(model, rank, rank, names)
+    for key, parameter in adapter_state(model).items():
+        parameter.data.copy_(state[key])
+        parameter.requires_grad_(trainable)
+    return model
+
+
 def merge(model: nn.Module) -> nn.Module:
     """Adds the adapter to the weights and takes its layers out, in place: the state dict is the checkpoint's
     again.
@@ -287,6 +320,24 @@ def read_adapter(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
         ) from error
 
 
+_ENDINGS = (".lora_A.weight", ".lora_B.weight")
+
+
+def check_plain(config: Mapping, state: Mapping[str, Tensor], directory: str | Path) -> None:
+    """Raises ValueError unless a saved adapter (see `read_adapter`) is plain LoRA and nothing else."""
+    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
+        if config.get(key):
+            raise ValueError(
+                f"The adapter in {directory} uses {key}, which this package does not; train it here anew."
+            )
+    foreign = [key for key in state if not key.startswith(_PREFIX) or not key.endswith(_ENDINGS)]
+    if foreign or not state:
+        raise ValueError(
+            f"The adapter in {directory} holds no PEFT LoRA weights "
+            f"({len(foreign)} other keys, like {foreign[:1]})."
+        )
+
+
 def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = False) -> nn.Module:
     """Puts a saved adapter into the model, in place; over the attached one where both adapt the same modules.
     Returns the model.
@@ -296,20 +347,9 @@ def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = Fals
     unchanged then.
     """
     config, state = read_adapter(directory)
-    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
-        if config.get(key):
-            raise ValueError(
-                f"The adapter in {directory} uses {key}, which this package does not; train it here anew."
-            )
-    endings = (".lora_A.weight", ".lora_B.weight")
-    foreign = [key for key in state if not key.startswith(_PREFIX) or not key.endswith(endings)]
-    if foreign or not state:
-        raise ValueError(
-            f"The adapter in {directory} holds no PEFT LoRA weights "
-            f"({len(foreign)} other keys, like {foreign[:1]})."
-        )
+    check_plain(config, state, directory)
     names = sorted(
-        {key.removeprefix(_PREFIX).removesuffix(endings[0]).removesuffix(endings[1]) for key in state}
+        {key.removeprefix(_PREFIX).removesuffix(_ENDINGS[0]).removesuffix(_ENDINGS[1]) for key in state}
     )
     try:
         shapes = _shapes(model, resolve_targets(model, names), config["r"])

@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from anytext_lcm.data.batch import Line, build_conditioning, collate
 from anytext_lcm.data.fonts import PLAIN_FONT
-from anytext_lcm.lcm.samplers import sample_ddim, sample_lcm
+from anytext_lcm.lcm.objectives import Predict
+from anytext_lcm.lcm.samplers import Progress, sample_ddim, sample_lcm, sample_tcd
 from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
 from anytext_lcm.lcm.solver import guide
 from anytext_lcm.lora import adapter_layers, adapter_off
@@ -180,21 +181,27 @@ class Method:
     the model carries.
     """
 
+    SAMPLERS: ClassVar[tuple[str, ...]] = ("ddim", "lcm", "tcd")
+
     name: str
-    sampler: str  # "ddim" or "lcm"
+    sampler: str  # one of SAMPLERS
     steps: int
     guidance_scale: float = 1.0
     adapter: bool = False
     spacing: str = "trailing"  # of DDIM
+    gamma: float = 0.0  # of tcd: 0 is deterministic
 
     def __post_init__(self):
-        if self.sampler not in ("ddim", "lcm"):
-            raise ValueError(f"Sampler {self.sampler!r} is unknown: choose 'ddim' or 'lcm'.")
+        if self.sampler not in self.SAMPLERS:
+            names = " or ".join(map(repr, self.SAMPLERS))
+            raise ValueError(f"Sampler {self.sampler!r} is unknown: choose {names}.")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int):
             raise ValueError(f"The number of steps must be an integer, not {self.steps!r}.")
         if not 0 <= self.guidance_scale <= 100:  # also catches nan
             raise ValueError(f"The guidance scale must lie in 0..100, not {self.guidance_scale}.")
-        if self.sampler == "lcm":
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie in 0..1, not {self.gamma}.")
+        if self.sampler in ("lcm", "tcd"):
             lcm_timesteps(self.steps)
         else:
             ddim_timesteps(self.steps, spacing=self.spacing)
@@ -208,6 +215,23 @@ class Method:
         """How often the UNet looks at a picture."""
         return self.steps * (2 if self.guided else 1)
 
+    def sample(
+        self,
+        predict: Predict,
+        noise: Tensor,
+        schedule: NoiseSchedule,
+        fresh: Sequence[torch.Generator],
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """noise (B, C, h, w) -> latents of the same shape, fp32. fresh: for each picture, the source of the noise that
+        is drawn on the way.
+        """
+        if self.sampler == "ddim":
+            return sample_ddim(predict, noise, schedule, self.steps, progress, self.spacing)
+        if self.sampler == "lcm":
+            return sample_lcm(predict, noise, schedule, self.steps, fresh, progress=progress)
+        return sample_tcd(predict, noise, schedule, self.steps, self.gamma, fresh, progress=progress)
+
 
 def teacher_method(steps: int = 50, guidance_scale: float = EMBEDDED_GUIDANCE, spacing: str = "") -> Method:
     """DDIM with guidance. The spacing is the better one of its number of steps unless it is given."""
@@ -216,28 +240,50 @@ def teacher_method(steps: int = 50, guidance_scale: float = EMBEDDED_GUIDANCE, s
     return Method(name, "ddim", steps, guidance_scale, spacing=chosen)
 
 
-def student_method(steps: int = 4, guidance_scale: float = 1.0) -> Method:
-    """The consistency sampler with the adapter; it has learnt guidance, so it is not guided again."""
-    return Method(f"student-{steps}", "lcm", steps, guidance_scale, adapter=True)
+def _few_steps(kind: str, steps: int, guidance_scale: float, gamma: float | None) -> Method:
+    name = f"{kind}-{steps}"
+    if gamma is not None:
+        name += f"-gamma{gamma:g}" if gamma else "-deterministic"
+    if guidance_scale != 1.0:
+        name += f"-w{guidance_scale - 1:g}"
+    sampler, gamma = ("lcm", 0.0) if gamma is None else ("tcd", gamma)
+    return Method(name, sampler, steps, guidance_scale, kind == "student", gamma=gamma)
 
 
-def untrained_method(steps: int = 4) -> Method:
-    """The consistency sampler on the teacher itself: the student before its first training step."""
-    return Method(f"untrained-{steps}", "lcm", steps)
+def student_method(steps: int = 4, guidance_scale: float = 1.0, gamma: float | None = None) -> Method:
+    """Few steps with the adapter: the consistency sampler, or with a gamma in 0..1 TCD's (0 is deterministic).
+
+    The adapter has learnt guidance; a guidance_scale other than 1 guides it once more and doubles the work. LCM's paper
+    counts w = guidance_scale - 1.
+    """
+    return _few_steps("student", steps, guidance_scale, gamma)
+
+
+def untrained_method(steps: int = 4, guidance_scale: float = 1.0, gamma: float | None = None) -> Method:
+    """The student's sampler on the teacher itself: the student before its first training step."""
+    return _few_steps("untrained", steps, guidance_scale, gamma)
 
 
 def parse_method(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
-    """teacher-50, teacher-4-leading, student-4, untrained-4 -> Method. Raises ValueError."""
-    found = re.fullmatch(r"(teacher|student|untrained)-(\d+)(?:-(leading|trailing))?", name)
-    if found is None or (found[3] and found[1] != "teacher"):
+    """teacher-50, teacher-4-leading, student-4, student-4-deterministic, student-4-gamma0.3, student-4-w0.5,
+    untrained-4 -> Method. guidance_scale is the teacher's; w is the student's, less 1. Raises ValueError.
+    """
+    found = re.fullmatch(
+        r"(teacher|student|untrained)-(\d+)"
+        r"(?:-(?:(leading|trailing)|(deterministic)|gamma(\d*\.?\d+)))?(?:-w(-?\d*\.?\d+))?",
+        name,
+    )
+    teacher = found is not None and found[1] == "teacher"
+    if found is None or (any(found.group(4, 5, 6)) if teacher else found[3]):
         raise ValueError(
             f"Method {name!r} is unknown: say teacher-N, student-N or untrained-N with N steps, "
             "as in teacher-50 or student-4."
         )
-    kind, steps = found[1], int(found[2])
-    if kind == "teacher":
+    steps = int(found[2])
+    if teacher:
         return teacher_method(steps, guidance_scale, found[3] or "")
-    return student_method(steps) if kind == "student" else untrained_method(steps)
+    gamma = 0.0 if found[4] else None if found[5] is None else float(found[5])
+    return _few_steps(found[1], steps, 1.0 + float(found[6] or 0), gamma)
 
 
 # -- random numbers -------------------------------------------------------------------------------------
@@ -440,10 +486,8 @@ def denoise(
 
     with nullcontext() if method.adapter else adapter_off(model):
         predict = predictor(model, prepared, method.guidance_scale)
-        if method.sampler == "ddim":
-            return sample_ddim(predict, noise, schedule, method.steps, step, method.spacing)
         fresh = [_generator(seed, _FRESH) for seed in prepared.seeds]
-        return sample_lcm(predict, noise, schedule, method.steps, fresh, progress=step)
+        return method.sample(predict, noise, schedule, fresh, step)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

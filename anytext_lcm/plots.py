@@ -1,15 +1,19 @@
 """The figures of the notebooks: each function returns a matplotlib Figure and leaves no state behind.
 
-Imports matplotlib without pyplot, numpy, torch, cv2, the rooms lcm, model and data, and the toy. Nothing imports this.
+Imports matplotlib without pyplot, numpy, torch, cv2, the rooms lcm, model and data, the judge and the toy. Notebooks
+and the evaluation import this, nothing else does.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from anytext_lcm.data.batch import Line, build_conditioning
 from anytext_lcm.data.mock import COLORS as TEXT_COLORS
@@ -275,6 +279,123 @@ def intervals(rows: Mapping[str, object], x_label: str, title: str = "") -> Figu
     axis.set_yticks(range(len(rows)), list(rows), fontsize=9)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     _finish(axis, x_label, "", title, False)
+    return figure
+
+
+# -- the comparison (notebook 05) ------------------------------------------------------------------------
+
+_FAMILIES = {
+    "teacher": "teacher, DDIM", "teacher-dpm++": "teacher, DPM-Solver++", "teacher-unipc": "teacher, UniPC",
+    "student": "student", "untrained": "student, untrained",
+}  # fmt: skip
+
+
+def report_curves(report: Mapping[str, Any], x: str = "evaluations") -> dict[str, list[dict[str, float]]]:
+    """Methods of a report (of `evaluate`) by family, each a row of points with steps, x, value, low, high, rising in x.
+
+    x: "evaluations" of the UNet, or "time" of a whole picture with decoding, in core seconds on a CPU and in seconds on
+    a GPU. Pictures that were not drawn (real ones, reconstructions) have no point. Raises ValueError for another x.
+    """
+    if x not in ("evaluations", "time"):
+        raise ValueError(f"x must be evaluations or time, not {x!r}.")
+    times = "core_seconds_a_picture" if report["hardware"]["device"] == "cpu" else "seconds_a_picture"
+    families: dict[str, list[dict[str, float]]] = {}
+    for name, row in report["methods"].items():
+        found = re.fullmatch(r"(teacher|student|untrained)-(\d+)(?:-([^@]+))?(?:@(.+))?", name)
+        if found is None:
+            continue
+        kind = found[1] if found[3] is None else f"{found[1]}-{found[3]}"
+        family = _FAMILIES.get(kind, kind.replace("-", ", ", 1))
+        if label := found[4]:
+            family += f", seed {label}" if label.isdecimal() else f", {label}"
+        place = row["evaluations"] if x == "evaluations" else sum(row[times].values())
+        accuracy = row["accuracy"]
+        point = {"steps": int(found[2]), "x": place} | {k: accuracy[k] for k in ("value", "low", "high")}
+        families.setdefault(family, []).append(point)
+    return {family: sorted(points, key=lambda p: p["x"]) for family, points in families.items()}
+
+
+def accuracy_chart(report: Mapping[str, Any], x: str = "evaluations", title: str = "") -> Figure:
+    """Share of lines read right against what a picture takes, a curve for each family of methods.
+
+    Bands are the 95 % intervals; a number beside a point is its steps; a dotted line is what the autoencoder leaves of
+    real pictures, the best any method can do. Raises ValueError as `report_curves`.
+    """
+    figure, axes = _figure(3.6)
+    axis: Axes = axes[0, 0]
+    families = report_curves(report, x)
+    for i, (family, points) in enumerate(families.items()):
+        places, values, low, high = (np.array([p[key] for p in points]) for key in ("x", "value", "low", "high"))
+        color = COLORS[i % len(COLORS)]
+        style = {"color": color, "linestyle": DASHES[i % len(DASHES)]}
+        axis.plot(places, values, label=family, marker="osD^v"[i % 5], markersize=5, **style)
+        axis.fill_between(places, low, high, color=color, alpha=0.13, linewidth=0)
+        shift = ((4, 4), (4, -11), (-11, 4), (-11, -11))[i % 4]  # so that families on one point do not overprint
+        for point in points:
+            axis.annotate(f"{point['steps']}", (point["x"], point["value"]), shift, fontsize=8, color=color,
+                          textcoords="offset points")  # fmt: skip
+    if best := report["methods"].get("reconstruction"):
+        axis.axhline(best["accuracy"]["value"], color="0.4", linestyle=":", linewidth=1)
+        axis.annotate("autoencoder", (0.005, best["accuracy"]["value"]), (0, 2), fontsize=8, color="0.4",
+                      xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+    axis.set_xscale("log", base=2 if x == "evaluations" else 10)
+    if x == "evaluations":
+        ticks = sorted({p["x"] for points in families.values() for p in points})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=8)
+        axis.minorticks_off()
+        label = "evaluations of the UNet for a picture (guided steps count twice)"
+    else:
+        unit = "core seconds" if report["hardware"]["device"] == "cpu" else "seconds"
+        label = f"{unit} a picture, decoding included"
+        axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+    axis.set_ylim(-0.02, 1.02)
+    _finish(axis, label, "lines read right", title, False)
+    if len(families) > 1:  # few steps are good at the left and many at the right: below there is room
+        axis.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+def _plain(text: str) -> str:
+    """Text for a figure: a dollar sign would begin mathematics."""
+    return text.replace("$", r"\$")
+
+
+def text_zoom(
+    report: Mapping[str, Any],
+    images: Mapping[str, np.ndarray],
+    polygons: Sequence[Sequence[np.ndarray]],
+    texts: Sequence[Sequence[str]],
+    count: int = 6,
+) -> Figure:
+    """The text of the first pictures enlarged: a row for each line, a column for each method, below each crop what was
+    read, with a tick where it is right.
+
+    images: (B, H, W, 3) uint8 by method. polygons, texts: of each picture's lines. report: of `evaluate`, whose `read`
+    is in the order of the lines; a method that it lacks has no words below. count: rows at most.
+    """
+    from anytext_lcm.judge import normalise, rectify  # onnxruntime takes a second to import, for this figure alone
+
+    places = [(picture, line) for picture, words in enumerate(texts) for line in range(len(words))][:count]
+    figure, axes = _figure(0.62 * len(places) + 0.45, len(places), len(images))
+    for column, (name, pictures) in enumerate(images.items()):
+        read = report["methods"].get(name, {}).get("read")
+        for row, (picture, line) in enumerate(places):
+            axis: Axes = axes[row, column]
+            axis.imshow(rectify(pictures[picture], polygons[picture][line]), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            wanted = texts[picture][line]
+            if read is not None:
+                right = normalise(read[row]) == normalise(wanted)
+                mark = "\u2713" if right else "\u2717"
+                words = f"{_plain(read[row]) or '(nothing)'} {mark}"
+                axis.set_xlabel(words, fontsize=8, color=COLORS[2] if right else COLORS[3], labelpad=2)
+            if row == 0:
+                axis.set_title(name, fontsize=8)
+            if column == 0:
+                axis.set_ylabel(_plain(wanted), fontsize=8, rotation=0, ha="right", va="center")
     return figure
 
 

@@ -1,18 +1,23 @@
-"""Command: draw one picture with text in it. `python -m anytext_lcm.sample --help`."""
+"""Command: draw a picture with text in it, or write text into a photograph. `python -m anytext_lcm.sample --help`."""
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from anytext_lcm import __version__
 from anytext_lcm.data.batch import Line
 from anytext_lcm.data.fonts import PLAIN_FONT, font_path
 from anytext_lcm.data.mock import COLORS
-from anytext_lcm.lora import load_adapter
+from anytext_lcm.editing import ORDERS, boxes_of_mask, fit_picture, paste_back, turned_box
+from anytext_lcm.exchange import Part, load_parts, parse_part
 from anytext_lcm.outputs import check_writable, whole_file
 from anytext_lcm.pipeline import (
     EMBEDDED_CONFIG,
@@ -30,6 +35,7 @@ from anytext_lcm.pipeline import (
 
 EXAMPLE = 'python -m anytext_lcm.sample --prompt "a red background" --line "HELLO@10,40,118,80#yellow"'
 STUDENT_STEPS, TEACHER_STEPS = 4, 20
+STUDENT_SAMPLERS, TEACHER_SAMPLERS = ("lcm", "deterministic", "gamma"), ("ddim",)
 
 
 def parse_colour(text: str) -> tuple[int, int, int]:
@@ -45,18 +51,29 @@ def parse_colour(text: str) -> tuple[int, int, int]:
     raise ValueError(f"Colour {text!r} is unknown: say {', '.join(COLORS)}, or six digits like ff8000.")
 
 
-def parse_line(text: str, hint_font: str | None = None) -> Line:
-    """TEXT@LEFT,TOP,RIGHT,BOTTOM or TEXT@X,Y,X,Y,X,Y,..., in pixels, maybe with #COLOUR -> Line.
+def parse_line(text: str, hint_font: str | None = None, polygon: np.ndarray | None = None) -> Line:
+    """TEXT@LEFT,TOP,RIGHT,BOTTOM or TEXT@X,Y,X,Y,X,Y,..., in pixels, maybe with /ANGLE (degrees clockwise, of a box)
+    and #COLOUR -> Line.
 
-    TEXT may hold @ and #. Raises ValueError.
+    TEXT may hold @, / and #. With a polygon (4, 2), from a mask, TEXT or TEXT#COLOUR is enough; there a # belongs to
+    the text unless a colour follows it. Raises ValueError.
     """
+    if polygon is not None:
+        words, mark, colour = text.rpartition("#")
+        try:
+            ink = parse_colour(colour) if mark else None
+        except ValueError:
+            mark = ""
+        return Line(words, polygon, ink, hint_font) if mark else Line(text, polygon, None, hint_font)
     words, at, place = text.rpartition("@")
     place, _, colour = place.partition("#")
+    place, slash, turn = place.partition("/")
     try:
         numbers = [int(number) for number in place.split(",")]
+        angle = float(turn) if slash else 0.0
     except ValueError:
-        numbers = []
-    if not at or (len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2)):
+        numbers, angle = [], 0.0
+    if not at or (len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2 or slash)):
         raise ValueError(
             f"Line {text!r} does not say where it goes: write TEXT@LEFT,TOP,RIGHT,BOTTOM, "
             "as in HELLO@10,40,118,80#yellow."
@@ -65,9 +82,10 @@ def parse_line(text: str, hint_font: str | None = None) -> Line:
         left, top, right, bottom = numbers
         if left >= right or top >= bottom:
             raise ValueError(f"The box of line {text!r} is empty: give LEFT,TOP,RIGHT,BOTTOM in this order.")
-        numbers = [left, top, right, top, right, bottom, left, bottom]
-    polygon = np.array(numbers).reshape(-1, 2)
-    return Line(words, polygon, parse_colour(colour) if colour else None, hint_font)
+        box = turned_box(left, top, right, bottom, angle)
+    else:
+        box = np.array(numbers).reshape(-1, 2)
+    return Line(words, box, parse_colour(colour) if colour else None, hint_font)
 
 
 def read_picture(path: str | Path) -> np.ndarray:
@@ -81,42 +99,153 @@ def read_picture(path: str | Path) -> np.ndarray:
         raise ValueError(f"Picture {path} cannot be read ({error}).") from error
 
 
+# -- settings in a picture ------------------------------------------------------------------------------
+
+KEY = "anytext_lcm"  # of the text chunk
+
+
+def describe(
+    prompt: Prompt, method: Method, seed: int, size: tuple[int, int], negative_prompt: str, **more: Any
+) -> dict[str, Any]:
+    """Everything a picture was drawn from, ready for JSON; more: what else a reader should know."""
+    return {
+        "anytext_lcm": __version__,
+        "prompt": prompt.caption,
+        "lines": [
+            {
+                "text": line.text,
+                "polygon": np.asarray(line.polygon).tolist(),
+                "color": None if line.color is None else list(line.color),
+                "hint_font": None if line.hint_font is None else Path(line.hint_font).name,
+            }
+            for line in prompt.lines
+        ],
+        "mode": "generate" if prompt.image is None else "edit",
+        "method": asdict(method),
+        "negative_prompt": negative_prompt if method.guided else None,
+        "seed": seed,
+        "size": list(size),
+        **more,
+    }
+
+
+def save_picture(path: str | Path, picture: np.ndarray, settings: Mapping[str, Any]) -> Path:
+    """(H, W, 3) uint8 -> a file, whole or not at all; a PNG carries the settings as JSON in a text chunk."""
+    path, options = Path(path), {}
+    if path.suffix.lower() == ".png":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt(KEY, json.dumps(settings, ensure_ascii=False, sort_keys=True))
+    with whole_file(path) as temporary:
+        Image.fromarray(picture).save(temporary, **options)
+    return path
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings in a PNG of `save_picture`. Raises FileNotFoundError, or ValueError when it has none."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Picture {path} does not exist.")
+    try:
+        with Image.open(path) as picture:
+            return json.loads(picture.text[KEY])
+    except (OSError, ValueError, KeyError, AttributeError, SyntaxError) as error:
+        raise ValueError(f"{path} carries no settings of this program ({error!r}).") from error
+
+
+# -- command --------------------------------------------------------------------------------------------
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m anytext_lcm.sample",
-        description="Draws one picture with text in it.",
+        description="Draws a picture with text in it, or writes text into a photograph.",
         epilog=f"Example: {EXAMPLE}",
     )
     add = parser.add_argument
     add("--prompt", required=True, help="what is in the picture, without the text")
-    add("--line", action="append", metavar="TEXT@BOX#COLOUR",
-        help="a line of text, its box LEFT,TOP,RIGHT,BOTTOM (or a polygon's X,Y,X,Y,...) in pixels, and "
-        "maybe its colour; once for each line")  # fmt: skip
+    add("--line", action="append", metavar="TEXT@BOX/ANGLE#COLOUR",
+        help="a line of text, its box LEFT,TOP,RIGHT,BOTTOM (or a polygon's X,Y,X,Y,...) in pixels, maybe the degrees "
+        "it is turned clockwise and its colour; once for each line")  # fmt: skip
+    add("--max_lines", type=int, help="lines at most; default: what the network was trained with")
     add("--adapter", default="shipped", metavar="DIR|shipped|none",
         help="the student's adapter; none draws with the teacher (default: %(default)s)")  # fmt: skip
+    add("--adapter_scale", type=float, default=1.0, help="weight of the adapter (default: %(default)s)")
+    add("--mix", action="append", metavar="PATH[@SCALE]",
+        help="another adapter on top: a PEFT folder, a kohya or a diffusers file; may be repeated")  # fmt: skip
     add("--steps", type=int, help=f"default: {STUDENT_STEPS}, {TEACHER_STEPS} for the teacher")
+    add("--sampler", choices=STUDENT_SAMPLERS + TEACHER_SAMPLERS,
+        help="lcm, deterministic or gamma for the student, ddim for the teacher; default: lcm or ddim")  # fmt: skip
+    add("--gamma", type=float, default=0.3,
+        help="of --sampler gamma: share of fresh noise, 0 none, 1 almost lcm (default: %(default)s)")  # fmt: skip
     add("--guidance_scale", type=float,
         help="1 is none, the student's default; the teacher's depends on the network")  # fmt: skip
+    add("--w", type=float, help="the same in the form of LCM's paper: guidance_scale - 1")
     add("--negative_prompt", help="what guidance steers away from; of no effect without guidance")
     add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
+    add("--count", type=int, default=1,
+        help="pictures, from this seed and the following ones, in files with the seed in their names "
+        "(default: %(default)s)")  # fmt: skip
     add("--image", help="picture to edit: the lines are written into it; without it all is drawn")
-    add("--width", type=int, help="in pixels, a multiple of 8; default: what the network was made for")
+    add("--fit", action="store_true", help="scale and crop the picture to edit, and the mask, to the size asked for")
+    add("--mask", help="picture that is not black where the lines go, one region a line; lines are TEXT or TEXT#COLOUR")
+    add("--mask_order", choices=ORDERS, default=ORDERS[0], help="in which lines take regions (default: %(default)s)")
+    add("--paste_back", action="store_true", help="keep the edited picture's own pixels away from the lines")
+    add("--width", type=int, help="in pixels, best a multiple of 64; default: what the network was made for")
     add("--height", type=int)
     add("--font", default=PLAIN_FONT, help="file or matplotlib font that tells the letters' shapes")
     add("--font_hint", metavar="FONT", help="font the text should look like; default: any")
-    add("--output", default="sample.png", help="default: %(default)s")
+    add("--output", default="sample.png", help="a PNG carries all settings in its text (default: %(default)s)")
     add("--config", default=str(EMBEDDED_CONFIG), help="yaml of the network; default: the embedded one")
     add("--ckpt", help="weights of the teacher; default: the embedded ones")
     add("--device", help="default: the GPU if there is one")
     return parser
 
 
-def run(args: argparse.Namespace) -> Path:
+def _prompt(args: argparse.Namespace, size: tuple[int, int]) -> Prompt:
+    """The wish in the arguments, checked as far as it can be without a network."""
+    image = None if args.image is None else read_picture(args.image)
+    mask = None if args.mask is None else read_picture(args.mask).max(axis=2)
+    if image is None and args.paste_back:
+        raise ValueError("There is nothing to paste back into: name the picture to edit with --image.")
+    if image is not None and args.fit:
+        image = fit_picture(image, size)
+    if mask is not None and args.fit:
+        mask = fit_picture(np.repeat(mask[..., None], 3, axis=2), size)[..., 0] > 127
+    if mask is not None and mask.shape != size:
+        raise ValueError(
+            f"The mask is {mask.shape[1]} x {mask.shape[0]} pixels and the picture {size[1]} x {size[0]}: "
+            "make them alike or say --fit."
+        )
+    texts = args.line or ()
+    boxes = [None] * len(texts) if mask is None else boxes_of_mask(mask, len(texts), args.mask_order)
+    lines = [parse_line(text, args.font_hint, box) for text, box in zip(texts, boxes, strict=True)]
+    return Prompt(args.prompt, tuple(lines), image)
+
+
+def _outputs(args: argparse.Namespace) -> list[tuple[Path, int]]:
+    """Files to come and the seed of each."""
+    if args.seed < 0:
+        raise ValueError(f"A seed must be an integer from 0 on, not {args.seed}.")
+    if args.count < 1:
+        raise ValueError(f"--count must be 1 or more, not {args.count}.")
+    output = Path(args.output)
+    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{output} has no ending of a picture file; name it like sample.png.")
+    check_writable(output)
+    if args.count == 1:
+        return [(output, args.seed)]
+    seeds = range(args.seed, args.seed + args.count)
+    return [(output.with_stem(f"{output.stem}_{seed}"), seed) for seed in seeds]
+
+
+def run(args: argparse.Namespace) -> list[Path]:
     """Checks everything that can be checked before the weights are loaded, then draws and writes."""
     defaults = defaults_for(args.config)
     height, width = args.height or defaults.size[0], args.width or defaults.size[1]
-    defaults = replace(defaults, size=(height, width))
+    defaults = replace(defaults, size=(height, width), max_lines=args.max_lines or defaults.max_lines)
     adapter = resolve_adapter(args.adapter)
+    if adapter is None and (args.mix or args.adapter_scale != 1.0):
+        raise ValueError("The teacher is drawn without adapters: name one, or drop --mix and --adapter_scale.")
+    parts = [] if adapter is None else [Part(adapter, args.adapter_scale), *map(parse_part, args.mix or ())]
     method = _method(args, adapter, defaults.guidance_scale)
     if args.negative_prompt is not None:
         if not method.guided:
@@ -126,40 +255,53 @@ def run(args: argparse.Namespace) -> Path:
         defaults = replace(defaults, negative_prompt=args.negative_prompt)
     if args.font_hint is not None:
         font_path(args.font_hint)
-    image = None if args.image is None else read_picture(args.image)
-    lines = tuple(parse_line(line, args.font_hint) for line in args.line or ())
-    prompt = Prompt(args.prompt, lines, image)
+    prompt = _prompt(args, defaults.size)
     prompts_to_batch([prompt], defaults.size, defaults.max_lines, args.font)
-    if args.seed < 0:
-        raise ValueError(f"A seed must be an integer from 0 on, not {args.seed}.")
-    output = Path(args.output)
-    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"{output} has no ending of a picture file; name it like sample.png.")
-    check_writable(output)
+    outputs = _outputs(args)
 
     use_available_cores()
     model = load_chosen(args.config, args.ckpt, args.device)
-    if adapter is not None:
-        load_adapter(model, adapter)
-    [picture] = draw_prompts(model, [prompt], method, defaults, [args.seed], args.font)
-    with whole_file(output) as temporary:
-        Image.fromarray(picture).save(temporary)
-    return output
+    if parts:
+        load_parts(model, parts)
+    seeds = [seed for _, seed in outputs]
+    pictures = draw_prompts(model, [prompt] * len(seeds), method, defaults, seeds, args.font)
+    more = {
+        "config": Path(args.config).name,
+        "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
+        "adapters": [{"name": part.source.name, "scale": part.scale} for part in parts],
+        "font": Path(args.font).name,
+        "image": Path(args.image).name if args.image else None,
+        "pasted_back": args.paste_back,
+    }
+    for (path, seed), picture in zip(outputs, pictures, strict=True):
+        if args.paste_back:
+            picture = paste_back(prompt.image, picture, [line.polygon for line in prompt.lines])
+        settings = describe(prompt, method, seed, defaults.size, defaults.negative_prompt, **more)
+        save_picture(path, picture, settings)
+    return [path for path, _ in outputs]
 
 
 def _method(args: argparse.Namespace, adapter: Path | None, teacher_guidance: float) -> Method:
+    if args.w is not None and args.guidance_scale is not None:
+        raise ValueError("--w and --guidance_scale say the same (w is the scale less 1): give one of them.")
+    guidance = args.guidance_scale if args.w is None else 1.0 + args.w
+    wrong, kind = (STUDENT_SAMPLERS, "teacher") if adapter is None else (TEACHER_SAMPLERS, "student")
+    if args.sampler in wrong:
+        raise ValueError(f"The {kind} cannot be sampled by {args.sampler}: choose another sampler or --adapter.")
     if adapter is None:
         steps = TEACHER_STEPS if args.steps is None else args.steps
-        return teacher_method(steps, teacher_guidance if args.guidance_scale is None else args.guidance_scale)
+        guidance = teacher_guidance if guidance is None else guidance
+        return teacher_method(steps, guidance)
     steps = STUDENT_STEPS if args.steps is None else args.steps
-    return student_method(steps, 1.0 if args.guidance_scale is None else args.guidance_scale)
+    gamma = {"deterministic": 0.0, "gamma": args.gamma}.get(args.sampler)
+    return student_method(steps, 1.0 if guidance is None else guidance, gamma)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one sentence on stderr for what is asked and cannot be."""
     args = build_parser().parse_args(arguments)
     try:
-        print(run(args))
+        print(*run(args), sep="\n")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,8 @@
 """The notebooks as a reader meets them: a real JupyterLab in a real browser. `make test-browser`.
 
 Each notebook is opened, run from top to bottom, and every explorer's first slider is moved: the picture below
-it has to change. Screenshots are left in outputs/browser. Servers listen on the loopback alone.
+it has to change. The playground is opened in a notebook of its own, over a network that draws in milliseconds.
+Screenshots are left in outputs/browser. Servers listen on the loopback alone.
 """
 
 import json
@@ -48,6 +49,14 @@ DIGEST = """async (image) => {
     return Array.from(new Uint8Array(await crypto.subtle.digest('SHA-256', bytes))).join();
 }"""
 
+PLAYGROUND = """import sys
+sys.path.insert(0, "../tests")
+from micro_network import micro_network
+from anytext_lcm import lora, pipeline, widgets
+model = lora.attach(micro_network(), rank=2, alpha=2)
+widgets.Playground(model, pipeline.Defaults((64, 64), 2, 2.0, ""))
+"""
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.timeout(2400),
@@ -66,6 +75,11 @@ def lab(tmp_path_factory):
     """Address of a JupyterLab over a copy of the notebooks, with the files they read beside it."""
     root, home = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    cell = {"cell_type": "code", "id": "playground", "metadata": {}, "source": PLAYGROUND, "outputs": [],
+            "execution_count": None}  # fmt: skip
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    (root / "notebooks" / "playground.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     for name in ("models_yaml", "anytext_lcm", "tests"):
         (root / name).symlink_to(ROOT / name)
     for name, values in SETTINGS.items():
@@ -126,8 +140,8 @@ def move(page, explorer):
     return False
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_in_jupyterlab(name, lab, browser):
+def run_all(browser, lab, name):
+    """The page of a notebook that was run from top to bottom without an error."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.set_default_timeout(300_000)
     page.goto(f"{lab}/lab/tree/notebooks/{name}?reset")
@@ -136,6 +150,44 @@ def test_notebook_in_jupyterlab(name, lab, browser):
     outputs = [(i, output) for i, cell in enumerate(cells, 1) for output in cell["outputs"]]
     errors = [(i, out["ename"], out["evalue"]) for i, out in outputs if out["output_type"] == "error"]
     assert not errors and [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    return page
+
+
+def test_the_playground_draws(lab, browser):
+    """Both buttons' pictures appear with what they took, a changed text changes the student's, and an empty one is
+    refused in words.
+    """
+    page = run_all(browser, lab, "playground.ipynb")
+    student, teacher = (page.locator(f"img.playground-{name}") for name in ("student", "teacher"))
+    page.get_by_role("button", name="Side by side").click()
+    for image in (student, teacher):
+        image.wait_for(state="visible")
+        page.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
+    page.get_by_text("4 evaluations").wait_for()
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / "playground.png")
+    before = student.evaluate(DIGEST)
+    text = page.get_by_placeholder("empty").first  # of line 1
+    text.fill("oak")
+    text.press("Tab")
+    page.get_by_role("button", name="Draw (student)").click()
+    for _ in range(200):
+        if student.evaluate(DIGEST) != before:
+            break
+        time.sleep(0.3)
+    else:
+        pytest.fail("another text drew the same picture")
+    text.fill("")
+    text.press("Tab")
+    page.get_by_role("button", name="Draw (student)").click()
+    page.get_by_text("no line of text").wait_for()
+    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    page.close()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_in_jupyterlab(name, lab, browser):
+    page = run_all(browser, lab, name)
     explorers = page.locator(".widget-vbox:has(> img.explorer-picture)")
     assert explorers.count() >= WITH_EXPLORERS.get(name, 0)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,24 @@
 """The comparison: a fixed panel, methods that share noise, measures that know good from bad."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from PIL import Image
 
 from anytext_lcm import evaluate, pipeline
 from anytext_lcm.evaluate import Panel, PanelJudge, compare, reference_of, resolve_methods, run_method
+from anytext_lcm.judge import LineReader
+from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lora import adapter_state, attach, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.sheet import contact_sheet
+
+FILES = ["accuracy_evaluations.png", "accuracy_time.png", "grid.png", "report.json", "table.txt", "zoom.png"]
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +26,19 @@ def panel():
     return Panel.build(prompts=8)
 
 
-@pytest.fixture(scope="module")
-def model():
+def bare():
     torch.manual_seed(2)
     model = AnyText2.from_config(pipeline.EMBEDDED_CONFIG)
     with torch.no_grad():  # networks begin with a last layer of zeros
         for parameter in model.model.diffusion_model.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.02)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = bare()
     attach(model, rank=2, alpha=2)
     for parameter in adapter_state(model).values():
         parameter.data.normal_(std=0.1)
@@ -101,6 +113,8 @@ def test_compare_reports_everything(model, capsys):
     assert (teacher["evaluations"], student["evaluations"]) == (6, 1)
     assert teacher["same_noise"]["rmse"] == 0 and teacher["speedup_wall"]["denoise"] == 1
     assert student["speedup_cores"]["denoise"] > 1 and student["distribution"] is None
+    assert report["prepare_seconds_a_picture"]["cores"] > 0
+    assert student["speedup_cores"]["with_decoding"] > student["speedup_cores"]["end_to_end"] > 1
     assert student["seconds_a_picture"]["denoise"] > 0 and student["seconds_a_picture"]["decode"] > 0
     assert 0 <= student["accuracy"]["low"] <= student["accuracy"]["value"] <= student["accuracy"]["high"] <= 1
     table = capsys.readouterr().out
@@ -122,6 +136,27 @@ def test_retention_when_the_teacher_reads(model, monkeypatch):
     report, _ = compare(model, small, ("teacher-50", "student-4"), show=False)
     assert report["methods"]["teacher-50"]["retention"]["value"] == 1
     assert report["methods"]["student-4"]["retention"]["value"] == 0
+    assert all(bucket["value"] == 1 for bucket in report["methods"]["teacher-50"]["retention_by_height"])
+    buckets = report["methods"]["student-4"]["retention_by_height"]
+    assert buckets and all(bucket["value"] == 0 and bucket["from"] >= 0 for bucket in buckets)
+
+
+def test_the_comparison_is_at_equal_evaluations():
+    methods = [m for m in resolve_methods(evaluate.COMPARISON, 2.0) if not isinstance(m, str)]
+    by_kind = {}
+    for method in methods:
+        by_kind.setdefault(method.name.partition("-")[0] + method.sampler, set()).add(method.evaluations)
+    assert by_kind["teacherdpm++"] == by_kind["teacherunipc"] <= by_kind["teacherddim"]
+    assert {1, 2, 4, 6, 8, 16} == by_kind["studentlcm"] and len({m.name for m in methods}) == len(methods)
+
+
+def test_labels_of_adapters(model, tmp_path):
+    folder = save_adapter(model, tmp_path / "adapter")
+    first, others = evaluate._adapters([str(folder), f"x0={folder}", str(folder)])
+    assert first == folder and others == {"x0": folder, "3": folder}
+    for names in ([folder, f"a b={folder}"], [folder, f"a={folder}", f"a={folder}"]):
+        with pytest.raises(ValueError, match="label"):
+            evaluate._adapters(list(map(str, names)))
 
 
 def test_methods_by_name():
@@ -132,18 +167,115 @@ def test_methods_by_name():
         resolve_methods([], 1.0)
 
 
+def test_several_sampling_seeds():
+    one, three = Panel.build(prompts=4), Panel.build(prompts=4, repeats=3)
+    assert len(three) == 12 and three.noise_seeds[:4] == one.noise_seeds and len(set(three.noise_seeds)) == 12
+    assert three.texts == one.texts * 3 and three.prompt_of.tolist() == [0, 1, 2, 3] * 3
+    assert np.array_equal(three.groups, np.tile(one.groups, 3))
+    judged = PanelJudge(three)
+    scores, same = judged(three.images)
+    assert same["diversity"]["value"] == 0 and len(same["accuracy_by_seed"]) == 3
+    assert np.mean(same["accuracy_by_seed"]) == pytest.approx(same["accuracy"]["value"])
+    assert same["accuracy"]["n"] == 4 and same["background_obeyed"]["n"] == 4  # prompts are resampled, not pictures
+    noisy = three.images.copy()
+    noisy[4:] = np.random.default_rng(0).integers(0, 255, noisy[4:].shape)
+    assert judged(noisy)[1]["diversity"]["value"] > 0.1
+    with pytest.raises(ValueError, match="1 to 10"):
+        Panel.build(prompts=4, repeats=0)
+
+
+class Backwards(LineReader):
+    """A second reader that is wrong unless a word is a palindrome."""
+
+    name = "backwards"
+
+    def read_crops(self, crops):
+        return [text[::-1] for text in super().read_crops(crops)]
+
+
+def test_a_second_reader_and_seeds_in_the_report(model, tmp_path, monkeypatch):
+    small = Panel.build(prompts=2, repeats=2)
+    names = ("real", "teacher-2", "student-1")
+    report, results = compare(model, small, names, 2.0, show=False, second=Backwards(1))
+    json.dumps(report, allow_nan=False)
+    assert report["panel"]["prompts"] == 2 and report["panel"]["sampling_seeds"] == 2
+    assert len(report["panel"]["texts"]) == 2 and report["second_reader"]["name"] == "backwards"
+    real = report["methods"]["real"]
+    assert real["second_reader"]["accuracy"]["value"] < real["accuracy"]["value"]
+    assert report["methods"]["teacher-2"]["diversity_to_reference"] == 1.0
+    assert results["teacher-2"].images.shape[0] == 4
+    assert not np.array_equal(results["student-1"].images[0], results["student-1"].images[2])
+    table = evaluate.format_table(report)
+    assert "backwards" in table and "diversity" in table and "2 sampling seeds" in table
+    evaluate.write_report(tmp_path, report, results, small)
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_fast_solvers_are_diffusers_over_our_network(sampler, steps):
+    """On the schedule as diffusers makes it from its own settings, and close to DDIM's limit."""
+    schedule = NoiseSchedule.scaled_linear()
+    kinds = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+    method = evaluate.parse_any(f"teacher-{steps}-{sampler}", 2.0)
+    assert method.name == f"teacher-{steps}-{sampler}" and method.evaluations == 2 * steps
+    theirs = kinds[sampler](
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+        timestep_spacing="leading" if steps == 20 else "trailing",
+    )  # fmt: skip
+    theirs.set_timesteps(steps)
+
+    def predict(x, t):  # data from N(0.3, 0.7^2)
+        alpha, sigma = schedule.alpha_sigma(t, x)
+        return sigma * (x - alpha * 0.3) / (alpha**2 * 0.49 + sigma**2)
+
+    noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    x, seen = noise, []
+    for t in theirs.timesteps:
+        x = theirs.step(predict(x, t.expand(2)), t, x).prev_sample
+    mine = method.sample(predict, noise, schedule, [], lambda done, t, x0: seen.append((done, t)))
+    torch.testing.assert_close(mine, x, rtol=1e-3, atol=1e-3)
+    assert seen == list(enumerate(theirs.timesteps.tolist(), 1))
+    if steps == 20:
+        limit = sample_ddim(predict, noise, schedule, 500)
+        far = (sample_ddim(predict, noise, schedule, 20, spacing="leading") - limit).abs().max()
+        assert (mine - limit).abs().max() < far  # of higher order than DDIM
+
+
+def test_fast_solvers_draw_pictures(model):
+    small = Panel.build(prompts=2)
+    result = run_method(model, small, "teacher-2-dpm++")
+    assert result.evaluations == 4 and result.images.shape == small.images.shape
+    assert reference_of(resolve_methods(["teacher-50-unipc", "teacher-4"], 2.0)) == "teacher-4"
+
+
+def test_fast_solvers_without_diffusers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ValueError, match="not installed"):
+        evaluate.parse_any("teacher-4-unipc").scheduler(NoiseSchedule.scaled_linear())
+
+
 def test_command(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        evaluate, "load_chosen", lambda *_: AnyText2.from_config(pipeline.EMBEDDED_CONFIG).requires_grad_(False)
-    )
+    monkeypatch.setattr(evaluate, "load_chosen", lambda *_: bare())
     folder = save_adapter(model, tmp_path / "adapter")
     command = ["--adapter", str(folder), "--lines", "2", "--methods", "teacher-2", "student-1"]
     command += ["--output", str(tmp_path / "out")]
     assert evaluate.main(command) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "report.json", "table.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["methods"]) == ["teacher-2", "student-1"] and report["panel"]["lines"] >= 2
-    assert evaluate.main(command) == 0  # replaces its own report
+    for parameter in (state := adapter_state(model)).values():
+        parameter.data.mul_(2)
+    try:  # and by the adapter of another training seed; the report in the folder is replaced, being its own
+        other = save_adapter(model, tmp_path / "other")
+    finally:
+        for parameter in state.values():
+            parameter.data.div_(2)
+    assert evaluate.main(["--adapter", str(folder), str(other), f"x0={folder}", *command[2:]]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["methods"]) == ["teacher-2", "student-1", "student-1@2", "student-1@x0"]
+    distances = [report["methods"][name]["same_noise"] for name in ("student-1", "student-1@2", "student-1@x0")]
+    assert distances[0] == distances[2] != distances[1]
     capsys.readouterr()
 
 
@@ -156,6 +288,9 @@ def test_command(model, tmp_path, monkeypatch, capsys):
         (["--methods", "teacher-0"], "1 to"),
         (["--seed", "-1"], "seed"),
         (["--adapter", "nowhere"], "no adapter in nowhere"),
+        (["--adapter", "none", "none"], "stands alone"),
+        (["--adapter", "none", "a b=c"], "stands alone"),
+        (["--comparison", "--methods", "real"], "names the methods itself"),
         (["--config", "nowhere.yaml"], "does not exist"),
         (["--lines", "2", "--output", "/dev/null/x"], "Nothing can be written"),
         (["--lines", "2", "--output", "."], "other files"),

@@ -341,3 +341,60 @@ def test_colour_questions_that_make_no_sense():
         judge.text_colour_obeyed(image, quad, "mauve")
     with pytest.raises(ValueError, match="leaves no background"):
         judge.background_colour(image, np.ones((16, 16), bool))
+
+
+# ---- a second reader, diversity, ranking ----
+
+
+@pytest.fixture
+def tesseract(tmp_path):
+    """A program that answers as Tesseract does: a page for each picture of the list, and counts as text."""
+    program = tmp_path / "tesseract"
+    program.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then echo tesseract 5.0; exit 0; fi\n'
+        'case "$*" in *broken*) echo no such language >&2; exit 1;; esac\n'
+        'n=0; while read -r file; do test -s "$file" || exit 3\n'
+        'n=$((n + 1)); printf "page  %d\\n\\f" "$n"; done < "$1"\n'
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_tesseract_is_asked_once_for_all_crops(tesseract):
+    reader = judge.TesseractReader(tesseract)
+    assert reader.name == "tesseract 5.0"
+    crops = [np.full((48, width, 3), 200, np.uint8) for width in (60, 90, 30)]
+    assert reader.read_crops(crops) == ["page 1", "page 2", "page 3"] and reader.read_crops([]) == []
+    box = np.array([[2, 2], [60, 2], [60, 20], [2, 20]])
+    pictures = np.full((2, 64, 64, 3), 90, np.uint8)
+    assert reader.read(pictures, [[box], [box, box]]) == [["page 1"], ["page 2", "page 3"]]
+    with pytest.raises(ValueError, match="no such language"):
+        judge.TesseractReader(tesseract, "broken").read_crops(crops)
+    with pytest.raises(FileNotFoundError, match="apt-get"):
+        judge.TesseractReader("no-such-program")
+
+
+@pytest.mark.skipif(judge.second_reader() is None, reason="Tesseract is not installed")
+def test_tesseract_reads_what_is_drawn(scenes):
+    assert score(judge.second_reader(), scenes, [scene.image for scene in scenes]).ned.mean() > 0.5
+
+
+def test_rank_correlation():
+    assert judge.rank_correlation([0.1, 0.5, 0.9], [1, 2, 30]) == pytest.approx(1)
+    assert judge.rank_correlation([0.1, 0.5, 0.9], [3, 2, 1]) == pytest.approx(-1)
+    assert judge.rank_correlation([0.1, 0.5, 0.5, 0.9], [1, 2, 2, 3]) == pytest.approx(1)
+    assert judge.rank_correlation([0.1, 0.5], [1, 2]) is None and judge.rank_correlation([1, 1, 1], [1, 2, 3]) is None
+    with pytest.raises(ValueError):
+        judge.rank_correlation([1], [1, 2])
+
+
+def test_diversity():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2 * 50, 64))
+    assert judge.diversity(features, 2).mean() == pytest.approx(np.sqrt(2), rel=0.05)  # two independent pictures
+    assert judge.diversity(np.tile(features[:50], (3, 1)), 3).max() == 0
+    assert judge.diversity(features, 2, np.full(64, 2.0)).mean() == pytest.approx(np.sqrt(2) / 2, rel=0.05)
+    for repeats in (1, 3):
+        with pytest.raises(ValueError, match="for each prompt"):
+            judge.diversity(features, repeats)

@@ -9,14 +9,17 @@ PACKAGE = Path(__file__).parents[1] / "anytext_lcm"
 # From the bottom up. A module may import only what stands above its own line.
 MAY_IMPORT = {
     "outputs": set(),
+    "editing": set(),
     "lcm": set(),
     "toy": {"lcm"},
     "model": {"lcm"},
     "data": {"outputs"},
     "lora": {"model", "outputs"},
+    "exchange": {"model", "lora", "outputs"},
     "judge": {"data"},
     "sheet": {"data"},
     "pipeline": {"lcm", "model", "data", "lora"},
+    "playground": {"data", "model", "pipeline", "editing"},
     "settings": {"lcm", "pipeline"},
     "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings"},
     "plots": {"lcm", "toy", "model", "data", "lora", "judge", "pipeline", "settings", "distill"},

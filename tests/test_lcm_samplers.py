@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
 
-from anytext_lcm.lcm.samplers import sample_ddim, sample_lcm
-from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps
+from anytext_lcm.lcm.samplers import sample_ddim, sample_lcm, sample_tcd
+from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
+from anytext_lcm.lcm.solver import ddim_step
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
@@ -161,3 +162,73 @@ def test_lcm_with_one_generator_a_picture_does_not_depend_on_the_batch():
 def test_unknown_spacing():
     with pytest.raises(ValueError, match="leading"):
         ddim_timesteps(4, spacing="linspace")
+
+
+# -- gamma sampling --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_tcd_trajectory_equals_diffusers(steps, gamma):
+    scheduler = TCDScheduler(**BETAS)
+    scheduler.set_timesteps(timesteps=lcm_timesteps(steps).tolist())  # its own, 999, 749, ..., leave the student's grid
+    generator = torch.Generator().manual_seed(9)
+    x, theirs = noise(2, 4, 3, 3), []
+    for t in scheduler.timesteps:
+        theirs.append(int(t))
+        eps = wavy_eps(x, t.expand(2))
+        x = scheduler.step(eps, t, x, eta=gamma, generator=generator, return_dict=False)[0]
+    seen = []
+    mine = sample_tcd(
+        wavy_eps, noise(2, 4, 3, 3), SCHEDULE, steps, gamma, torch.Generator().manual_seed(9),
+        progress=lambda done, t, x0: seen.append((done, t)),
+    )  # fmt: skip
+    torch.testing.assert_close(mine, x, rtol=1e-3, atol=1e-3)
+    assert seen == list(enumerate(theirs, 1)) and mine.dtype == torch.float32
+
+
+def test_gamma_0_draws_nothing_and_is_a_ddim_on_the_students_grid():
+    generator = torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    mine = sample_tcd(wavy_eps, noise(2, 4, 3, 3), SCHEDULE, 4, 0.0, generator)
+    assert torch.equal(generator.get_state(), before)
+    x = noise(2, 4, 3, 3)
+    for start, end in ((999, 759), (759, 499), (499, 259), (259, 0)):
+        t = torch.full((2,), start)
+        eps = wavy_eps(x, t)
+        x = ddim_step(SCHEDULE, SCHEDULE.x0_from_eps(x, eps, t), eps, torch.full((2,), end))
+    assert torch.equal(mine, x)
+
+
+def test_gamma_1_is_almost_lcm():
+    """Both put fresh noise on the clean estimate; TCD's keeps a trace of eps, as abar_0 is not quite 1."""
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    lcm = sample_lcm(wavy_eps, noise(64, 4, 3, 3), SCHEDULE, 4, generators[0])
+    tcd = sample_tcd(wavy_eps, noise(64, 4, 3, 3), SCHEDULE, 4, 1.0, generators[1])
+    assert (lcm - tcd).square().mean().sqrt() < 0.1 * lcm.square().mean().sqrt()
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())  # as many draws
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.02])
+def test_fresh_noise_keeps_the_spread_of_gaussian_data(gamma):
+    """With a perfect network every step ends on a sample of its noise level, whichever part of its noise is fresh;
+    what is left is the error of DDIM steps of 20 to 40 timesteps.
+    """
+    x = sample_tcd(gaussian_eps, noise(4000, 1, 1, 1), SCHEDULE, 50, gamma, torch.Generator().manual_seed(2))
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.06)
+    assert x.std().item() == pytest.approx(SPREAD, abs=0.06)
+
+
+def test_tcd_with_one_generator_a_picture_does_not_depend_on_the_batch():
+    def generators():
+        return [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
+
+    together = sample_tcd(wavy_eps, noise(3, 4, 3, 3), SCHEDULE, 4, 0.5, generators())
+    alone = sample_tcd(wavy_eps, noise(3, 4, 3, 3)[2:], SCHEDULE, 4, 0.5, generators()[2:])
+    torch.testing.assert_close(together[2:], alone)
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan")])
+def test_gamma_out_of_range(gamma):
+    with pytest.raises(ValueError, match="gamma"):
+        sample_tcd(wavy_eps, noise(1, 4, 2, 2), SCHEDULE, 4, gamma)

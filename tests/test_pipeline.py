@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from micro_network import micro_network
 
 from anytext_lcm import pipeline
 from anytext_lcm.data.batch import Line
@@ -210,6 +211,46 @@ def test_method_names():
     assert parse_method("teacher-4-leading").spacing == "leading"
     for name in ("teacher-4-leading", "student-8", "untrained-1"):
         assert parse_method(name).name == name
+
+
+def test_noise_of_a_seed_is_the_same_in_every_process():
+    """Stored numbers: neither the process nor the batch nor Python's hashing has a say."""
+    wanted = [[-0.291403, -0.437671, -0.562137, -0.922233], [0.452283, -0.039191, -0.451489, 0.596010]]
+    noise = pipeline.initial_noise([7, 123456], (1, 2, 2)).flatten(1)
+    torch.testing.assert_close(noise, torch.tensor(wanted), rtol=1e-4, atol=1e-5)
+
+
+def test_the_students_other_samplers():
+    assert parse_method("student-4") == student_method(4) and parse_method("student-4").sampler == "lcm"
+    deterministic, gamma = parse_method("student-4-deterministic"), parse_method("student-8-gamma0.3")
+    assert (deterministic.sampler, deterministic.gamma, deterministic.evaluations) == ("tcd", 0.0, 4)
+    assert (gamma.gamma, gamma.adapter) == (0.3, True)
+    guided = parse_method("student-4-gamma1-w0.5")
+    assert (guided.guidance_scale, guided.evaluations, guided.gamma) == (1.5, 8, 1.0)
+    names = ("student-4-deterministic", "student-8-gamma0.3", "student-4-w0.5", "untrained-4-gamma1-w0.5")
+    assert [parse_method(name).name for name in names] == list(names)
+    for name in ("teacher-4-gamma0.3", "teacher-4-w1", "student-4-gamma2", "student-4-w-2", "student-4-gamma"):
+        with pytest.raises(ValueError):
+            parse_method(name)
+
+
+@pytest.mark.parametrize("name", ["student-3-deterministic", "student-3-gamma0.5"])
+def test_gamma_sampling_does_not_depend_on_the_batch(model, prepared, name):
+    together, alone = denoise(model, prepared, parse_method(name)), denoise(model, prepared[1:2], parse_method(name))
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(together, denoise(model, prepared, student_method(3)), atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 192), (256, 128)])
+def test_any_multiple_of_64_pixels(size):
+    model = attach(micro_network(), 2, 2)
+    height, width = size
+    lines = (Line("cat", box(4, 4, width - 4, 40)), Line("42", box(4, 40, 60, 62)))
+    photo = np.full((*size, 3), 120, np.uint8)
+    for image in (None, photo):
+        prompts = [Prompt("a dog", lines, image), Prompt("a red sign", lines[:1], image)]
+        pictures = draw_prompts(model, prompts, student_method(1), Defaults(size, 2, 2.0, ""))
+        assert pictures.shape == (2, *size, 3)
 
 
 def test_missing_files(tmp_path, monkeypatch):

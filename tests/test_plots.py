@@ -14,7 +14,30 @@ from anytext_lcm.toy import Mixture
 
 T = torch.arange(5)
 PICTURE = np.zeros((8, 8, 3), np.uint8)
+INTERVAL = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 4}
+REPORT = {
+    "hardware": {"device": "cpu"},
+    "reference": "teacher-50",
+    "methods": {
+        name: {
+            "evaluations": evaluations,
+            "accuracy": INTERVAL,
+            "core_seconds_a_picture": {"denoise": 0.01 * evaluations + 0.01, "decode": 0.1},
+            "seconds_a_picture": {"denoise": 0.02 * evaluations + 0.01, "decode": 0.2},
+            "read": ["cat", "", "$5", "x"],
+        }
+        for name, evaluations in {
+            "real": 0, "reconstruction": 0, "teacher-4": 8, "teacher-50": 100, "teacher-4-dpm++": 8, "student-4": 4,
+            "student-4-gamma0.3": 4, "student-4@2": 4,
+        }.items()
+    },
+}  # fmt: skip
+BOX = np.array([[4, 4], [60, 4], [60, 20], [4, 20]])
+DRAWN = {name: np.full((2, 64, 64, 3), 90, np.uint8) for name in ("real", "teacher-4", "student-4")}
 CALLS = {
+    "evaluations": lambda: plots.accuracy_chart(REPORT, "evaluations", "t"),
+    "time": lambda: plots.accuracy_chart(REPORT, "time"),
+    "zoom": lambda: plots.text_zoom(REPORT, DRAWN, [[BOX], [BOX, BOX]], [["cat"], ["dog", "$5"]]),
     "grid": lambda: plots.picture_grid([[PICTURE, None], [torch.zeros(1, 8, 8)]], ["a", "b"], ["c", "d"], "e"),
     "outlines": lambda: plots.picture_grid([[PICTURE]], outlines=[[[np.array([[1, 1], [6, 1], [6, 6]])]]]),
     "lines": lambda: plots.lines({"a": (T, T), "b": (None, [1, 2])}, "x", "y", "t", y_scale="log"),
@@ -27,7 +50,7 @@ CALLS = {
     ), "t"),
     "unet": lambda: plots.unet_map(AnyText2.from_config(EMBEDDED, device="meta").model.diffusion_model),
 }
-AXES = {"grid": 4, "panels": 2, "histograms": 2}
+AXES = {"grid": 4, "panels": 2, "histograms": 2, "zoom": 9}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -79,3 +102,23 @@ def test_toy_figures_with_several_settings():
     assert plots.toy_paths(line, 8, count=3).axes[0].lines[3].get_xdata().tolist()[:2] == [999, 874]
     with pytest.raises(ValueError, match="grid"):
         plots.toy_skip(line, 30)
+
+
+def test_the_comparison_as_curves():
+    curves = plots.report_curves(REPORT)
+    names = {"teacher, DDIM", "teacher, DPM-Solver++", "student", "student, gamma0.3", "student, seed 2"}
+    assert set(curves) == names
+    assert [(p["steps"], p["x"], p["value"]) for p in curves["teacher, DDIM"]] == [(4, 8, 0.5), (50, 100, 0.5)]
+    on_cpu = plots.report_curves(REPORT, "time")["student"][0]["x"]
+    on_gpu = plots.report_curves(REPORT | {"hardware": {"device": "cuda"}}, "time")["student"][0]["x"]
+    assert on_cpu == pytest.approx(0.15) and on_gpu == pytest.approx(0.29)
+    with pytest.raises(ValueError, match="evaluations or time"):
+        plots.report_curves(REPORT, "steps")
+
+
+def test_the_zoom_says_what_was_read_and_whether_it_is_right():
+    figure = plots.text_zoom(REPORT, DRAWN, [[BOX], [BOX, BOX]], [["cat"], ["dog", "$5"]], count=2)
+    assert len(figure.axes) == 6
+    words = [axis.get_xlabel() for axis in figure.axes]
+    assert words[0] == "cat \u2713" and words[3] == "(nothing) \u2717"
+    assert figure.axes[0].get_title() == "real" and figure.axes[3].get_ylabel() == "dog"

@@ -1,12 +1,16 @@
 """The command that draws one picture: what it writes, and one sentence for what it cannot do."""
 
+import cv2
 import numpy as np
 import pytest
+import torch
+from micro_network import SIDE, micro_config, micro_network
+from omegaconf import OmegaConf
 from PIL import Image
 
 from anytext_lcm import pipeline, sample
 from anytext_lcm.data.mock import COLORS
-from anytext_lcm.lora import attach, save_adapter
+from anytext_lcm.lora import adapter_state, attach, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 
 LINE = "HELLO@10,40,118,80#yellow"
@@ -18,8 +22,6 @@ def embedded(monkeypatch):
     asked = []
 
     def fresh(config, checkpoint=None, device=None):
-        import torch
-
         asked.append(config)
         torch.manual_seed(3)
         return AnyText2.from_config(pipeline.EMBEDDED_CONFIG)
@@ -87,6 +89,14 @@ def test_editing(embedded, tmp_path):
         (["--line", LINE, "--output", "picture"], "ending of a picture"),
         (["--line", LINE, "--output", "/dev/null/a.png"], "Nothing can be written"),
         (["--line", LINE, "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["--line", "HELLO@10,40,118,80/north"], "where it goes"),
+        (["--line", "HELLO@10,40,118,80/999"], "angle"),
+        (["--line", LINE, "--sampler", "gamma"], "teacher cannot be sampled by gamma"),
+        (["--line", LINE, "--w", "1", "--guidance_scale", "2"], "say the same"),
+        (["--line", LINE, "--mix", "style"], "without adapters"),
+        (["--line", LINE, "--count", "0"], "--count"),
+        (["--line", LINE, "--paste_back"], "nothing to paste back"),
+        (["--line", "HELLO", "--mask", "nowhere.png"], "nowhere.png does not exist"),
     ],
 )
 def test_one_sentence_and_code_2(embedded, options, words, capsys, tmp_path, monkeypatch):
@@ -112,3 +122,129 @@ def test_lines_and_colours():
     assert sample.parse_line(LINE).color == COLORS["yellow"]
     assert sample.parse_line("x@1,2,30,40").color is None
     assert sample.parse_line("x@1,2,30,40").polygon.tolist() == [[1, 2], [30, 2], [30, 40], [1, 40]]
+    assert sample.parse_line("x@10,10,30,20/90").polygon.tolist() == [[25, 5], [25, 25], [15, 25], [15, 5]]
+    box = np.zeros((4, 2), int)
+    for text, words, color in (("C#", "C#", None), ("a#red", "a", COLORS["red"]), ("b", "b", None)):
+        line = sample.parse_line(text, polygon=box)
+        assert (line.text, line.color) == (words, color)
+
+
+# -- everything else, on a network that draws in milliseconds -------------------------------------------
+
+
+@pytest.fixture
+def micro(monkeypatch, tmp_path):
+    """A configuration and a folder with an adapter; what draws is the micro network."""
+    monkeypatch.setattr(sample, "load_chosen", lambda *_: micro_network())
+    OmegaConf.save(micro_config(), tmp_path / "micro.yaml")
+    model = attach(micro_network(), rank=2, alpha=2)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapter_state(model).values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    save_adapter(model, tmp_path / "adapter")
+    return ["--config", tmp_path / "micro.yaml", "--adapter", tmp_path / "adapter"]
+
+
+def photograph(path, size=(SIDE, SIDE)):
+    """A made-up photograph: a sky, a field, a sun, grain."""
+    rng = np.random.default_rng(0)
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    picture = np.stack([90 + y, 120 + x // 2, 200 - y], axis=-1).astype(float)
+    picture[(x - width // 4) ** 2 + (y - height // 4) ** 2 < 80] = (250, 230, 120)
+    picture = (picture + rng.normal(0, 6, picture.shape)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(picture).save(path)
+    return picture
+
+
+def test_settings_are_in_the_png_and_draw_it_again(micro, tmp_path):
+    out = tmp_path / "a.png"
+    words = ["--line", "cat@6,14,58,34/10#red", "--seed", 5, "--steps", 2, "--sampler", "gamma", "--w", 0.5]
+    assert run(*micro, *words, "--negative_prompt", "blur", "--output", out) == 0
+    found = sample.read_settings(out)
+    assert found["prompt"] == "a red background" and found["seed"] == 5 and found["size"] == [SIDE, SIDE]
+    assert found["method"]["name"] == "student-2-gamma0.3-w0.5" and found["method"]["guidance_scale"] == 1.5
+    assert found["negative_prompt"] == "blur" and found["mode"] == "generate"
+    [line] = found["lines"]
+    assert line["text"] == "cat" and line["color"] == list(COLORS["red"])
+    assert found["adapters"] == [{"name": "adapter", "scale": 1.0}]
+    assert str(tmp_path) not in str(found)  # names, not places of one machine
+    assert run(*micro, *words, "--negative_prompt", "blur", "--output", tmp_path / "b.png") == 0
+    assert out.read_bytes() == (tmp_path / "b.png").read_bytes()
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    for path in (tmp_path / "plain.png", tmp_path / "micro.yaml"):
+        with pytest.raises(ValueError, match="no settings"):
+            sample.read_settings(path)
+    with pytest.raises(FileNotFoundError):
+        sample.read_settings(tmp_path / "nowhere.png")
+    assert run(*micro, "--line", "cat@4,4,60,30", "--output", tmp_path / "c.jpg") == 0
+
+
+def test_several_seeds_are_the_pictures_of_each(micro, tmp_path, capsys):
+    line = ["--line", "cat@4,4,60,30", "--steps", 2]
+    assert run(*micro, *line, "--seed", 3, "--count", 3, "--output", tmp_path / "x.png") == 0
+    names = [f"x_{seed}.png" for seed in (3, 4, 5)]
+    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
+    assert run(*micro, *line, "--seed", 4, "--output", tmp_path / "one.png") == 0
+    pictures = [np.asarray(Image.open(tmp_path / name)).astype(int) for name in (*names, "one.png")]
+    assert np.abs(pictures[1] - pictures[3]).max() <= 1 and np.abs(pictures[0] - pictures[1]).max() > 5
+    assert sample.read_settings(tmp_path / "x_5.png")["seed"] == 5
+
+
+def test_samplers_differ_and_scale_0_is_the_untrained(micro, tmp_path):
+    pictures = {}
+    for name, options in {
+        "lcm": ["--sampler", "lcm"],
+        "deterministic": ["--sampler", "deterministic"],
+        "gamma": ["--sampler", "gamma", "--gamma", "0.8"],
+        "half": ["--adapter_scale", "0.5"],
+        "twice": ["--mix", f"{tmp_path / 'adapter'}@1"],
+        "ddim": ["--adapter", "none"],
+    }.items():
+        path = tmp_path / f"{name}.png"
+        assert run(*micro, "--line", "cat@4,4,60,30", "--steps", 3, "--output", path, *options) == 0, name
+        pictures[name] = np.asarray(Image.open(path)).astype(int)
+    names = list(pictures)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            assert np.abs(pictures[one] - pictures[other]).max() > 1, (one, other)
+
+
+def test_text_goes_into_a_photograph_where_the_mask_is(micro, tmp_path):
+    photo = photograph(tmp_path / "photo.png")
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[6:24, 6:58], mask[36:54, 6:50] = 255, 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    options = ["--line", "cat#red", "--line", "dog", "--image", tmp_path / "photo.png", "--mask", tmp_path / "mask.png"]
+    assert run(*micro, *options, "--output", tmp_path / "raw.png") == 0
+    assert run(*micro, *options, "--paste_back", "--output", tmp_path / "out.png") == 0
+    found = sample.read_settings(tmp_path / "out.png")
+    assert found["mode"] == "edit" and found["image"] == "photo.png" and found["pasted_back"]
+    assert [line["text"] for line in found["lines"]] == ["cat", "dog"]
+    tops = [np.array(line["polygon"])[:, 1].min() for line in found["lines"]]
+    assert tops == [6, 36] and found["lines"][0]["color"] == list(COLORS["red"])
+    raw, out = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("raw", "out"))
+    far = cv2.dilate(mask, np.ones((21, 21), np.uint8)) == 0
+    assert np.array_equal(out[far], photo[far]) and not np.array_equal(raw[far], photo[far])
+    inside = cv2.erode(mask, np.ones((9, 9), np.uint8)) > 0
+    assert np.array_equal(out[inside], raw[inside])
+
+
+def test_a_large_photograph_is_fitted(micro, tmp_path, capsys):
+    photograph(tmp_path / "large.png", (200, 150))
+    large = ["--line", "cat@4,4,60,30", "--image", tmp_path / "large.png", "--output", tmp_path / "out.png"]
+    assert run(*micro, *large) == 2 and "picture to edit" in capsys.readouterr().err
+    assert run(*micro, *large, "--fit", "--width", 128, "--paste_back") == 0
+    assert Image.open(tmp_path / "out.png").size == (128, SIDE)
+    Image.new("L", (5, 5)).save(tmp_path / "mask.png")
+    assert run(*micro, *large, "--fit", "--mask", tmp_path / "mask.png") == 2
+    assert "0 regions for 1 lines" in capsys.readouterr().err
+    assert run(*micro, *large[:4], "--mask", tmp_path / "mask.png") == 2
+    assert "5 x 5 pixels" in capsys.readouterr().err
+
+
+def test_more_lines_than_it_was_trained_with(micro, tmp_path):
+    lines = [f"l{i}@2,{2 + 12 * i},62,{13 + 12 * i}" for i in range(5)]
+    words = [word for line in lines for word in ("--line", line)]
+    assert run(*micro, *words, "--max_lines", 5, "--output", tmp_path / "five.png") == 0
+    assert len(sample.read_settings(tmp_path / "five.png")["lines"]) == 5

@@ -2,6 +2,7 @@
 room.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -86,3 +87,48 @@ def sample_lcm(
             return x0
         x = schedule.add_noise(x0, _fresh_noise(x, generator), _batch(timesteps[done], x))
     raise AssertionError("unreachable: there is at least one step")
+
+
+def _noisier(x: Tensor, noise: Tensor, schedule: NoiseSchedule, start: Tensor, end: Tensor) -> Tensor:
+    """The forward process from timesteps start (B,) to end (B,), not before it: x_s with noise added until x_t."""
+    alpha_s, _ = schedule.alpha_sigma(start, x)
+    alpha_t, _ = schedule.alpha_sigma(end, x)
+    ratio = alpha_t / alpha_s
+    return ratio * x + (1 - ratio**2).clamp(min=0).sqrt() * noise
+
+
+@torch.no_grad()
+def sample_tcd(
+    predict: Predict,
+    noise: Tensor,
+    schedule: NoiseSchedule,
+    steps: int = 4,
+    gamma: float = 0.3,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    original_steps: int = 50,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Gamma sampling: TCD (arXiv:2402.19159), strategic stochastic sampling. noise (B, C, h, w) -> latents, fp32.
+
+    At the timesteps of `sample_lcm`, each step goes by DDIM past the next timestep t to floor((1 - gamma) t), and fresh
+    noise brings it back up to t. gamma 0 draws no noise: DDIM on the student's grid. gamma 1 goes to t = 0 and keeps
+    what the network calls noise there only as far as alphas_cumprod[0] is not 1, so it is almost `sample_lcm`. The last
+    step ends at t = 0. A student trained by another objective than TCD's can be sampled so as well; it has learnt to
+    answer clean latents at these timesteps, and that is all that is asked. generator as in `sample_lcm`. Raises
+    ValueError when gamma is not within 0..1 or steps not within 1..original_steps.
+    """
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must lie in 0..1, not {gamma}; 0 is deterministic, 1 almost LCM's sampling.")
+    timesteps = lcm_timesteps(steps, original_steps, len(schedule)).tolist()
+    x = noise.float()
+    for done, (timestep, end) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True), 1):
+        t = _batch(torch.tensor(timestep), x)
+        eps = predict(x, t)
+        x0 = schedule.x0_from_eps(x, eps, t)
+        below = _batch(torch.tensor(math.floor((1 - gamma) * end)), x)
+        x = ddim_step(schedule, x0, eps, below)
+        if progress is not None:
+            progress(done, timestep, x0)
+        if gamma > 0 and done < steps:
+            x = _noisier(x, _fresh_noise(x, generator), schedule, below, _batch(torch.tensor(end), x))
+    return x

@@ -1,0 +1,90 @@
+"""Photographs and where text goes in them: boxes that are turned, masks that are drawn, pixels that stay.
+
+Imports numpy, cv2 and Pillow. Nothing here knows the networks: what comes out goes into `pipeline.Prompt`.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+
+SPECK = 16  # pixels: a smaller region of a mask is a slip of the pen
+ORDERS = ("down", "right")
+
+
+def turned_box(left: float, top: float, right: float, bottom: float, angle: float = 0.0) -> np.ndarray:
+    """The four corners (4, 2) int of a box turned clockwise by `angle` degrees about its middle, from where its text
+    starts. Raises ValueError for an empty box or an angle that is no number.
+    """
+    if left >= right or top >= bottom:
+        raise ValueError(f"The box {left:g},{top:g},{right:g},{bottom:g} is empty: give LEFT,TOP,RIGHT,BOTTOM.")
+    if not abs(angle) <= 360:  # also catches nan
+        raise ValueError(f"The angle must lie in -360..360 degrees, not {angle:g}.")
+    middle = np.array([left + right, top + bottom]) / 2
+    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]]) - middle
+    turn = np.deg2rad(angle)  # y points down, so this way round is clockwise on the screen
+    turned = corners @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    return np.rint(turned + middle).astype(int)
+
+
+def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 of any size -> (*size, 3) uint8: scaled until it covers the size, its middle kept.
+
+    size: height and width.
+    """
+    height, width = size
+    scale = max(height / picture.shape[0], width / picture.shape[1])
+    shape = [max(side, round(scale * own)) for side, own in zip((height, width), picture.shape[:2], strict=True)]
+    scaled = np.asarray(Image.fromarray(picture).resize((shape[1], shape[0]), Image.Resampling.LANCZOS))
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    return np.ascontiguousarray(scaled[top : top + height, left : left + width])
+
+
+def boxes_of_mask(mask: np.ndarray, count: int, order: str = "down") -> list[np.ndarray]:
+    """mask (H, W), nonzero where text goes -> one box (4, 2) int for each region that hangs together, in reading order.
+
+    A region is taken for the smallest rectangle around it, with the text along the side that is nearest to
+    left-to-right. order: "down" from top to bottom, "right" from left to right. Raises ValueError when there are not
+    `count` regions.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"Order {order!r} is unknown: choose {' or '.join(ORDERS)}.")
+    if mask.ndim != 2:
+        raise ValueError(f"A mask must be (H, W), this one is {mask.shape}.")
+    found, labels, stats, middles = cv2.connectedComponentsWithStats((mask > 0).astype(np.uint8), connectivity=8)
+    regions = [i for i in range(1, found) if stats[i, cv2.CC_STAT_AREA] >= SPECK]
+    if len(regions) != count:
+        raise ValueError(f"The mask has {len(regions)} regions for {count} lines of text: draw one for each line.")
+    regions.sort(key=lambda i: middles[i][1 if order == "down" else 0])
+    height, width = mask.shape
+    boxes = []
+    for region in regions:
+        points = np.argwhere(labels == region)[:, ::-1].astype(np.float32)
+        corners = cv2.boxPoints(cv2.minAreaRect(points))  # clockwise on the screen
+        along = np.roll(corners, -1, axis=0) - corners
+        start = int(np.argmax(along[:, 0] / np.maximum(np.linalg.norm(along, axis=1), 1e-6)))
+        corners = np.rint(np.roll(corners, -start, axis=0)).astype(int)
+        boxes.append(corners.clip(0, [width, height]))
+    return boxes
+
+
+def paste_back(
+    photo: np.ndarray, drawn: np.ndarray, polygons: Sequence[np.ndarray], feather: int = 3
+) -> np.ndarray:
+    """The drawn picture inside the polygons and the photograph outside, exactly, from 3 `feather` pixels on.
+
+    The autoencoder changes every pixel a little; between, one picture fades into the other. All (H, W, 3) uint8.
+    Raises ValueError when the two differ in size.
+    """
+    if photo.shape != drawn.shape:
+        raise ValueError(f"The photograph is {photo.shape}, the drawn picture {drawn.shape}: they must be alike.")
+    share = np.zeros(photo.shape[:2], np.float32)
+    for polygon in polygons:
+        cv2.fillPoly(share, [np.asarray(polygon, np.int32)], 1.0)
+    if feather:
+        side = 2 * feather + 1
+        share = cv2.dilate(share, np.ones((side, side), np.uint8))
+        share = cv2.blur(share, (side, side))
+    share = share[..., None]
+    return np.rint(share * drawn + (1 - share) * photo).astype(np.uint8)

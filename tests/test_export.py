@@ -1,0 +1,358 @@
+"""Every exported file is read back, by this package and by the library it is meant for, and answers the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import UNet2DConditionModel
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+from micro_network import CHANNELS, CONTEXT, ROOT, SIDE, micro_network
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from anytext_lcm import exchange, export, lora
+from anytext_lcm.exchange import Part, diffusers_names, load_parts, merged_state
+from anytext_lcm.export import probe
+from anytext_lcm.model.anytext2 import SCHEDULE_BUFFERS, AnyText2
+
+ALL = ["zero_convs", "writenet_attention", "unet_attention", "unet_attnx", "unet_rest"]
+
+
+def adapted(rank=3, alpha=6, targets=ALL, seed=1):
+    model = lora.attach(micro_network(), rank, alpha, targets)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in lora.adapter_state(model).values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def theirs_unet(model: AnyText2) -> UNet2DConditionModel:
+    """diffusers' UNet of the micro network's shape and with its base weights; it has no AttnX."""
+    unet = UNet2DConditionModel(
+        sample_size=SIDE // 8, in_channels=CHANNELS, out_channels=CHANNELS, layers_per_block=1,
+        block_out_channels=(8, 16), cross_attention_dim=CONTEXT, attention_head_dim=2, norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+    )  # fmt: skip
+    names = diffusers_names(model.model.diffusion_model)
+    own = {k.replace(".base_layer.", "."): v for k, v in model.model.diffusion_model.state_dict().items()}
+    state = {}
+    for ours, theirs in names.items():
+        state |= {f"{theirs}.{kind}": own[f"{ours}.{kind}"] for kind in ("weight", "bias") if f"{ours}.{kind}" in own}
+    missing, unexpected = unet.load_state_dict(state, strict=False)
+    assert not missing and not unexpected  # the map names every layer of Stable Diffusion's UNet and no other
+    return unet.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def answers(model, unet=None):
+    g = torch.Generator().manual_seed(4)
+    x, t = torch.randn(2, CHANNELS, SIDE // 8, SIDE // 8, generator=g), torch.tensor([259, 999])
+    context = torch.randn(2, 77, CONTEXT, generator=g)
+    if unet is not None:
+        return unet(x, t, context).sample
+    return model.model.diffusion_model(x, t, context, attnx_scale=0.0)
+
+
+class Loader(StableDiffusionLoraLoaderMixin):
+    """A pipeline as far as its LoRA loader is concerned."""
+
+    def __init__(self, unet):
+        self.unet, self.text_encoder = unet, None
+        self.components = {"unet": unet}
+
+
+@pytest.mark.parametrize("write", [exchange.write_kohya, exchange.write_diffusers], ids=["kohya", "diffusers"])
+def test_diffusers_own_loader(write, tmp_path):
+    model = adapted()
+    unet = theirs_unet(model)
+    with lora.adapter_off(model):
+        bare = answers(model)
+    torch.testing.assert_close(answers(None, unet), bare, rtol=1e-4, atol=1e-4)
+    path = write(model, tmp_path / "lora.safetensors")
+    state, alphas, metadata = Loader.lora_state_dict(str(path), return_lora_metadata=True)
+    Loader.load_lora_into_unet(state, alphas, unet, adapter_name="ours", metadata=metadata)
+    on = answers(model)
+    assert (on - bare).abs().max() > 0.01
+    torch.testing.assert_close(answers(None, unet), on, rtol=1e-4, atol=1e-4)
+    named = {n for n, m in unet.named_modules() if hasattr(m, "lora_A")}
+    assert named == set(exchange.split_layers(model)[0].values())
+
+
+def test_names_of_the_full_unet():
+    model = AnyText2.from_config(ROOT / "models_yaml" / "anytext2_sd15.yaml", device="meta")
+    names = diffusers_names(model.model.diffusion_model)
+    assert len(set(names.values())) == len(names)
+    for ours, theirs in {
+        "input_blocks.1.1.transformer_blocks.0.attn1.to_q":
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        "input_blocks.3.0.op": "down_blocks.0.downsamplers.0.conv",
+        "input_blocks.11.0.out_layers.3": "down_blocks.3.resnets.1.conv2",
+        "middle_block.1.proj_in": "mid_block.attentions.0.proj_in",
+        "middle_block.2.emb_layers.1": "mid_block.resnets.1.time_emb_proj",
+        "output_blocks.2.1.conv": "up_blocks.0.upsamplers.0.conv",
+        "output_blocks.5.2.conv": "up_blocks.1.upsamplers.0.conv",
+        "output_blocks.11.1.transformer_blocks.0.ff.net.0.proj":
+            "up_blocks.3.attentions.2.transformer_blocks.0.ff.net.0.proj",
+        "output_blocks.3.0.skip_connection": "up_blocks.1.resnets.0.conv_shortcut",
+    }.items():  # fmt: skip
+        assert names[ours] == theirs
+    assert not any("attn1x" in ours or "attn2x" in ours for ours in names)
+    key = exchange.kohya_name(names["middle_block.1.transformer_blocks.0.attn2.to_out.0"])
+    assert key == "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
+
+
+def test_what_a_unet_file_cannot_hold_is_said(tmp_path):
+    model = adapted()
+    known, rest = exchange.split_layers(model)
+    assert len(known) + len(rest) == len(lora.adapter_layers(model))
+    assert all(name.startswith("control_model.") or ".attn1x." in name or ".attn2x." in name for name in rest)
+    sentence = exchange.describe_rest(rest)
+    assert "WriteNet" in sentence and "AttnX" in sentence and exchange.describe_rest([]) == ""
+    with pytest.raises(ValueError, match="would be empty"):
+        exchange.write_kohya(adapted(targets=["zero_convs"]), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="no adapter"):
+        exchange.write_diffusers(micro_network(), tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_and_headers(tmp_path):
+    model = adapted()
+    for write, start, ends in (
+        (exchange.write_kohya, "lora_unet_", {"lora_down.weight", "lora_up.weight", "alpha"}),
+        (exchange.write_diffusers, "unet.", {"lora.down.weight", "lora.up.weight"}),
+    ):
+        path = write(model, tmp_path / f"{start}.safetensors", {"step": 7}, torch.float16)
+        state = load_file(path)
+        assert all(key.startswith(start) for key in state)
+        assert {end for end in ends if any(key.endswith(f".{end}") for key in state)} == ends
+        assert {v.dtype for k, v in state.items() if not k.endswith("alpha")} == {torch.float16}
+        assert exchange.update_error(model, exchange.read_lora_file(model, path)) < 2e-3  # half precision
+        with safe_open(path, "pt") as file:
+            assert json.loads(file.metadata()["anytext_lcm"]) == {"step": 7}
+
+
+# -- merged ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])
+def test_a_merged_checkpoint_answers_as_base_plus_adapter(ending, dtype, tolerance, tmp_path):
+    model = adapted()
+    on = probe(model)
+    path = exchange.write_merged(model, tmp_path / f"merged{ending}", dtype=dtype)
+    assert all(torch.equal(a, b) for a, b in zip(on, probe(model), strict=True))  # the model is as it was
+    loaded = micro_network(seed=9).load_checkpoint(path)
+    assert export.distance(on, probe(loaded)) < tolerance
+    raw = torch.load(path, weights_only=True)["state_dict"] if ending == ".ckpt" else load_file(path)
+    assert list(raw) == list(micro_network().state_dict()) if ending == ".ckpt" else True
+    assert set(raw) == set(micro_network().state_dict())
+    assert all(raw[name].dtype == torch.float32 for name in SCHEDULE_BUFFERS)
+    assert raw["control_model.fuse_block_za.weight"].dtype == dtype
+    assert [path.name for path in tmp_path.iterdir()] == [f"merged{ending}"]
+
+
+def test_what_cannot_be_merged(tmp_path):
+    with pytest.raises(ValueError, match="no adapter"):
+        merged_state(micro_network())
+    with pytest.raises(ValueError, match="must end in"):
+        exchange.write_merged(adapted(), tmp_path / "merged.bin")
+    model = adapted(targets=["zero_convs"])
+    for parameter in lora.adapter_state(model).values():
+        parameter.data.fill_(500)
+    with pytest.raises(ValueError, match="not finite"):
+        merged_state(model, torch.float16)
+    merged_state(model)
+
+
+# -- mixing ---------------------------------------------------------------------------------------------
+
+
+def test_two_adapters_as_peft_mixes_them(tmp_path):
+    first = lora.save_adapter(adapted(3, 6, ["unet_attention", "zero_convs"], 1), tmp_path / "first")
+    style = lora.save_adapter(adapted(2, 1, ["unet_attention"], 2), tmp_path / "style")
+    wrapped = PeftModel.from_pretrained(micro_network(), first, adapter_name="first")
+    wrapped.load_adapter(style, adapter_name="style")
+    wrapped.base_model.add_weighted_adapter(["first", "style"], [1.0, 0.8], "both", combination_type="cat")
+    wrapped.base_model.set_adapter("both")
+    peft = probe(wrapped.base_model.model)
+    mine = load_parts(micro_network(), [Part(first), Part(style, 0.8)])
+    assert export.distance(peft, probe(mine)) < 1e-5
+    assert export.distance(probe(load_parts(micro_network(), [Part(first)])), peft) > 1e-3
+    again = lora.load_adapter(micro_network(), lora.save_adapter(mine, tmp_path / "mixture"))
+    assert export.distance(peft, probe(again)) < 1e-5  # and the mixture is an adapter like any other
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_another_scale_as_peft_scales_it(tmp_path):
+    folder = lora.save_adapter(adapted(), tmp_path / "a")
+    peft = lora.load_adapter(micro_network(), folder)
+    for layer in lora.adapter_layers(peft).values():
+        layer.set_scale("default", 0.5)
+    mine = load_parts(micro_network(), [Part(folder, 0.5)])
+    assert export.distance(probe(peft), probe(mine)) < 1e-5
+    nothing = load_parts(micro_network(), [Part(folder, 0.0)])
+    assert export.distance(probe(micro_network()), probe(nothing)) < 1e-6
+
+
+def test_a_style_from_a_file(tmp_path):
+    """kohya and diffusers files, a text encoder's weights among them, mix with a folder."""
+    folder = lora.save_adapter(adapted(2, 2, ["zero_convs"], 3), tmp_path / "ours")
+    style = adapted(3, 6, ["unet_attention", "unet_rest"], 4)
+    peft = lora.save_adapter(style, tmp_path / "style")
+    wanted = probe(load_parts(micro_network(), [Part(folder), Part(peft, 0.7)]))
+    for write in (exchange.write_kohya, exchange.write_diffusers):
+        path = write(style, tmp_path / f"{write.__name__}.safetensors")
+        state = load_file(path) | {"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}
+        save_file(state, path)
+        got = probe(load_parts(micro_network(), [Part(folder), Part(path, 0.7)]))
+        assert export.distance(wanted, got) < 1e-5
+
+
+def test_older_names_of_diffusers(tmp_path):
+    model = adapted(targets=["unet_attention"])
+    path = exchange.write_diffusers(model, tmp_path / "a.safetensors")
+    state = {}
+    for key, value in load_file(path).items():
+        for projection in ("to_q", "to_k", "to_v", "to_out.0"):
+            key = key.replace(f".{projection}.lora.", f".processor.{projection.removesuffix('.0')}_lora.")
+        state[key] = value
+    assert all(".processor." in key for key in state)
+    save_file(state, path)
+    assert exchange.update_error(model, exchange.read_lora_file(model, path)) < 1e-6
+
+
+def test_files_that_do_not_fit(tmp_path):
+    model, path = micro_network(), tmp_path / "x.safetensors"
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    for state, words in (
+        ({"some.weight": torch.ones(1)}, "no kohya or diffusers"),
+        ({"lora_unet_nowhere.lora_down.weight": torch.ones(1, 8)}, "lacks"),
+        ({f"{key}.lora_down.weight": torch.ones(1, 8)}, "one half"),
+        ({"lora_te_x.alpha": torch.tensor(1.0)}, "no LoRA weights"),
+        ({f"{key}.lora_down.weight": torch.ones(1, 5), f"{key}.lora_up.weight": torch.ones(8, 1)}, "does not fit"),
+    ):
+        save_file(state, path)
+        with pytest.raises(ValueError, match=words):
+            load_parts(model, [Part(path)])
+    path.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="no safetensors"):
+        load_parts(model, [Part(path)])
+    with pytest.raises(FileNotFoundError):
+        load_parts(model, [Part(tmp_path / "nowhere.safetensors")])
+    with pytest.raises(ValueError, match="No adapter"):
+        load_parts(model, [])
+    folder = lora.save_adapter(adapted(2, 2, ["zero_convs"]), tmp_path / "a")
+    weights, config = folder / lora.WEIGHTS_FILE, folder / lora.CONFIG_FILE
+    state, text = load_file(weights), config.read_text()
+    half = next(key for key in state if ".lora_B." in key)
+    save_file({key: value for key, value in state.items() if key != half}, weights)
+    with pytest.raises(ValueError, match="one half"):
+        load_parts(model, [Part(folder, 0.5)])
+    config.write_text(json.dumps(json.loads(text) | {"use_rslora": True}))
+    with pytest.raises(ValueError, match="use_rslora"):
+        load_parts(model, [Part(folder, 0.5)])
+    assert not lora.adapter_layers(model)
+    assert exchange.parse_part("a@b/c@0.5") == Part(Path("a@b/c"), 0.5)
+    assert exchange.parse_part("plain") == Part(Path("plain"))
+    for text in ("a@x", "a@nan", "a@1e9"):
+        with pytest.raises(ValueError):
+            exchange.parse_part(text)
+
+
+# -- card and command -----------------------------------------------------------------------------------
+
+TRAINING = {
+    "step": 150, "network": "anytext2_tiny.yaml", "objective": "lcm", "guidance_scale": 3.5, "negative_prompt": "",
+    "learning_rate": 1e-4, "train_batch_size": 8, "gradient_accumulation_steps": 1, "use_mock_dataset": True,
+}  # fmt: skip
+INTERVAL = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+MEASURED = {
+    "panel": {"prompts": 4, "lines": 5},
+    "reference": "teacher-50",
+    "methods": {
+        name: {"evaluations": 4, "accuracy": INTERVAL, "ned": INTERVAL, "retention": INTERVAL}
+        for name in ("teacher-50", "teacher-4", "student-4")
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return lora.save_adapter(adapted(), tmp_path / "adapter", {"anytext_lcm": json.dumps(TRAINING)})
+
+
+def test_model_card(folder):
+    about = export.describe_adapter(folder)
+    card = export.model_card(about, MEASURED, base_model="someone/anytext2")
+    _, head, body = card.split("---\n", 2)
+    head = yaml.safe_load(head)
+    assert head["library_name"] == "peft" and head["pipeline_tag"] == "text-to-image"
+    assert head["license"] == "apache-2.0" and head["base_model"] == "someone/anytext2"
+    assert head["base_model_relation"] == "adapter" and "lora" in head["tags"]
+    for words in ("w = 2.5", "| 150 |", "drawn by this package", "3, 6", "999, 499", "student-4", "0.500 [0.40, 0.60]"):
+        assert words in body, words
+    assert "teacher-4" not in body
+    assert "Not measured" in export.model_card(about) and "base_model" not in export.model_card(about)
+    with pytest.raises(ValueError, match="another form"):
+        export.model_card(about, {"methods": {}})
+    assert "Rank" in export.model_card(export.describe_adapter(folder) | {"training": {}})
+
+
+def test_command(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "load_chosen", lambda *_: micro_network())
+    (tmp_path / "report.json").write_text(json.dumps(MEASURED))
+    command = ["--adapter", folder, "--output", tmp_path / "out", "--report", tmp_path / "report.json"]
+    command = [str(word) for word in (*command, "--base_model", "someone/anytext2")]
+    assert export.main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("read back") == 4 and "Left out" in printed
+    report = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert set(report["files"]) == set(export.LAYOUTS) and all(e < 1e-5 for e in report["errors"].values())
+    for name in report["files"].values():
+        assert (tmp_path / "out" / name).exists()
+    peft = tmp_path / "out" / "peft"
+    config = json.loads((peft / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "someone/anytext2"
+    assert export.describe_adapter(peft)["training"] == TRAINING and (peft / "README.md").is_file()
+    on = probe(lora.load_adapter(micro_network(), folder))
+    wrapped = PeftModel.from_pretrained(micro_network(), peft)
+    assert export.distance(on, probe(wrapped.base_model.model)) < 1e-5
+    merged = micro_network(seed=5).load_checkpoint(tmp_path / "out" / report["files"]["merged"])
+    assert export.distance(on, probe(merged)) < 1e-5
+    more = ["--layouts", "merged", "--precision", "fp16", "--checkpoint_format", "ckpt", "--adapter_scale", "0.5"]
+    assert export.main([*command, *more, "--mix", f"{folder}@0.5"]) == 0  # two halves; its own folder is replaced
+    [merged] = (tmp_path / "out" / "merged").iterdir()
+    assert merged.name == "anytext2_lcm.ckpt" and not (tmp_path / "out" / "kohya").exists()
+    assert export.distance(on, probe(micro_network(seed=5).load_checkpoint(merged))) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--adapter", "none"], "nothing to export"),
+        (["--adapter", "nowhere"], "no adapter in nowhere"),
+        (["--report", "nowhere.json"], "cannot be read"),
+        (["--mix", "a@b"], "no number"),
+        (["--mix", "nowhere"], "does not exist"),
+        (["--adapter_scale", "nan"], "must lie in"),
+        (["--output", "."], "other files"),
+        (["--output", "/dev/null/x"], "Nothing can be written"),
+    ],
+)
+def test_one_sentence_and_code_2(folder, options, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "load_chosen", lambda *_: micro_network())
+    monkeypatch.chdir(tmp_path)
+    assert export.main(["--adapter", str(folder), "--output", "out", *options]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_probe_knows_two_networks_apart():
+    assert export.distance(probe(micro_network()), probe(micro_network())) == 0
+    assert export.distance(probe(micro_network()), probe(micro_network(seed=1))) > 0.01
+    assert all(np.isfinite(x.numpy()).all() for x in probe(micro_network()))
