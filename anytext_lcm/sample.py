@@ -161,7 +161,10 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"Example: {EXAMPLE}",
     )
     add = parser.add_argument
-    add("--prompt", required=True, help="what is in the picture, without the text")
+    add("--prompt", help="what is in the picture, without the text")
+    add("--batch", metavar="FILE",
+        help='JSON of many pictures, drawn together: [{"prompt": ..., "lines": ["TEXT@BOX", ...], "seed": ...}, ...]; '
+        "instead of --prompt and --line; files get the entry's number")  # fmt: skip
     add("--line", action="append", metavar="TEXT@BOX/ANGLE#COLOUR",
         help="a line of text, its box LEFT,TOP,RIGHT,BOTTOM (or a polygon's X,Y,X,Y,...) in pixels, maybe the degrees "
         "it is turned clockwise and its colour; once for each line")  # fmt: skip
@@ -221,20 +224,49 @@ def _prompt(args: argparse.Namespace, size: tuple[int, int]) -> Prompt:
     return Prompt(args.prompt, tuple(lines), image)
 
 
-def _outputs(args: argparse.Namespace) -> list[tuple[Path, int]]:
-    """Files to come and the seed of each."""
-    if args.seed < 0:
-        raise ValueError(f"A seed must be an integer from 0 on, not {args.seed}.")
+def _read_batch(args: argparse.Namespace) -> list[tuple[Prompt, int]]:
+    """Wishes and seeds in a --batch file; an entry without a seed gets --seed plus its place."""
+    if args.prompt or args.line or args.image or args.mask or args.paste_back or args.count != 1:
+        raise ValueError("--batch holds the prompts: drop --prompt, --line, --image, --mask, --paste_back and --count.")
+    try:
+        entries = json.loads(Path(args.batch).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The batch {args.batch} cannot be read ({error}).") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"The batch {args.batch} must be a list of at least one picture.")
+    jobs = []
+    for place, entry in enumerate(entries):
+        try:
+            caption, lines, seed = entry["prompt"], entry["lines"], entry.get("seed", args.seed + place)
+            if not isinstance(caption, str) or not isinstance(lines, list) or isinstance(seed, bool):
+                raise TypeError("prompt is a text, lines a list, seed a number")
+            prompt = Prompt(caption, tuple(parse_line(line, args.font_hint) for line in lines))
+            jobs.append((prompt, int(seed)))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"Entry {place} of {args.batch} is wrong: {error}") from error
+    return jobs
+
+
+def _jobs(args: argparse.Namespace, size: tuple[int, int]) -> list[tuple[Prompt, int, Path]]:
+    """What to draw, from which seed, into which file."""
     if args.count < 1:
         raise ValueError(f"--count must be 1 or more, not {args.count}.")
+    if args.batch is not None:
+        wishes = _read_batch(args)
+        marks = range(len(wishes))
+    elif args.prompt is None:
+        raise ValueError("There is nothing to draw: say --prompt and --line, or --batch.")
+    else:
+        prompt, marks = _prompt(args, size), range(args.seed, args.seed + args.count)
+        wishes = [(prompt, seed) for seed in marks]
+    if bad := [seed for _, seed in wishes if seed < 0]:
+        raise ValueError(f"A seed must be an integer from 0 on, not {bad[0]}.")
     output = Path(args.output)
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"{output} has no ending of a picture file; name it like sample.png.")
-    check_writable(output)
-    if args.count == 1:
-        return [(output, args.seed)]
-    seeds = range(args.seed, args.seed + args.count)
-    return [(output.with_stem(f"{output.stem}_{seed}"), seed) for seed in seeds]
+    single = args.batch is None and args.count == 1
+    paths = [output if single else output.with_stem(f"{output.stem}_{mark}") for mark in marks]
+    return [(prompt, seed, path) for (prompt, seed), path in zip(wishes, paths, strict=True)]
 
 
 def run(args: argparse.Namespace) -> list[Path]:
@@ -255,16 +287,16 @@ def run(args: argparse.Namespace) -> list[Path]:
         defaults = replace(defaults, negative_prompt=args.negative_prompt)
     if args.font_hint is not None:
         font_path(args.font_hint)
-    prompt = _prompt(args, defaults.size)
-    prompts_to_batch([prompt], defaults.size, defaults.max_lines, args.font)
-    outputs = _outputs(args)
+    jobs = _jobs(args, defaults.size)
+    prompts = [prompt for prompt, _, _ in jobs]
+    prompts_to_batch(prompts if args.batch else prompts[:1], defaults.size, defaults.max_lines, args.font)
+    check_writable(args.output)
 
     use_available_cores()
     model = load_chosen(args.config, args.ckpt, args.device)
     if parts:
         load_parts(model, parts)
-    seeds = [seed for _, seed in outputs]
-    pictures = draw_prompts(model, [prompt] * len(seeds), method, defaults, seeds, args.font)
+    pictures = draw_prompts(model, prompts, method, defaults, [seed for _, seed, _ in jobs], args.font)
     more = {
         "config": Path(args.config).name,
         "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
@@ -273,12 +305,12 @@ def run(args: argparse.Namespace) -> list[Path]:
         "image": Path(args.image).name if args.image else None,
         "pasted_back": args.paste_back,
     }
-    for (path, seed), picture in zip(outputs, pictures, strict=True):
+    for (prompt, seed, path), picture in zip(jobs, pictures, strict=True):
         if args.paste_back:
             picture = paste_back(prompt.image, picture, [line.polygon for line in prompt.lines])
         settings = describe(prompt, method, seed, defaults.size, defaults.negative_prompt, **more)
         save_picture(path, picture, settings)
-    return [path for path, _ in outputs]
+    return [path for _, _, path in jobs]
 
 
 def _method(args: argparse.Namespace, adapter: Path | None, teacher_guidance: float) -> Method:

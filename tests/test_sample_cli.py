@@ -1,5 +1,7 @@
 """The command that draws one picture: what it writes, and one sentence for what it cannot do."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -248,3 +250,39 @@ def test_more_lines_than_it_was_trained_with(micro, tmp_path):
     words = [word for line in lines for word in ("--line", line)]
     assert run(*micro, *words, "--max_lines", 5, "--output", tmp_path / "five.png") == 0
     assert len(sample.read_settings(tmp_path / "five.png")["lines"]) == 5
+
+
+def test_a_batch_of_prompts(micro, tmp_path, capsys):
+    """Each picture is that of its own prompt and seed, whatever is drawn beside it."""
+    entries = [
+        {"prompt": "a red background", "lines": ["cat@4,4,60,30#red"], "seed": 9},
+        {"prompt": "a dog", "lines": ["dog@4,4,60,30", "42@4,34,60,60"]},
+    ]
+    (tmp_path / "batch.json").write_text(json.dumps(entries))
+    command = [*map(str, micro), "--steps", "2"]
+    assert sample.main([*command, "--batch", str(tmp_path / "batch.json"), "--output", str(tmp_path / "x.png")]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"x_{i}.png") for i in (0, 1)]
+    assert sample.read_settings(tmp_path / "x_1.png")["seed"] == 1  # --seed plus its place
+    assert len(sample.read_settings(tmp_path / "x_1.png")["lines"]) == 2
+    assert run(*command, "--line", "cat@4,4,60,30#red", "--seed", 9, "--output", tmp_path / "one.png") == 0
+    pair = [np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("x_0.png", "one.png")]
+    assert np.abs(pair[0] - pair[1]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ("[", "cannot be read"),
+        ("[]", "at least one"),
+        ('[{"lines": []}]', "Entry 0"),
+        ('[{"prompt": "a", "lines": ["cat"]}]', "where it goes"),
+        ('[{"prompt": "a", "lines": ["cat@4,4,60,30"], "seed": -1}]', "seed"),
+    ],
+)
+def test_wrong_batches(entries, words, tmp_path, capsys):
+    (tmp_path / "b.json").write_text(entries)
+    assert sample.main(["--adapter", "none", "--batch", str(tmp_path / "b.json")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    for more in ([], ["--prompt", "a", "--batch", str(tmp_path / "b.json")]):
+        assert sample.main(["--adapter", "none", *more]) == 2
