@@ -113,6 +113,13 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def seed_random_state(seed: int) -> None:
+    """Starts all of them anew, so that the same command is the same run whatever was drawn before."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)  # of the GPU too
+
+
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Whatever is drawn inside, the global generators go on as if nothing had been."""

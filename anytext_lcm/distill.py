@@ -39,6 +39,7 @@ from anytext_lcm.checkpoints import (
     owned,
     restore,
     save_checkpoint,
+    seed_random_state,
     set_random_state,
     undisturbed,
 )
@@ -353,7 +354,6 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
             f"{here} processes were launched for {gpus} GPUs; launch {gpus}, or set ACCELERATE_USE_CPU=1."
         )
     accelerator = Accelerator(
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
         mixed_precision=settings.mixed_precision,
         log_with="tensorboard",
         project_config=ProjectConfiguration(
@@ -407,7 +407,8 @@ def _run(settings: TrainSettings, on_sample: OnSample | None, dataset: Dataset |
         [(resume, problem)] = broadcast_object_list([(resume, problem)])
         if problem is not None:
             raise problem
-        last = _train(accelerator, dataset, settings, resume, on_sample)
+        with undisturbed(accelerator.device):
+            last = _train(accelerator, dataset, settings, resume, on_sample)
         # A process that still holds the model when the interpreter ends may abort in the teardown.
         accelerator.wait_for_everyone()
     accelerator.free_memory()
@@ -416,18 +417,18 @@ def _run(settings: TrainSettings, on_sample: OnSample | None, dataset: Dataset |
     return last
 
 
-def average_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
-    """Every process gets the mean of all processes' gradients. Collective.
+def average_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter], batches: int) -> None:
+    """Every process gets the mean gradient of all batches of all processes, from its sum over its own. Collective.
 
     One flat buffer in a fixed order instead of DistributedDataParallel, which reorders its buckets after the
     first step: from three processes on another order is another rounding, and a resumed run would not be the
-    unbroken one. It is sent once an update, 108 MB at rank 64, instead of overlapping the backward pass.
+    unbroken one. It is sent once an update, 108 MB at rank 64, instead of overlapping the backward pass. Divided is
+    at the end, once, so that three processes round as one with three times as many batches.
     """
-    if accelerator.num_processes == 1:
-        return
     flat = torch.cat([p.grad.flatten() for p in parameters])
-    torch.distributed.all_reduce(flat)
-    flat /= accelerator.num_processes
+    if accelerator.num_processes > 1:
+        torch.distributed.all_reduce(flat)
+    flat /= accelerator.num_processes * batches
     for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad.copy_(mean.view_as(parameter))
 
@@ -465,13 +466,13 @@ class _Sums:
         self.values[1 : 1 + BUCKETS].index_add_(0, bucket, gap)
         self.values[1 + BUCKETS :].index_add_(0, bucket, torch.ones_like(gap))
 
-    def take(self, accelerator: Accelerator) -> dict[str, float]:
+    def take(self, accelerator: Accelerator, batches: int) -> dict[str, float]:
         """loss, x0_gap (RMS), and x0_gap_by_timestep/LOW-HIGH of the buckets that were drawn; starts anew.
         Collective.
         """
         totals = accelerator.reduce(self.values, "sum")
         self.values = torch.zeros_like(self.values)
-        loss = float(totals[0]) / (accelerator.num_processes * accelerator.gradient_accumulation_steps)
+        loss = float(totals[0]) / (accelerator.num_processes * batches)
         squares, counts = totals[1:].cpu().double().split(BUCKETS)
         values = {"loss": loss, "x0_gap": math.sqrt(float(squares.sum() / counts.sum()))}
         for i, (square, count) in enumerate(zip(squares.tolist(), counts.tolist(), strict=True)):
@@ -508,6 +509,11 @@ def _train(
         torch.manual_seed(settings.seed)
         attach(model, settings.lora_rank, settings.lora_alpha, settings.lora_targets)
     model.to(accelerator.device)
+    if accelerator.device.type == "cpu":
+        # Weights mapped from a file lie as the file has them, and the last digits of a product depend on alignment:
+        # one process, which keeps the mapping, would not round as several do, which copy.
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
     parameters = list(adapter_state(model).values())
     step_module = DistillStep(
         model,
@@ -605,30 +611,31 @@ def _train(
     troubles: Counter[str] = Counter()
     if random_numbers is not None:
         set_random_state(random_numbers, accelerator.device)
+    else:
+        seed_random_state(seeded_generator(settings.seed, rank, 1 << 21).initial_seed())
     began = time.perf_counter()
     for micro, batch in enumerate(loader, progress.step * accumulation):
         _tell(batch.get("problems", ()), troubles)
         batch = expand(batch, accelerator.device)
-        with accelerator.accumulate(step_module):
-            with accelerator.autocast():
-                parts: LossParts = step_module(batch, batch_generator(settings.seed, rank, world, micro))
-            sums.add(parts)
-            accelerator.backward(parts.loss)
-            if not accelerator.sync_gradients:
-                continue
-            # 11. update: gradients of all processes averaged, clipped, one step of AdamW
-            average_gradients(accelerator, parameters)
-            norm = float(accelerator.clip_grad_norm_(parameters, settings.max_grad_norm))
-            values = sums.take(accelerator)
-            rate = _rate(settings, progress.step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            progress.step += 1
-            finite = math.isfinite(values["loss"]) and math.isfinite(norm)
-            if finite or accelerator.scaler is not None:  # the scaler passes over such a step, and scales less
-                optimizer.step()
-                finite = finite and not optimizer.step_was_skipped
-            optimizer.zero_grad()
+        with accelerator.autocast():
+            parts: LossParts = step_module(batch, batch_generator(settings.seed, rank, world, micro))
+        sums.add(parts)
+        accelerator.backward(parts.loss)
+        if (micro + 1) % accumulation:
+            continue
+        # 11. update: gradients of all processes averaged, clipped, one step of AdamW
+        average_gradients(accelerator, parameters, accumulation)
+        norm = float(accelerator.clip_grad_norm_(parameters, settings.max_grad_norm))
+        values = sums.take(accelerator, accumulation)
+        rate = _rate(settings, progress.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        progress.step += 1
+        finite = math.isfinite(values["loss"]) and math.isfinite(norm)
+        if finite or accelerator.scaler is not None:  # the scaler passes over such a step, and scales less
+            optimizer.step()
+            finite = finite and not optimizer.step_was_skipped
+        optimizer.zero_grad()
         if finite:
             progress.skipped_in_row = 0
             if ema is not None:

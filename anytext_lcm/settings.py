@@ -1,10 +1,11 @@
-"""The settings of a training run, checked before anything is loaded. Imports torch, lcm and pipeline."""
+"""The settings of a training run, checked before anything is loaded, and their flags. Imports torch, lcm, pipeline."""
 
+import argparse
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -198,3 +199,45 @@ class TrainSettings:
         )  # fmt: skip
         kept = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in free}
         return kept | {"latents": True if self.latents else None}  # wherever they lie
+
+
+# -- flags ----------------------------------------------------------------------------------------------
+
+LISTS = ("lora_targets", "data_list", "fonts")
+CHOICES = {
+    "objective": tuple(OBJECTIVES), "mixed_precision": tuple(PRECISIONS), "loss": LOSSES, "optimizer": OPTIMIZERS
+}  # fmt: skip
+
+
+def add_flags(parser: argparse.ArgumentParser, names: Collection[str], needed: bool = True) -> None:
+    """One flag for each of these fields of TrainSettings, with its default and the reason for it."""
+    hints = get_type_hints(TrainSettings)
+    for setting in fields(TrainSettings):
+        if setting.name not in names:
+            continue
+        options: dict[str, Any] = {"help": setting.metadata["help"].replace("%", "%%")}
+        if setting.default is MISSING:
+            options["required"] = needed
+        else:
+            options["default"] = setting.default
+            if setting.default is not None and not isinstance(setting.default, bool):
+                options["help"] += f" (default: {setting.default!r})"
+        kinds = [
+            kind
+            for kind in (get_args(hints[setting.name]) or [hints[setting.name]])
+            if kind is not type(None)
+        ]
+        if hints[setting.name] is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif setting.name in LISTS:
+            options["nargs"] = "+"
+        else:
+            options["type"] = kinds[0]
+        if setting.name in CHOICES:
+            options["choices"] = CHOICES[setting.name]
+        parser.add_argument(f"--{setting.name}", **options)
+
+
+def collect(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Parsed flags as fields of TrainSettings."""
+    return {k: tuple(v) if k in LISTS and v is not None else v for k, v in vars(parsed).items()}

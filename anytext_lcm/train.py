@@ -5,49 +5,14 @@ anytext_lcm.train` for one process.
 import argparse
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any, get_args, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 from anytext_lcm import memory
 from anytext_lcm.distill import run_distillation
-from anytext_lcm.lcm.objectives import OBJECTIVES
 from anytext_lcm.pipeline import defaults_for
-from anytext_lcm.settings import LOSSES, OPTIMIZERS, PRECISIONS, TrainSettings
-
-LISTS = ("lora_targets", "data_list", "fonts")
-CHOICES = {
-    "objective": tuple(OBJECTIVES), "mixed_precision": tuple(PRECISIONS), "loss": LOSSES, "optimizer": OPTIMIZERS
-}  # fmt: skip
-
-
-def add_flags(parser: argparse.ArgumentParser, names: Collection[str], needed: bool = True) -> None:
-    """One flag for each of these fields of TrainSettings, with its default and the reason for it."""
-    hints = get_type_hints(TrainSettings)
-    for setting in fields(TrainSettings):
-        if setting.name not in names:
-            continue
-        options: dict[str, Any] = {"help": setting.metadata["help"].replace("%", "%%")}
-        if setting.default is MISSING:
-            options["required"] = needed
-        else:
-            options["default"] = setting.default
-            if setting.default is not None and not isinstance(setting.default, bool):
-                options["help"] += f" (default: {setting.default!r})"
-        kinds = [
-            kind
-            for kind in (get_args(hints[setting.name]) or [hints[setting.name]])
-            if kind is not type(None)
-        ]
-        if hints[setting.name] is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif setting.name in LISTS:
-            options["nargs"] = "+"
-        else:
-            options["type"] = kinds[0]
-        if setting.name in CHOICES:
-            options["choices"] = CHOICES[setting.name]
-        parser.add_argument(f"--{setting.name}", **options)
+from anytext_lcm.settings import TrainSettings, add_flags, collect
 
 
 def build_parser(estimating: bool = False) -> argparse.ArgumentParser:
@@ -56,11 +21,6 @@ def build_parser(estimating: bool = False) -> argparse.ArgumentParser:
     add_flags(parser, [setting.name for setting in fields(TrainSettings)], needed=not estimating)
     parser.add_argument("--estimate", action="store_true", help="print the memory it would need, and do not train")
     return parser
-
-
-def collect(parsed: argparse.Namespace) -> dict[str, Any]:
-    """Parsed flags as fields of TrainSettings."""
-    return {k: tuple(v) if k in LISTS and v is not None else v for k, v in vars(parsed).items()}
 
 
 def show_estimate(settings: Mapping[str, Any]) -> None:

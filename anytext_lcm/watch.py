@@ -1,14 +1,17 @@
 """A fixed panel whose text is read while a student trains. The loss compares the student with itself and stays small
 when pictures go bad; a text reader that has no part in the training notices.
 
-Imports torch and the rooms evaluate, judge, pipeline, settings.
+Imports torch and the rooms data, judge, model, pipeline, settings.
 """
 
-from anytext_lcm.evaluate import Panel, prepare_panel
+from anytext_lcm.data.batch import collate
+from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.judge import LineReader, score_lines
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.pipeline import defaults_for, draw, student_method
+from anytext_lcm.pipeline import defaults_for, draw, prepare, student_method
 from anytext_lcm.settings import TrainSettings
+
+PANEL_SEED = 40_000  # not the evaluation's: what a run was stopped by shall not be what it is judged by
 
 
 class PanelReader:
@@ -21,12 +24,14 @@ class PanelReader:
     def __init__(self, settings: TrainSettings):
         self.settings = settings
         side = settings.image_size or defaults_for(settings.config).size[0]
-        self.panel = Panel.build(prompts=settings.panel_prompts, image_size=side)
+        source = MockDataset(settings.panel_prompts, PANEL_SEED, side, split="test", edit_share=0.0, hint_share=0.0)
+        self.items = [source[i] for i in range(len(source))]
         self.reader: LineReader | None = None  # its threads shall belong to the process that reads
 
     def __call__(self, model: AnyText2) -> dict[str, float]:
         self.reader = self.reader or LineReader(threads=1)
-        prepared = prepare_panel(model, self.panel, self.settings.negative_prompt)
+        prepared = prepare(model, collate(self.items), range(len(self.items)), self.settings.negative_prompt)
         images = draw(model, prepared, student_method(self.settings.num_inference_steps)).images
-        scores = score_lines(self.reader, images, self.panel.polygons, self.panel.texts)
+        polygons, texts = ([item[name] for item in self.items] for name in ("condition_polygons", "texts"))
+        scores = score_lines(self.reader, images, polygons, texts)
         return {"panel/accuracy": scores.accuracy, "panel/ned": float(scores.ned.mean())}

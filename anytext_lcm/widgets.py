@@ -7,6 +7,8 @@ function too, so that it is run where no browser is. Nothing imports this.
 
 import base64
 import html
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -67,6 +69,34 @@ class Explorer(ipywidgets.VBox):
 def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> Explorer:
     """An explorer of `draw`; each control is named as the argument it sets."""
     return Explorer(draw, controls)
+
+
+class Live(ipywidgets.VBox):
+    """A figure that `draw` makes again and again while something runs; a ValueError of it is shown in words."""
+
+    def __init__(self, draw: Callable[[], Figure]):
+        self.draw, self.message = draw, ipywidgets.Label()
+        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        super().__init__([self.message, self.picture])
+
+    def follow(self, goes_on: Callable[[], bool], seconds: float = 1.0) -> None:
+        """Draws every so many seconds for as long as goes_on() answers, and once after that."""
+        drawn = -math.inf
+        while goes_on():
+            if time.monotonic() - drawn >= seconds:
+                self._redraw()
+                drawn = time.monotonic()
+            time.sleep(min(seconds, 0.05))
+        self._redraw()
+
+    def _redraw(self) -> None:
+        try:
+            self.picture.value, self.message.value = png(self.draw()), ""
+        except ValueError as error:
+            self.message.value = str(error)
+
+    def __repr__(self) -> str:
+        return "Live()"
 
 
 _WIDE = {"style": {"description_width": "11em"}, "layout": ipywidgets.Layout(width="38em")}

@@ -22,7 +22,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-WITH_EXPLORERS = {"01_inspect_modules.ipynb": 1, "03_lcm_maths.ipynb": 5}
+WITH_EXPLORERS = {"01_inspect_modules.ipynb": 1, "03_lcm_maths.ipynb": 5, "04_launch_distillation.ipynb": 1}
 SCREENSHOTS = ROOT / "outputs" / "browser"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Nothing outside is to be asked for; root, as in a container, cannot have the sandbox.

@@ -21,12 +21,19 @@ MAY_IMPORT = {
     "pipeline": {"lcm", "model", "data", "lora"},
     "playground": {"data", "model", "pipeline", "editing"},
     "settings": {"lcm", "pipeline"},
-    "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings"},
+    "checkpoints": {"model", "lora", "outputs", "settings"},
+    "latents": {"model", "data", "outputs", "checkpoints"},
+    "watch": {"model", "data", "judge", "pipeline", "settings"},
+    "memory": {"model", "lora"},
+    "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings", "checkpoints", "latents", "watch"},
+    "launch": {"distill"},
+    "curves": set(),
     "plots": {"lcm", "toy", "model", "data", "lora", "judge", "pipeline", "settings", "distill"},
 }
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT["widgets"] = LIBRARY
-COMMANDS_MAY_IMPORT = {"demo": LIBRARY | {"evaluate"}}  # the demo ends in the evaluation; other commands stand alone
+# Demo and ablation end in the evaluation; other commands stand alone.
+COMMANDS_MAY_IMPORT = {name: LIBRARY | {"evaluate"} for name in ("demo", "ablate")}
 # Third-party packages that would let training or the network leak into a lower room.
 FORBIDDEN = {
     "model": {"peft", "accelerate", "tensorboard", "matplotlib", "rapidocr"},

@@ -53,3 +53,21 @@ def test_controls():
     assert widgets.several(("a", "b"), "x").value == ("a", "b")
     with pytest.raises(ValueError, match="none of its places"):
         widgets.slider([1, 2], 3, "x")
+
+
+def test_a_live_figure_is_drawn_until_it_ends():
+    left, drawn = [3], []
+
+    def figure():
+        drawn.append(draw(len(drawn) + 1))
+        if len(drawn) == 1:
+            raise ValueError("nothing yet")
+        return drawn[-1]
+
+    def goes_on():
+        left[0] -= 1
+        return left[0] > 0
+
+    live = widgets.Live(figure)
+    live.follow(goes_on, seconds=0)
+    assert len(drawn) == 3 and live.picture.value == widgets.png(drawn[-1]) and live.message.value == ""

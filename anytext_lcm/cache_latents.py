@@ -1,0 +1,52 @@
+"""Command: encode a data set's pictures once, for training with --latents. `python -m anytext_lcm.cache_latents
+--config models_yaml/anytext2_sd15.yaml --teacher_ckpt FILE --data_list data.json --latents FOLDER`
+
+Imports torch and the rooms distill, latents, settings.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from anytext_lcm.distill import build_dataset, load_teacher
+from anytext_lcm.latents import write_latents
+from anytext_lcm.pipeline import default_device, use_available_cores
+from anytext_lcm.settings import TrainSettings, add_flags, collect
+
+FLAGS = (
+    "config", "teacher_ckpt", "use_mock_dataset", "data_list", "data_root", "index_dir", "wm_thresh", "edit_share",
+    "fonts", "strict", "dataset_size", "image_size", "num_workers", "train_batch_size", "seed", "progress",
+)  # fmt: skip
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Training's own flags for network and data, and --latents for where they go."""
+    parser = argparse.ArgumentParser(
+        prog="python -m anytext_lcm.cache_latents", description=__doc__.splitlines()[0].removeprefix("Command: ")
+    )
+    add_flags(parser, FLAGS)
+    parser.add_argument("--latents", required=True, help="folder to fill; an older one of the same kind is replaced")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 with one sentence on stderr for what the flags ask and cannot be."""
+    chosen = collect(build_parser().parse_args(arguments))
+    folder = chosen.pop("latents")
+    try:
+        settings = TrainSettings.from_dict(chosen | {"output_dir": folder})
+        use_available_cores()
+        dataset, model = build_dataset(settings), load_teacher(settings).to(default_device())
+        with tqdm(total=len(dataset), desc="encode", disable=None if settings.progress else True) as bar:
+            write_latents(folder, dataset, model, settings.train_batch_size, settings.num_workers, bar.update)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(dataset)} pictures are encoded in {folder}; train with --latents {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""What a run logged, read back from its event files. Imports TensorBoard."""
+
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def read_curves(output_dir: str | Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Every number of a run by its tag: updates, rising, and values. What a killed launch logged after its last
+    checkpoint is replaced by what the resumed one logged. Empty before anything is written.
+    """
+    points: dict[str, dict[int, float]] = {}
+    for file in sorted((Path(output_dir) / "logs").rglob("events.out.tfevents.*")):
+        log = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        for tag in log.Tags()["scalars"]:
+            points.setdefault(tag, {}).update((event.step, event.value) for event in log.Scalars(tag))
+    return {tag: (sorted(found), [found[step] for step in sorted(found)]) for tag, found in points.items()}

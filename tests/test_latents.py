@@ -1,0 +1,93 @@
+"""Latents on disk: the same training without the autoencoder, and never those of other pictures."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from micro_network import SIDE, micro_network
+from safetensors.torch import save_file
+from test_distill import options, student, teacher, weights  # noqa: F401
+
+from anytext_lcm import cache_latents
+from anytext_lcm.data.batch import collate
+from anytext_lcm.data.light import Light, expand
+from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.distill import DistillStep, run_distillation, seeded_generator
+from anytext_lcm.latents import with_latents, write_latents
+
+
+def pictures(seed=0, size=3):
+    return Light(MockDataset(size, seed=seed, image_size=SIDE, edit_share=0.0))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    told = []
+    folder = tmp_path_factory.mktemp("latents") / "stored"
+    write_latents(folder, pictures(), micro_network(), 2, progress=told.append)
+    assert told == [2, 1]
+    return folder
+
+
+def test_a_step_with_stored_latents_is_the_step(stored):
+    """The posterior is stored in half precision and drawn from anew, with the same numbers."""
+    model = student()
+    dataset = with_latents(pictures(), stored, model)
+    batches = [expand(collate([source[i] for i in range(3)])) for source in (pictures(), dataset)]
+    assert batches[1]["latent_moments"][0].dtype == np.float16
+    parts = [DistillStep(model)(batch, seeded_generator(4)) for batch in batches]
+    torch.testing.assert_close(parts[1].noisy_latents, parts[0].noisy_latents, rtol=2e-3, atol=2e-3)
+    assert parts[1].start_timesteps.tolist() == parts[0].start_timesteps.tolist()
+    batches[1].pop("img")  # nobody looks at it
+    DistillStep(model)(batches[1], seeded_generator(4)).loss.backward()
+
+
+def test_epochs_that_redraw_share_the_latents_of_a_picture(stored):
+    class Again(Light):
+        redraws = True
+
+        def __getitem__(self, index):
+            return super().__getitem__(index % 3)
+
+    dataset = with_latents(Again(pictures().dataset), stored, micro_network())
+    assert dataset.redraws and np.array_equal(dataset[4]["latent_moments"], dataset[1]["latent_moments"])
+
+
+def test_latents_of_something_else_are_refused(stored, tmp_path):
+    with pytest.raises(ValueError, match="another autoencoder"):
+        with_latents(pictures(), stored, micro_network(seed=1))
+    with pytest.raises(ValueError, match="3 pictures, the data set has 4"):
+        with_latents(pictures(size=4), stored, micro_network())
+    with pytest.raises(ValueError, match="Picture 0 of the data set is not the one"):
+        with_latents(pictures(seed=1), stored, micro_network())[0]
+    with pytest.raises(FileNotFoundError, match="latents.json is missing"):
+        with_latents(pictures(), tmp_path, micro_network())
+    damaged = shutil.copytree(stored, tmp_path / "damaged")
+    (damaged / "latents.json").write_text(json.dumps({"pictures": 3})[:-2])
+    with pytest.raises(ValueError, match="cannot be read"):
+        with_latents(pictures(), damaged, micro_network())
+
+
+def test_precision_does_not_matter_to_whose_latents_they_are(stored):
+    with_latents(pictures(), stored, micro_network().to(torch.bfloat16))
+
+
+def test_the_command_and_a_run_on_what_it_wrote(teacher, tmp_path, capsys):  # noqa: F811
+    folder = tmp_path / "latents"
+    flags = ["--config", str(teacher / "micro.yaml"), "--teacher_ckpt", str(teacher / "micro.safetensors"),
+             "--latents", str(folder), "--use_mock_dataset", "--dataset_size", "5", "--no-progress"]  # fmt: skip
+    assert cache_latents.main(flags) == 0 and "train with --latents" in capsys.readouterr().out
+    run = options(teacher, tmp_path / "run", latents=str(folder), max_train_steps=1, sample_steps=0)
+    assert any(value.any() for key, value in weights(run_distillation(run)).items() if "lora_B" in key)
+    with pytest.raises(ValueError, match="latents True, now None"):
+        run_distillation(run | {"latents": None, "resume_from_checkpoint": "latest", "max_train_steps": 2})
+    other = tmp_path / "other.safetensors"
+    save_file({k: v.contiguous().clone() for k, v in micro_network(seed=1).state_dict().items()}, other)
+    with pytest.raises(ValueError, match="another autoencoder"):
+        run_distillation(run | {"teacher_ckpt": str(other), "output_dir": str(tmp_path / "third")})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    assert cache_latents.main([*flags[:4], "--latents", str(tmp_path / "mine"), *flags[6:]]) == 2
+    assert "holds other files" in capsys.readouterr().err

@@ -1,0 +1,342 @@
+"""A run that is killed anywhere and resumed is the unbroken run, bit for bit; a checkpoint is whole or not there."""
+
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from micro_network import micro_config, micro_network
+from omegaconf import OmegaConf
+from processes import NoisyPictures, finish, start, start_ranks
+from safetensors.torch import save_file
+
+from anytext_lcm import checkpoints, distill
+from anytext_lcm.checkpoints import defect, find_resume
+from anytext_lcm.distill import run_distillation
+from anytext_lcm.lora import read_adapter
+from anytext_lcm.settings import TrainSettings
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    OmegaConf.save(micro_config(), folder / "micro.yaml")
+    state = {key: value.contiguous().clone() for key, value in micro_network().state_dict().items()}
+    save_file(state, folder / "micro.safetensors")
+    return folder
+
+
+def options(teacher, output, **changes):
+    """A checkpoint every other update, an average, and of the checkpoints the last two."""
+    return {
+        "config": str(teacher / "micro.yaml"),
+        "teacher_ckpt": str(teacher / "micro.safetensors"),
+        "output_dir": str(output),
+        "train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "lora_rank": 1,
+        "lora_alpha": 1,
+        "lora_targets": ("zero_convs", "unet_attnx"),
+        "max_train_steps": STEPS,
+        "checkpointing_steps": 2,
+        "checkpoints_total_limit": 2,
+        "ema_decay": 0.9,
+        "sample_steps": 0,
+        "guidance_scale": 2.0,
+        "negative_prompt": "",
+        "mixed_precision": "no",
+        "progress": False,
+    } | changes
+
+
+def train(settings):
+    run_distillation(settings, None, NoisyPictures())
+
+
+def train_and_die(settings, place):
+    """Kills itself at the `place`-th of the moments a checkpoint is made of: before and after each call that writes,
+    flushes, renames or deletes, and in the middle of writing the optimiser's state."""
+    moments = 0
+
+    def moment():
+        nonlocal moments
+        moments += 1
+        if moments == place:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def dangerous(module, name):
+        real = getattr(module, name)
+
+        def call(*arguments, **more):
+            moment()
+            found = real(*arguments, **more)
+            moment()
+            return found
+
+        setattr(module, name, call)
+
+    save = torch.save
+
+    def halfway(state, file):
+        file.write(b"half of it")
+        file.flush()
+        moment()
+        file.seek(0)
+        file.truncate()
+        save(state, file)
+
+    torch.save = halfway
+    for module, name in ((checkpoints, "save_adapter"), (torch, "save"), (os, "fsync"), (os, "replace"),
+                         (shutil, "rmtree")):  # fmt: skip
+        dangerous(module, name)
+    train(settings)
+
+
+def assert_same(one, other, where=""):
+    """Nested dicts, lists and tensors, to the last bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}[{i}]")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+def assert_same_checkpoint(one, other):
+    """Adapter and average, optimiser, generators of every process, progress."""
+    for name in ("", "ema"):
+        pairs = [read_adapter(folder / name) for folder in (one, other)]
+        assert_same(*pairs, name)
+    states = [torch.load(folder / "training_state.pt", weights_only=True) for folder in (one, other)]
+    assert_same(*states)
+
+
+def whole(output):
+    """The checkpoints that a resumed run would choose among, all of them checked byte by byte."""
+    found = checkpoints.checkpoints(output)
+    assert all(defect(path) is None for path in found.values())
+    return found
+
+
+@pytest.fixture(scope="module")
+def unbroken(teacher, tmp_path_factory):
+    """The run nobody stopped, and how long it took."""
+    output = tmp_path_factory.mktemp("unbroken")
+    began = time.monotonic()
+    assert finish([start(train, options(teacher, output))]) == [0]
+    return output / f"checkpoint-{STEPS}", time.monotonic() - began
+
+
+def kill_and_resume(teacher, folder, unbroken, kills, seed=0):
+    """Runs are killed and resumed until `kills` have hit, half of them by the clock and half while saving; each run
+    that gets to its end has to be the unbroken one."""
+    rng, hits, tries, runs = random.Random(seed), 0, 0, 0
+    wanted, seconds = unbroken
+    output = folder / "0"
+    while hits < kills:
+        tries += 1
+        assert tries < 4 * kills, "too few of the kills hit a run"
+        begun = any(output.rglob("events.out.tfevents.*"))
+        settings = options(teacher, output, resume_from_checkpoint="latest" if begun else None)
+        if tries % 2:
+            process = start(train_and_die, settings, rng.randint(1, 60))
+            process.join()
+        else:
+            process = start(train, settings)
+            time.sleep(rng.uniform(0, seconds))
+            process.kill()
+            process.join()
+        assert process.exitcode in (0, -signal.SIGKILL), f"exit code {process.exitcode} after {hits} kills"
+        hits += process.exitcode == -signal.SIGKILL
+        if STEPS in whole(output):  # perhaps complete though killed: on with a new one
+            assert_same_checkpoint(wanted, output / wanted.name)
+            runs += 1
+            output = folder / str(runs)
+    if any(output.rglob("events.out.tfevents.*")):
+        assert finish([start(train, options(teacher, output, resume_from_checkpoint="latest"))]) == [0]
+        assert_same_checkpoint(wanted, output / wanted.name)
+        left = sorted(path.name for path in output.iterdir())
+        assert left == [f"checkpoint-{STEPS - 2}", f"checkpoint-{STEPS}", "logs"]  # nothing half-written is left
+
+
+def test_ten_kills(teacher, tmp_path, unbroken):
+    kill_and_resume(teacher, tmp_path, unbroken, kills=10)
+
+
+@pytest.mark.full
+def test_fifty_kills(teacher, tmp_path, unbroken):
+    kill_and_resume(teacher, tmp_path, unbroken, kills=50, seed=1)
+
+
+def test_the_data_set_would_betray_a_resume_that_forgot_its_random_numbers(teacher, tmp_path, unbroken, monkeypatch):
+    """Otherwise the tests above would show less than they say."""
+    assert finish([start(train, options(teacher, tmp_path, max_train_steps=2))]) == [0]
+    monkeypatch.setattr(distill, "set_random_state", lambda state, device: torch.manual_seed(3))
+    assert finish([start(train, options(teacher, tmp_path, resume_from_checkpoint="latest"))]) == [0]
+    with pytest.raises(AssertionError):
+        assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
+
+
+def test_two_processes_one_killed(teacher, tmp_path):
+    """The other one ends by itself, and the run goes on as if nothing had been."""
+    assert finish(start_ranks(2, train, options(teacher, tmp_path / "one"))) == [0, 0]
+    output = tmp_path / "two"
+    processes = start_ranks(2, train, options(teacher, output))
+    while not (output / "checkpoint-2").exists() and processes[0].is_alive():
+        time.sleep(0.01)
+    processes[1].kill()
+    codes = finish(processes, seconds=60)
+    assert codes[1] == -signal.SIGKILL and codes[0] != 0
+    if STEPS not in whole(output):
+        assert finish(start_ranks(2, train, options(teacher, output, resume_from_checkpoint="latest"))) == [0, 0]
+    assert_same_checkpoint(tmp_path / "one" / f"checkpoint-{STEPS}", output / f"checkpoint-{STEPS}")
+
+
+# -- damage -----------------------------------------------------------------------------------------------
+
+
+def damage(path, how):
+    if how == "gone":
+        path.unlink()
+    elif how == "short":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:  # one bit
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["gone", "short", "flipped"])
+def test_a_damaged_checkpoint_is_never_chosen(teacher, tmp_path, unbroken, how, capsys):
+    for name in ("adapter_model.safetensors", "training_state.pt", "ema/adapter_config.json"):
+        output = tmp_path / name.replace("/", "-")
+        shutil.copytree(unbroken[0].parent, output)
+        damage(output / f"checkpoint-{STEPS}" / name, how)
+        latest = TrainSettings.from_dict(options(teacher, output, resume_from_checkpoint="latest"))
+        assert find_resume(latest) == output / f"checkpoint-{STEPS - 2}"
+        said = capsys.readouterr().err
+        assert how != "flipped" or f"{name} has changed" in said
+        named = options(teacher, output, resume_from_checkpoint=str(output / f"checkpoint-{STEPS}"))
+        with pytest.raises(FileNotFoundError, match=f"{name} (is not in it|has )"):
+            find_resume(TrainSettings.from_dict(named))
+
+
+def test_no_manifest_no_checkpoint(teacher, tmp_path, unbroken):
+    shutil.copytree(unbroken[0], tmp_path / "checkpoint-9")
+    (tmp_path / "checkpoint-9" / "manifest.json").write_text(json.dumps({"files": {}}))
+    assert checkpoints.checkpoints(tmp_path) == {} and "is not in it" in defect(tmp_path / "checkpoint-9")
+
+
+def full_from(step, limit):
+    """From this step on no file of the process may grow beyond `limit` bytes: a disk that is full."""
+    real = distill.save_checkpoint
+
+    def save(directory, *arguments, **more):
+        if directory.name == f"checkpoint-{step}":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        real(directory, *arguments, **more)
+
+    distill.save_checkpoint = save
+
+
+def train_on_a_full_disk(settings, limit, words):
+    full_from(4, limit)
+    try:
+        train(settings)
+    except ValueError as error:
+        os.write(words, str(error).encode())
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(teacher, tmp_path, unbroken):
+    size = (unbroken[0] / "training_state.pt").stat().st_size
+    read, write = os.pipe()
+    assert finish([start(train_on_a_full_disk, options(teacher, tmp_path), size // 2, write)]) == [0]
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read()
+    assert "checkpoint-4 could not be written" in said and "the last good one is checkpoint-2" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "logs"]
+    assert finish([start(train, options(teacher, tmp_path, resume_from_checkpoint="latest"))]) == [0]
+    assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
+
+
+def test_no_space_left_is_said_in_words(teacher, tmp_path, monkeypatch):
+    def fsync(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ValueError, match=r"checkpoint-1 could not be written \(No space left.*no earlier one"):
+        train(options(teacher, tmp_path, max_train_steps=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+# -- runs that are not this one ---------------------------------------------------------------------------
+
+
+def test_another_base_rank_or_average_is_refused(teacher, tmp_path, unbroken):
+    output = unbroken[0].parent
+    other = tmp_path / "other.safetensors"
+    save_file({k: v.contiguous().clone() for k, v in micro_network(seed=1).state_dict().items()}, other)
+    more = {"resume_from_checkpoint": "latest", "max_train_steps": STEPS + 1}
+    for changes, words in (
+        ({"teacher_ckpt": str(other)}, "trained on other base weights"),
+        ({"lora_rank": 2}, "lora_rank 1, now 2"),
+        ({"ema_decay": 0.0}, "ema_decay 0.9, now 0.0"),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps 2, now 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train(options(teacher, output, **more, **changes))
+    assert sorted(whole(output)) == [STEPS - 2, STEPS]
+
+
+def hold(output, ready):
+    with checkpoints.owned(output):
+        os.write(ready, b"!")
+        time.sleep(600)
+
+
+def test_a_folder_in_use_is_refused(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "LOCK_SECONDS", 0.1)
+    read, write = os.pipe()
+    holder = start(hold, tmp_path, write)
+    os.read(read, 1)
+    try:
+        with pytest.raises(ValueError, match="Another run is writing to"):
+            train(options(teacher, tmp_path, max_train_steps=1))
+    finally:
+        holder.kill()
+        holder.join()
+    train(options(teacher, tmp_path, max_train_steps=1))  # a killed run holds nothing
+
+
+def test_the_best_checkpoint_outlives_the_limit_and_patience_ends_the_run(teacher, tmp_path, capsys):
+    readings = {2: 0.5, 3: 0.5, 4: 0.4}  # a tie is no better
+    settings = options(teacher, tmp_path, sample_steps=1, patience=2, panel_prompts=2, checkpointing_steps=1,
+                       max_train_steps=9, checkpoints_total_limit=1)  # fmt: skip
+    real = distill.TrainSettings.from_dict(settings)
+    assert real.patience == 2
+
+    def look(model, batch, settings, step):
+        return {"panel/ned": readings.get(step, 0.1)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anytext_lcm.watch.PanelReader", lambda settings: lambda model: {})
+        last = run_distillation(settings, look, NoisyPictures())
+    assert last.name == "checkpoint-4" and sorted(whole(tmp_path)) == [2, 4]
+    assert "no better than at 2; the best adapter is in checkpoint-2" in capsys.readouterr().out

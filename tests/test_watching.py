@@ -1,0 +1,87 @@
+"""What a run says while it trains: curves, the panel, the bar; and what it does about numbers that are not finite."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from processes import NoisyPictures
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_resume import options, teacher  # noqa: F401
+
+from anytext_lcm.checkpoints import Progress
+from anytext_lcm.distill import run_distillation
+from anytext_lcm.lora import read_adapter
+
+
+def scalars(output):
+    log = EventAccumulator(str(output / "logs" / "distill"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
+
+
+class Broken(NoisyPictures):
+    """Pictures of which some are not numbers."""
+
+    def __init__(self, broken):
+        super().__init__()
+        self.broken = broken
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return item | {"img": np.full_like(item["img"], np.nan)} if index in self.broken else item
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(teacher, tmp_path):  # noqa: F811
+    """Five updates of one picture each are one epoch: one of them has the broken one."""
+    settings = options(teacher, tmp_path, max_train_steps=5, gradient_accumulation_steps=1, checkpointing_steps=1,
+                       checkpoints_total_limit=0, ema_decay=0.0)  # fmt: skip
+    run_distillation(settings, None, Broken({2}))
+    found = scalars(tmp_path)
+    skipped = [value for _, value in found["skipped_updates"]]
+    assert skipped == sorted(skipped) and skipped[-1] == 1
+    losses = [value for _, value in found["loss"]]
+    [bad] = [i for i, value in enumerate(losses) if not math.isfinite(value)]
+    weights = [read_adapter(tmp_path / f"checkpoint-{step}")[1] for step in range(1, 6)]
+    assert all(bool(w.isfinite().all()) for step in weights for w in step.values())
+    if bad:  # the weights stay as they were
+        assert all(torch.equal(weights[bad][key], weights[bad - 1][key]) for key in weights[0])
+    state = torch.load(tmp_path / "checkpoint-5" / "training_state.pt", weights_only=True)
+    assert state["progress"]["skipped"] == 1 and state["progress"]["step"] == 5
+
+
+def test_too_many_of_them_in_a_row_end_the_run(teacher, tmp_path):  # noqa: F811
+    settings = options(teacher, tmp_path, max_skipped=3)
+    words = r"Updates 1 to 3 were skipped.*loss was nan.*at timesteps \d+-\d+.*at loss scale 1\."
+    with pytest.raises(FloatingPointError, match=words):
+        run_distillation(settings, None, Broken(set(range(5))))
+    kept = read_adapter(tmp_path / "checkpoint-2")[1]
+    assert all(bool(value.isfinite().all()) for value in kept.values())
+
+
+def test_curves_panel_and_bar(teacher, tmp_path, capfd):  # noqa: F811
+    settings = options(teacher, tmp_path, sample_steps=2, panel_prompts=2, num_inference_steps=1, progress=True,
+                       max_train_steps=4, train_batch_size=2)  # fmt: skip
+    last = run_distillation(settings, None, NoisyPictures())
+    found = scalars(tmp_path)
+    for tag in ("loss", "lr", "grad_norm", "adapter_norm", "x0_gap", "samples_per_second", "skipped_updates"):
+        assert [step for step, _ in found[tag]] == [1, 2, 3, 4], tag
+    buckets = [tag for tag in found if tag.startswith("x0_gap_by_timestep/")]
+    assert 2 <= len(buckets) <= 5 and all(value > 0 for tag in buckets for _, value in found[tag])
+    for tag in ("panel/accuracy", "panel/ned"):
+        assert [step for step, _ in found[tag]] == [0, 2, 4] and all(0 <= value <= 1 for _, value in found[tag])
+        assert [step for step, _ in found[f"ema/{tag}"]] == [2, 4]
+    assert [step for step, _ in found["panel/since_best"]] == [2, 4]
+    assert found["adapter_norm"][-1][1] == pytest.approx(adapter_norm_of(last), rel=1e-5)
+    said = capfd.readouterr().err
+    assert "loss=" in said and "samples/s=" in said and "<" in said and said.count("distil:   0%") <= 1
+
+
+def adapter_norm_of(checkpoint):
+    return math.sqrt(sum(float(w.double().square().sum()) for w in read_adapter(checkpoint)[1].values()))
+
+
+def test_progress_takes_a_tie_for_no_progress():
+    progress = Progress()
+    for progress.step, score in ((2, 0.1), (4, 0.3), (6, 0.3), (8, 0.2)):
+        progress.judge(score)
+    assert (progress.best_score, progress.best_step, progress.panels_since_best) == (0.3, 4, 2)
