@@ -194,7 +194,7 @@ def mock(teacher, output, world):  # noqa: F811
     return options(teacher, output, num_processes=world, use_mock_dataset=True, dataset_size=5, max_train_steps=1)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_nodes_and_a_taken_port(teacher, tmp_path):  # noqa: F811
     """Two nodes of one process each, on loopback; then one node whose port somebody has taken."""
     port = str(free_port())

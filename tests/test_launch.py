@@ -1,0 +1,90 @@
+"""Launching from a notebook: what is settled before the fork, and a run in the background."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import assert_same_checkpoint, options, teacher, unbroken  # noqa: F401
+
+from anytext_lcm import launch
+from anytext_lcm.curves import read_curves
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    for name in ("ACCELERATE_USE_CPU", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_options(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert launch.launch_options(3) == {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0"}
+    assert "ACCELERATE_USE_CPU" not in os.environ
+    launch.launch_options(4)
+    assert os.environ["ACCELERATE_USE_CPU"] == "1"
+
+
+def test_what_cannot_be_launched(monkeypatch):
+    with pytest.raises(ValueError, match="at least one process"):
+        launch.launch_options(0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(ValueError, match="used CUDA already.*restart the kernel"):
+        launch.launch_options(3)
+
+
+def mock(teacher, output, **changes):  # noqa: F811
+    return options(teacher, output, use_mock_dataset=True, dataset_size=5, num_processes=2, **changes)
+
+
+def test_killed_in_the_background_and_resumed(teacher, tmp_path):  # noqa: F811
+    whole = launch.BackgroundRun(mock(teacher, tmp_path / "whole"), 2)
+    whole.wait()
+    run = launch.BackgroundRun(mock(teacher, tmp_path / "killed"), 2)
+    while run.running and not (tmp_path / "killed" / "checkpoint-2").exists():
+        time.sleep(0.01)
+    run.kill()
+    assert not run.running
+    again = launch.BackgroundRun(mock(teacher, tmp_path / "killed", resume_from_checkpoint="latest"), 2)
+    again.wait()
+    assert_same_checkpoint(tmp_path / "whole" / "checkpoint-6", tmp_path / "killed" / "checkpoint-6")
+    one, other = (read_curves(tmp_path / name) for name in ("whole", "killed"))
+    assert one["loss"] == other["loss"] and one["loss"][0] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(RuntimeError, match="6 steps already"):
+        launch.BackgroundRun(mock(teacher, tmp_path / "killed", resume_from_checkpoint="latest"), 2).wait()
+
+
+AFTER_TORCH = """
+import json, sys, torch
+torch.set_num_threads(2)
+big = torch.randn(1200, 1200)
+print(float((big @ big).sum()) < 1e9)
+from accelerate import notebook_launcher
+from anytext_lcm.distill import run_distillation
+from anytext_lcm.launch import launch_options
+notebook_launcher(run_distillation, (json.loads(sys.argv[1]),), num_processes=2, **launch_options(2))
+"""
+
+
+@pytest.mark.full
+def test_a_parent_that_has_computed_with_threads_does_not_hang_its_children(teacher, tmp_path):  # noqa: F811
+    settings = mock(teacher, tmp_path, max_train_steps=1)
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", AFTER_TORCH, json.dumps(settings)]
+    told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **told)
+    try:
+        said, _ = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, said
+    assert (tmp_path / "checkpoint-1" / "adapter_model.safetensors").is_file()

@@ -1,0 +1,80 @@
+"""The estimate of memory against what the same step really keeps."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from micro_network import ROOT, micro_batch, micro_network
+from test_distill import teacher  # noqa: F401
+
+from anytext_lcm import lora, memory, train
+from anytext_lcm.model import layers
+
+
+def kept_for_real(rank, monkeypatch):
+    """Bytes that the student's forward pass of one picture keeps in fp32, with the fused attention that a GPU takes; a
+    CPU's training writes it out and keeps its matrix of weights too.
+    """
+    model = lora.attach(micro_network(), rank, rank)
+    with torch.no_grad():
+        cond = model.condition(micro_batch(1))
+    keep = memory._Kept(model)
+    monkeypatch.setattr(layers, "_attend", F.scaled_dot_product_attention)
+    with memory._Casts(torch.float32), torch.autograd.graph.saved_tensors_hooks(keep.add, lambda t: t):
+        control = model.control(cond)
+        model.predict_noise(torch.randn_like(cond.masked_latents), torch.tensor([499]), cond, control)
+    return keep.bytes
+
+
+def test_activations_are_those_of_the_real_step(teacher, monkeypatch):  # noqa: F811
+    counted = memory._count(str(teacher / "micro.yaml"), 2, None, "no", False, None)
+    assert counted["activations"] == pytest.approx(kept_for_real(2, monkeypatch), rel=0.02)
+    real = lora.attach(micro_network(), 2, 2)
+    assert counted["adapter"] == sum(p.numel() for p in lora.adapter_state(real).values())
+    assert counted["base"] == sum(4 * p.numel() for p in micro_network().parameters())
+
+
+def test_what_costs_and_what_saves(teacher):  # noqa: F811
+    common = {"batch_size": 4, "rank": 2, "precision": "no"}
+
+    def total(**changes):
+        return memory.estimate(teacher / "micro.yaml", **common | changes)["total"]
+
+    plain = memory.estimate(teacher / "micro.yaml", **common)
+    assert plain["total"] == total() == pytest.approx(sum(v for k, v in plain.items() if k != "total"))
+    for more in ({"batch_size": 8}, {"rank": 8}, {"ema": True}, {"image_size": 128}):
+        assert total(**more) > plain["total"], more
+    for less in ({"gradient_checkpointing": True}, {"precision": "bf16"}, {"optimizer": "adamw8bit"},
+                 {"targets": ["unet_attnx"]}):  # fmt: skip
+        assert total(**less) < plain["total"], less
+
+
+def test_the_flag_prints_and_does_not_train(teacher, capsys):  # noqa: F811
+    assert train.main(["--estimate", "--config", str(teacher / "micro.yaml"), "--lora_rank", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "batch 12, rank 2, no:" in said and "activations" in said and "total" in said
+    for bad, words in ((["--estimate"], "--config"), (["--estimate", "--config", "no.yaml"], "no.yaml does not exist")):
+        assert train.main(bad) == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_full_size():
+    """Batch 12 with the adapter of the recipe in half precision: above the base alone, below an H100's memory."""
+    config = ROOT / "models_yaml" / "anytext2_sd15.yaml"
+    plain, saving = (memory.estimate(config, 12, 64, gradient_checkpointing=g) for g in (False, True))
+    assert 2 < saving["total"] < plain["total"] < 60
+
+
+def test_the_script_that_measures_on_a_gpu_runs(teacher, capsys):  # noqa: F811
+    """On the CPU and the micro network; without a GPU it says so."""
+    spec = importlib.util.spec_from_file_location("speed", ROOT / "tests" / "full" / "speed.py")
+    speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speed)
+    small = ["--device", "cpu", "--config", str(teacher / "micro.yaml"), "--rank", "2", "--precision", "no"]
+    assert speed.main([*small, "--batches", "1", "2", "--updates", "1", "--latents"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 5 and said[2].startswith("| 1 | ") and json.loads(said[-1])["rows"][1]["samples_per_second"] > 0
+    if not torch.cuda.is_available():
+        assert speed.main([]) == 2 and "no GPU" in capsys.readouterr().err
