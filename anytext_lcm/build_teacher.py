@@ -43,10 +43,12 @@ CHARACTERS = "".join(chr(c) for c in range(33, 127)) + " "  # class 0 is CTC's b
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the shipped weights were made with; the reason stands beside each number."""
+    """From nothing in one run; the reason stands beside each number. The shipped weights had as many steps in three runs,
+    between which the data were mended (anytext_lcm/assets/README.md).
+    """
 
     seed: int = 0
-    pictures: int = 28_000  # the diffusion sees each once or twice, at four noise levels a time
+    pictures: int = 28_000  # the diffusion sees each four times or less, at four noise levels a time
     vae_steps: int = 1500
     vae_batch: int = 12  # 64 px crops a process
     vae_lr: float = 2e-3
@@ -54,16 +56,16 @@ class Recipe:
     decoder_noise: float = 0.25  # largest noise the decoder is trained to bear: the diffusion's latents are not exact
     recogniser_steps: int = 600
     recogniser_batch: int = 32
-    diffusion_steps: int = 4_600
+    diffusion_steps: int = 10_000
     diffusion_batch: int = 4  # pictures a process
     strip_share: float = 0.6  # the first of the steps look at half a picture around a line, at half the cost
     strip_batch: int = 6  # strips a process
     copies: int = 4  # noise levels a picture; they share its control branch: 35 % more samples a second than 2
     diffusion_lr: float = 2e-3
-    decay: float = 0.4  # share of the steps over which the rate falls to zero
+    decay: float = 0.5  # share of the steps over which the rate falls to zero
     ema: float = 0.998
     caption_dropout: float = 0.1  # both captions empty: trains the branch that guidance subtracts
-    text_weight: float = 5.0  # loss weight inside the text boxes
+    text_weight: float = 5.0  # loss weight inside the text boxes, which are a tenth to a third of a picture
 
 
 # -- processes ------------------------------------------------------------------------------------------------------

