@@ -43,8 +43,8 @@ CHARACTERS = "".join(chr(c) for c in range(33, 127)) + " "  # class 0 is CTC's b
 
 @dataclass(frozen=True)
 class Recipe:
-    """From nothing in one run; the reason stands beside each number. The shipped weights had as many steps in three runs,
-    between which the data were mended (anytext_lcm/assets/README.md).
+    """From nothing in one run; the reason stands beside each number. The shipped weights had as many steps in three
+    runs, between which the data were mended (anytext_lcm/assets/README.md).
     """
 
     seed: int = 0
