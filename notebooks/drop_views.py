@@ -14,7 +14,7 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 def drop_views(notebook: nbformat.NotebookNode) -> int:
     """Removes the views that have another form beside them, in place. Returns how many."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    dropped = [output.data.pop(VIEW) for output in outputs if VIEW in output.get("data", {}) and len(output.data) > 2]
+    dropped = [output.data.pop(VIEW) for output in outputs if VIEW in output.get("data", {}) and len(output.data) > 1]
     return len(dropped)
 
 
