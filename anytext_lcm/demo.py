@@ -33,7 +33,7 @@ class DemoSettings:
 
     steps: int = 300
     batch: int = 8  # pictures an update, over all processes: many small steps beat few large ones here
-    learning_rate: float = 3e-5  # with 2e-4 all pictures were lost after 200 updates, whichever the targets
+    learning_rate: float = 3e-5  # with 2e-4 the text was lost after 200 updates, whichever the targets
     warmup: int = 20
     ema: float = 0.98  # the average of the last 50 updates is the adapter
     rank: int = 32

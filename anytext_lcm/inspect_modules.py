@@ -158,9 +158,10 @@ def saved_bytes(
     """Bytes that autograd keeps of one fp32 forward pass of WriteNet and UNet with an adapter, for one picture.
 
     Counted on the meta device through saved_tensors_hooks: every tensor once, weights left out, no gradient
-    checkpointing. `model` is a bare network on the meta device and is given the adapter; build a fresh one
-    for each call. picture_size: pixels of a side. Raises ValueError for another device, and for an adapter
-    that is there already.
+    checkpointing, and attention by its plain formula, which keeps the matrix of weights as on a CPU; for a GPU's
+    fused kernel see `memory.estimate`. `model` is a bare network on the meta device and is given the adapter; build
+    a fresh one for each call. picture_size: pixels of a side. Raises ValueError for another device, and for an
+    adapter that is there already.
     """
     if model.device.type != "meta":
         raise ValueError("Only a network on the meta device can be counted without computing; use build(config).")

@@ -7,6 +7,9 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from micro_network import micro_config, micro_network  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -15,3 +18,13 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 def seeded():
     """Each test starts from the same random state, so that its order does not matter."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A folder with micro.yaml and micro.safetensors, the smallest network that trains."""
+    folder = tmp_path_factory.mktemp("teacher")
+    OmegaConf.save(micro_config(), folder / "micro.yaml")
+    state = {key: value.contiguous().clone() for key, value in micro_network().state_dict().items()}
+    save_file(state, folder / "micro.safetensors")
+    return folder

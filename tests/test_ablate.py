@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from test_distill import teacher  # noqa: F401
 
 from anytext_lcm import ablate, lora
 from anytext_lcm.settings import TrainSettings

@@ -8,11 +8,10 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from micro_network import CHANNELS, SIDE, micro_batch, micro_config, micro_network
-from omegaconf import OmegaConf
+from micro_network import CHANNELS, SIDE, micro_batch, micro_network
 from PIL import Image
 from processes import finish, start_ranks
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from anytext_lcm import distill, lora, train
@@ -262,15 +261,6 @@ def test_generators_are_decided_by_all_keys():
 
 
 # -- the loop ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    OmegaConf.save(micro_config(), folder / "micro.yaml")
-    state = {key: value.contiguous().clone() for key, value in micro_network().state_dict().items()}
-    save_file(state, folder / "micro.safetensors")
-    return folder
 
 
 def options(teacher, output, **changes):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from micro_network import SIDE, micro_network
 from safetensors.torch import save_file
-from test_distill import options, student, teacher, weights  # noqa: F401
+from test_distill import options, student, weights  # noqa: F401
 
 from anytext_lcm import cache_latents
 from anytext_lcm.data.batch import collate

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import assert_same_checkpoint, options, teacher, unbroken  # noqa: F401
+from test_resume import assert_same_checkpoint, options, unbroken  # noqa: F401
 
 from anytext_lcm import launch
 from anytext_lcm.curves import read_curves

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from micro_network import ROOT, micro_batch, micro_network
-from test_distill import teacher  # noqa: F401
 
 from anytext_lcm import lora, memory, train
 from anytext_lcm.model import layers

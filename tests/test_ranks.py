@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import NoisyPictures, finish, free_port, start, start_ranks
-from test_resume import options, teacher, train  # noqa: F401
+from test_resume import options, train  # noqa: F401
 
 from anytext_lcm import distill
 from anytext_lcm.distill import DistillStep, run_distillation
@@ -79,7 +79,7 @@ def test_accumulated_batches_have_the_gradient_of_a_large_one():
     latents = model.encode(batch["img"], torch.Generator().manual_seed(1))
     batch = {k: v for k, v in batch.items() if k not in ("img", "masked_img", "inv_mask")}
     batch |= {"latents": latents, "masked_latents": latents}
-    step = DistillStep(model)
+    step = DistillStep(model, huber_c=1.0)  # with 1e-3 it divides by differences near zero and shows fp32's last digits
     noise, index = torch.randn(latents.shape, generator=torch.Generator().manual_seed(2)), torch.tensor([3, 40, 11, 27])
 
     def run(rows):
@@ -95,8 +95,7 @@ def test_accumulated_batches_have_the_gradient_of_a_large_one():
     for rows in (slice(0, 2), slice(2, 4)):
         (run(rows) / 2).backward()
     flat = [torch.cat([g.flatten() for g in found.values()]) for found in (large, grads(model))]
-    # The pseudo-Huber loss divides by differences near zero, so that the last digits of fp32 are seen: about 1e-5.
-    assert (flat[0] - flat[1]).norm() / flat[0].norm() < 1e-4
+    assert (flat[0] - flat[1]).norm() / flat[0].norm() < 1e-5
 
 
 # -- ends -------------------------------------------------------------------------------------------------

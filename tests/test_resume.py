@@ -11,8 +11,7 @@ import time
 
 import pytest
 import torch
-from micro_network import micro_config, micro_network
-from omegaconf import OmegaConf
+from micro_network import micro_network
 from processes import NoisyPictures, finish, start, start_ranks
 from safetensors.torch import save_file
 
@@ -23,15 +22,6 @@ from anytext_lcm.lora import read_adapter
 from anytext_lcm.settings import TrainSettings
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    OmegaConf.save(micro_config(), folder / "micro.yaml")
-    state = {key: value.contiguous().clone() for key, value in micro_network().state_dict().items()}
-    save_file(state, folder / "micro.safetensors")
-    return folder
 
 
 def options(teacher, output, **changes):

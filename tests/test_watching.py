@@ -7,7 +7,7 @@ import pytest
 import torch
 from processes import NoisyPictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_resume import options, teacher  # noqa: F401
+from test_resume import options  # noqa: F401
 
 from anytext_lcm.checkpoints import Progress
 from anytext_lcm.distill import run_distillation
