@@ -1,7 +1,8 @@
 """Measures what few steps cost: the same prompts and the same noise for every method, judged by an
 independent reader. `python -m anytext_lcm.evaluate --help`.
 
-Imports torch, numpy and the rooms data, lcm, lora, pipeline, judge, sheet; diffusers where its solvers are asked for.
+Imports torch, numpy and the rooms data, lcm, lora, pipeline, judge, sheet, plots, tables; diffusers where its solvers
+are asked for.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -743,6 +745,7 @@ def run(args: argparse.Namespace) -> Path:
         settings = {
             "config": Path(args.config).name,
             "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
+            "date": date.today().isoformat(),
             "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
         }
         report, results = compare(

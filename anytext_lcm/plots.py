@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from anytext_lcm.data.batch import Line, build_conditioning
+from anytext_lcm.data.fonts import PLAIN_FONT, characters
 from anytext_lcm.data.mock import COLORS as TEXT_COLORS
 from anytext_lcm.lcm.samplers import sample_ddim
 from anytext_lcm.lcm.solver import DDIMSolver
@@ -448,8 +449,9 @@ def height_chart(report: Mapping[str, Any], methods: Sequence[str] = (), title: 
 
 
 def _plain(text: str) -> str:
-    """Text for a figure: a dollar sign would begin mathematics."""
-    return text.replace("$", r"\$")
+    """Text for a figure: a dollar sign would begin mathematics, and a letter that the font lacks would be warned of."""
+    known = characters(PLAIN_FONT)
+    return "".join(letter if ord(letter) in known else "\u25a1" for letter in text).replace("$", r"\$")
 
 
 def text_zoom(

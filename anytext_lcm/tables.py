@@ -1,10 +1,14 @@
-"""A report of `evaluate` as Markdown: the tables of the README and of a pull request. Imports nothing of the package.
+"""A report of `evaluate` as Markdown tables, those of the README: `python -m anytext_lcm.tables REPORT`.
 
-Numbers come from the report alone, so a table can be printed again without drawing a picture.
+Numbers come from the report alone, so no picture is drawn for it. Imports nothing of the package.
 """
 
+import argparse
+import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 HEIGHT_LINES = 10  # a range of heights with fewer lines says nothing and has no column
@@ -185,3 +189,25 @@ def markdown(report: Mapping[str, Any]) -> str:
     blocks = [legend(report)]
     blocks += [f"### {title}\n\n" + "\n".join(lines) for title, lines in parts.items() if lines]
     return "\n\n".join(blocks) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the tables of a report. Exit code 0, or 2 with one sentence on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m anytext_lcm.tables", description="Prints the Markdown tables of an evaluation once more."
+    )
+    parser.add_argument("report", help="report.json of python -m anytext_lcm.evaluate")
+    path = parser.parse_args(arguments).report
+    try:
+        print(markdown(json.loads(Path(path).read_text(encoding="utf-8"))), end="")
+    except (OSError, ValueError) as error:
+        print(f"error: The report {path} cannot be read ({error}).", file=sys.stderr)
+        return 2
+    except (KeyError, TypeError, AttributeError) as error:
+        print(f"error: {path} has another form than `evaluate` writes ({error!r}).", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
