@@ -44,14 +44,19 @@ def times_of(report: Mapping[str, Any]) -> tuple[str, str, str]:
     return "seconds_a_picture", "speedup_wall", "s"
 
 
-def cost_and_reading(report: Mapping[str, Any]) -> list[str]:
-    """The first table: what a picture takes, how its text reads, how far the pictures are from real ones."""
+def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = ()) -> list[str]:
+    """The first table: what a picture takes, how its text reads, how far the pictures are from real ones.
+
+    methods: which of the report's, with those by other adapters; all of them by default.
+    """
     times, speed, unit = times_of(report)
     prepare = report["prepare_seconds_a_picture"]["cores" if times.startswith("core") else "wall"]
     head = ["method", "evaluations", f"denoising, {unit}", f"whole picture, {unit}", "faster, denoising / whole",
             "lines right", "NED", "retention", "distance to real"]  # fmt: skip
     rows = []
     for name, shown in _names(report).items():
+        if methods and name.partition("@")[0] not in methods:
+            continue
         row = report["methods"][name]
         parts, faster = row[times], row.get(speed)
         whole = prepare + sum(parts.values()) if "denoise" in parts else None

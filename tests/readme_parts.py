@@ -18,6 +18,10 @@ from anytext_lcm.settings import TrainSettings
 ROOT = Path(__file__).parents[1]
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 IMAGES = ROOT / "notebooks" / "images"
+FIRST_PAGE = (
+    "real", "reconstruction", "teacher-50", "teacher-20", "teacher-8", "teacher-4", "teacher-4-dpm++", "teacher-4-unipc",
+    "teacher-2", "untrained-4", "student-1", "student-2", "student-4", "student-8", "student-16",
+)  # fmt: skip
 PICTURES = ("grid", "zoom", "accuracy_evaluations", "accuracy_time", "distance_evaluations", "heights")
 
 
@@ -38,7 +42,7 @@ def settings_rows(reasons: dict[str, str] | None = None) -> list[str]:
 
 def part(text: str, name: str) -> str:
     """What stands between the marks of this name. Raises ValueError when they are missing."""
-    found = re.search(f"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", text, re.S)
+    found = re.search(f"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", text, re.S)
     if found is None:
         raise ValueError(f"The marks <!-- {name} --> and <!-- /{name} --> are missing.")
     return found[1]
@@ -50,8 +54,26 @@ def reasons_of(text: str) -> dict[str, str]:
 
 
 def put(text: str, name: str, lines: list[str]) -> str:
-    """The text with other lines between the marks of this name."""
-    return text.replace(part(text, name), "\n" + "\n".join(lines) + "\n" if name == "results" else "\n".join(lines))
+    """The text with other lines between the marks of this name. Raises ValueError when the marks are missing."""
+    part(text, name)
+    before, rest = text.split(f"<!-- {name} -->\n")
+    after = rest.split(f"<!-- /{name} -->")[1]
+    return f"{before}<!-- {name} -->\n" + "".join(f"{line}\n" for line in lines) + f"<!-- /{name} -->{after}"
+
+
+def results(report: dict) -> list[str]:
+    """The README's tables: the methods that the first page is about, what was to be reached, and the rest folded."""
+    folded = {
+        "Every method": tables.cost_and_reading(report),
+        "The student against every rival at equal evaluations": tables.equal_evaluations(report),
+        "By height of the letters' box": tables.by_height(report),
+        "What reading does not see": tables.likeness(report),
+    }
+    lines = [tables.legend(report), "", *tables.cost_and_reading(report, FIRST_PAGE), "", *tables.targets(report)]
+    for title, table in folded.items():
+        if table:
+            lines += ["", f"<details><summary>{title}</summary>", "", *table, "", "</details>"]
+    return lines
 
 
 def main(folder: str | None = None) -> None:
@@ -67,7 +89,7 @@ def main(folder: str | None = None) -> None:
         head = part(text, "settings").splitlines()[:2]
         text = put(text, "settings", head + settings_rows(reasons_of(text) if language == "zh" else None))
         if report is not None:
-            text = put(text, "results", [tables.markdown(report)])
+            text = put(text, "results", results(report))
         path.write_text(text, encoding="utf-8")
 
 
