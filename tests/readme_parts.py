@@ -77,10 +77,14 @@ def results(report: dict) -> list[str]:
 
 
 def main(folder: str | None = None) -> None:
+    """Writes the pictures and both READMEs."""
     plots.workflow().savefig(IMAGES / "workflow.png", dpi=2 * plots.DPI, metadata={"Software": None})
     report = None
     if folder is not None:
-        report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+        try:
+            report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {folder} holds no report of an evaluation ({error}).")
         for name in PICTURES:
             if (Path(folder) / f"{name}.png").exists():
                 shutil.copyfile(Path(folder) / f"{name}.png", IMAGES / f"{name}.png")
