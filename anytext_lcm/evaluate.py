@@ -645,11 +645,12 @@ def write_report(
     first = [REAL, report["reference"], "teacher-8", "teacher-4", "student-8", "student-4", "student-2", "student-1"]
     chosen = sorted(results, key=lambda name: first.index(name) if name in first else len(first))[:SHOWN_METHODS]
     rows = min(rows, len(panel) // panel.repeats)
+    scale = max(1, 128 // panel.images.shape[2])  # smaller pictures leave no room for their captions
     for file, names in (("grid.png", sorted(chosen, key=list(results).index)), ("grid_all.png", list(results))):
         if file == "grid.png" or len(names) > len(chosen):
             right = {name: f"{report['methods'][name]['accuracy']['value']:.0%} of lines right" for name in names}
             columns = {f"{name}\n{right[name]}": results[name].images for name in names}
-            Image.fromarray(contact_sheet(columns, panel.labels(rows))).save(folder / file)
+            Image.fromarray(contact_sheet(columns, panel.labels(rows), scale)).save(folder / file)
     shown = {name: results[name].images for name in results if name in chosen}
     plots.text_zoom(report, shown, panel.polygons, panel.texts, ZOOM_LINES).savefig(
         folder / "zoom.png", dpi=2 * plots.DPI, metadata={"Software": None}

@@ -324,7 +324,7 @@ def intervals(rows: Mapping[str, object], x_label: str, title: str = "") -> Figu
 
 _FAMILIES = {
     "teacher": "teacher, DDIM", "teacher-dpm++": "teacher, DPM-Solver++", "teacher-unipc": "teacher, UniPC",
-    "student": "student", "untrained": "student, untrained",
+    "student": "student", "untrained": "untrained, LCM sampler",
 }  # fmt: skip
 
 
@@ -379,9 +379,10 @@ def report_chart(
     for i, family in enumerate(order):
         points, loud = families[family], family in _LOUD
         places, values, low, high = (np.array([p[key] for p in points]) for key in ("x", "value", "low", "high"))
-        color = COLORS[i % len(COLORS)]
-        axis.plot(places, values, label=family, marker="osD^vP*X"[i % 8], markersize=6 if loud else 4.5, color=color,
-                  linestyle=DASHES[i % len(DASHES)], linewidth=2 if loud else 1.1, zorder=3 if loud else 2)  # fmt: skip
+        color, again = COLORS[i % len(COLORS)], i // len(COLORS)  # a second round of colours has hollow, other marks
+        axis.plot(places, values, label=family, marker="osD^vP*X"[(i + again) % 8], markersize=6 if loud else 4.5,
+                  color=color, markerfacecolor="white" if again else color, linewidth=2 if loud else 1.1,
+                  linestyle=DASHES[(i + again) % len(DASHES)], zorder=3 if loud else 2)  # fmt: skip
         if loud:
             axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
             for point in points:
