@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 CELL_TIMEOUT ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-browser teacher lint notebooks clean
+.PHONY: help demo test test-full test-browser teacher lint notebooks readme clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ notebooks: $(STAMP)  ## run the notebooks again and store their outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.store_widget_state=False notebooks/[0-9][0-9]_*.ipynb
 	$(BIN)/python notebooks/drop_views.py notebooks/[0-9][0-9]_*.ipynb
+
+EVALUATION ?= outputs/evaluation
+readme: $(STAMP)  ## tables and pictures of an evaluation (EVALUATION=FOLDER), and the settings, into both READMEs
+	$(BIN)/python tests/readme_parts.py $(EVALUATION)
 
 clean:  ## remove the environment, caches and outputs
 	rm -rf .venv outputs runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

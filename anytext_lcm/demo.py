@@ -117,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--output", default="outputs/demo",
-        help="gets grid.png, table.txt, report.json and adapter/; replaced when all went well "
+        help="gets grid.png, tables, charts, report.json and adapter/; replaced when all went well "
         "(default: %(default)s)")  # fmt: skip
     add("--steps", type=_positive, default=DEFAULTS.steps, help="updates of the adapter (default: %(default)s)")
     add("--prompts", type=_positive, default=64, help="prompts to draw and judge, 2 or more (default: %(default)s)")

@@ -1,7 +1,8 @@
 """Measures what few steps cost: the same prompts and the same noise for every method, judged by an
 independent reader. `python -m anytext_lcm.evaluate --help`.
 
-Imports torch, numpy and the rooms data, lcm, lora, pipeline, judge, sheet; diffusers where its solvers are asked for.
+Imports torch, numpy and the rooms data, lcm, lora, pipeline, judge, sheet, plots, tables; diffusers where its solvers
+are asked for.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from anytext_lcm import __version__, judge, plots
+from anytext_lcm import __version__, judge, plots, tables
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.lcm.objectives import Predict
@@ -54,7 +56,7 @@ from anytext_lcm.sheet import contact_sheet
 
 PANEL_SEED = 20_000  # of the prompts; training draws its own from the other split of words
 REAL_SEED = 30_000  # of the real pictures that distributions are compared with: other texts and layouts
-ZOOM_METHODS, ZOOM_LINES = 7, 6  # columns and rows that can still be read
+SHOWN_METHODS, ZOOM_LINES = 7, 8  # columns and rows that can still be read
 DISTRIBUTION_FROM = 8  # prompts; fewer say nothing about a distribution
 REAL, RECONSTRUCTION = "real", "reconstruction"
 METHODS = (
@@ -65,7 +67,8 @@ COMPARISON = (  # the README's table: every family at equal evaluations; guided 
     REAL, RECONSTRUCTION,
     *(f"teacher-{n}" for n in (50, 20, 8, 4, 2, 1)),
     *(f"teacher-{n}-{solver}" for solver in ("dpm++", "unipc") for n in (20, 8, 4, 2)),
-    "untrained-4", *(f"student-{n}" for n in (1, 2, 4, 6, 8, 16)),
+    *(f"untrained-{n}" for n in (2, 4, 8)), "untrained-4-deterministic",
+    *(f"student-{n}" for n in (1, 2, 4, 6, 8, 16)),
     "student-4-deterministic", "student-4-gamma0.3", "student-8-gamma0.3",
 )  # fmt: skip
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "peft", "rapidocr", "onnxruntime")
@@ -444,6 +447,7 @@ def compare(
                 {"from": low, "to": None if np.isinf(high) else high, **asdict(interval)}
                 for low, high, interval in judge.retention_by_height(scores[name], scores[reference])
             ]
+    pairs = _equal_evaluations([m for m in how.values() if "sampler" in m], rows, scores, panel.groups)
     if reference and panel.repeats > 1:
         for row in rows.values():
             row["diversity_to_reference"] = row["diversity"]["value"] / max(rows[reference]["diversity"]["value"], 1e-9)
@@ -471,6 +475,7 @@ def compare(
         "reference": reference,
         "prepare_seconds_a_picture": {kind: getattr(clock, kind)["prepare"] / len(panel) for kind in ("wall", "cores")},
         "second_reader": None if second is None else _agreement(second, rows),
+        "equal_evaluations": pairs,
         "methods": rows,
     }
     if show:
@@ -500,6 +505,34 @@ def _by_other_adapters(
     finally:
         for key, parameter in adapter_state(model).items():
             parameter.data.copy_(own[key])
+
+
+def _equal_evaluations(
+    methods: Sequence[Mapping[str, Any]],
+    rows: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, judge.LineScores],
+    groups: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Each of the student's methods beside every one without training that asks the UNet as often: the difference in
+    the share of lines right, paired over prompts, and both distances to real pictures.
+    """
+    students = [m["name"] for m in methods if m["adapter"]]
+    rivals = [m["name"] for m in methods if not m["adapter"]]
+    pairs = []
+    for student in students:
+        for rival in rivals:
+            if rows[student]["evaluations"] != rows[rival]["evaluations"]:
+                continue
+            difference = scores[student].correct.astype(float) - scores[rival].correct
+            distances = [rows[name]["distribution"] for name in (student, rival)]
+            pairs.append({
+                "student": student,
+                "rival": rival,
+                "evaluations": rows[student]["evaluations"],
+                "accuracy_difference": asdict(judge.bootstrap_mean(difference, groups)),
+                "kernel": [d and d["kernel"]["value"] for d in distances],
+            })  # fmt: skip
+    return pairs
 
 
 def _agreement(second: judge.LineReader, rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -599,28 +632,38 @@ def format_table(report: Mapping[str, Any]) -> str:
 def write_report(
     folder: Path, report: Mapping[str, Any], results: Mapping[str, MethodResult], panel: Panel, rows: int = 8
 ) -> None:
-    """report.json, table.txt, grid.png (the first prompts by every method), and charts: accuracy.png against
-    evaluations and against time, zoom.png with the text enlarged and what was read.
+    """report.json; table.txt and table.md; grid.png, the first prompts by the best known methods, and grid_all.png by
+    every one where there are more; charts of accuracy and of the distance to real pictures, each against evaluations
+    and against time; heights.png, accuracy by the height of a line; zoom.png with the text enlarged and what was read.
     """
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     (folder / "table.txt").write_text(format_table(report) + "\n", encoding="utf-8")
-    columns = {}
-    for name, result in results.items():
-        row = report["methods"][name]
-        columns[f"{name}\n{row['accuracy']['value']:.0%} of lines right"] = result.images
+    (folder / "table.md").write_text(tables.markdown(report), encoding="utf-8")
+    for name, figure in _charts(report).items():
+        figure.savefig(folder / f"{name}.png", dpi=2 * plots.DPI, metadata={"Software": None})
+    first = [REAL, report["reference"], "teacher-8", "teacher-4", "student-8", "student-4", "student-2", "student-1"]
+    chosen = sorted(results, key=lambda name: first.index(name) if name in first else len(first))[:SHOWN_METHODS]
     rows = min(rows, len(panel) // panel.repeats)
-    sheet = contact_sheet(columns, panel.labels(rows))
-    Image.fromarray(sheet).save(folder / "grid.png")
-    for name, x in (("accuracy_evaluations.png", "evaluations"), ("accuracy_time.png", "time")):
-        if plots.report_curves(report, x):
-            plots.accuracy_chart(report, x).savefig(folder / name, dpi=2 * plots.DPI, metadata={"Software": None})
-    first = [REAL, report["reference"], "teacher-4", "teacher-8", "student-4", "student-8", "student-2"]
-    chosen = sorted(results, key=lambda name: first.index(name) if name in first else len(first))[:ZOOM_METHODS]
+    scale = max(1, 128 // panel.images.shape[2])  # smaller pictures leave no room for their captions
+    for file, names in (("grid.png", sorted(chosen, key=list(results).index)), ("grid_all.png", list(results))):
+        if file == "grid.png" or len(names) > len(chosen):
+            right = {name: f"{report['methods'][name]['accuracy']['value']:.0%} of lines right" for name in names}
+            columns = {f"{name}\n{right[name]}": results[name].images for name in names}
+            Image.fromarray(contact_sheet(columns, panel.labels(rows), scale)).save(folder / file)
     shown = {name: results[name].images for name in results if name in chosen}
-    plots.text_zoom(report, shown, panel.polygons, panel.texts, min(rows, ZOOM_LINES)).savefig(
+    plots.text_zoom(report, shown, panel.polygons, panel.texts, ZOOM_LINES).savefig(
         folder / "zoom.png", dpi=2 * plots.DPI, metadata={"Software": None}
     )
+
+
+def _charts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a report by the name of their file; those that it has no points for are left out."""
+    measured = [key for key in ("accuracy", "distance") if plots.report_curves(report, "evaluations", key)]
+    charts = {f"{key}_{x}": plots.report_chart(report, x, key) for key in measured for x in ("evaluations", "time")}
+    if len(next(iter(report["methods"].values()))["by_height"]) > 1:
+        charts["heights"] = plots.height_chart(report)
+    return charts
 
 
 # -- command --------------------------------------------------------------------------------------------
@@ -703,6 +746,7 @@ def run(args: argparse.Namespace) -> Path:
         settings = {
             "config": Path(args.config).name,
             "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
+            "date": date.today().isoformat(),
             "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
         }
         report, results = compare(

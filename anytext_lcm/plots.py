@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from anytext_lcm.data.batch import Line, build_conditioning
+from anytext_lcm.data.fonts import PLAIN_FONT, characters
 from anytext_lcm.data.mock import COLORS as TEXT_COLORS
 from anytext_lcm.lcm.samplers import sample_ddim
 from anytext_lcm.lcm.solver import DDIMSolver
@@ -220,6 +221,43 @@ def network_map(parameters: Mapping[str, int], title: str = "") -> Figure:
     return figure
 
 
+def workflow(title: str = "") -> Figure:
+    """The whole way in one picture: what comes in, the command and the notebook of each step, what comes out."""
+    figure, axes = _figure(3.5)
+    axis: Axes = axes[0, 0]
+    thing, command = "#d7d7d7", "#8fb8de"
+    boxes = {  # name: (x, y, colour, first line, what it does, notebook)
+        "checkpoint": (0.0, 3.0, thing, "AnyText2 checkpoint", "or the embedded teacher", ""),
+        "records": (0.0, 1.0, thing, "AnyWord-3M records", "or made-up pictures", ""),
+        "inspect": (2.35, 3.0, command, "inspect_modules", "layers, LoRA targets", "01"),
+        "data": (2.35, 1.0, command, "data, cache_latents", "preview, encode once", "02"),
+        "train": (4.6, 2, "#f2a65a", "train", "teacher: adapter off\nstudent: adapter on\nconsistency loss", "03, 04"),
+        "adapter": (6.55, 2.0, thing, "LoRA adapter", "checkpoint-N/", ""),
+        "sample": (8.75, 3.25, command, "sample", "pictures in 4 steps", "05"),
+        "evaluate": (8.75, 2.0, command, "evaluate, benchmark", "table, charts, zoom", "05"),
+        "export": (8.75, 0.75, command, "export", "PEFT, merged,\nkohya, diffusers", "05"),
+    }
+    for x, y, color, head, words, notebook in boxes.values():
+        style = {"boxstyle": "round,pad=0.5", "facecolor": color, "edgecolor": "none"}
+        lines = f"{head}\n{words}" + (f"\nnotebook {notebook}" if notebook else "")
+        axis.text(x, y, lines, ha="center", va="center", fontsize=8.5, linespacing=1.35, bbox=style)
+    flows = (
+        ((1.15, 3.0), (1.45, 3.0)), ((0.95, 1.0), (1.4, 1.0)), ((3.3, 3.0), (3.85, 2.5)), ((3.3, 1.0), (3.85, 1.5)),
+        ((5.55, 2.0), (5.88, 2.0)), ((7.25, 2.3), (7.95, 3.0)), ((7.3, 2.0), (7.75, 2.0)), ((7.25, 1.7), (7.95, 1.0)),
+    )  # fmt: skip
+    for start, end in flows:
+        axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "0.35", "linewidth": 1.4})
+    axis.annotate("resume, or change rank, targets, objective", (4.6, 1.35), (5.9, 0.35), fontsize=7.5, color="0.35",
+                  ha="center", va="center", arrowprops={"arrowstyle": "-|>", "color": "0.55", "linestyle": "--",
+                  "connectionstyle": "arc3,rad=-0.2"})  # fmt: skip
+    axis.set_xlim(-1.1, 9.9)
+    axis.set_ylim(0.0, 4.0)
+    axis.axis("off")
+    if title:
+        axis.set_title(title, fontsize=11)
+    return figure
+
+
 def unet_map(unet: UNetModel, title: str = "") -> Figure:
     """A UNet as two legs and a floor: where attention and AttnX sit, where WriteNet's residuals are added.
 
@@ -286,80 +324,135 @@ def intervals(rows: Mapping[str, object], x_label: str, title: str = "") -> Figu
 
 _FAMILIES = {
     "teacher": "teacher, DDIM", "teacher-dpm++": "teacher, DPM-Solver++", "teacher-unipc": "teacher, UniPC",
-    "student": "student", "untrained": "student, untrained",
+    "student": "student", "untrained": "untrained, LCM sampler",
 }  # fmt: skip
 
 
-def report_curves(report: Mapping[str, Any], x: str = "evaluations") -> dict[str, list[dict[str, float]]]:
+def report_curves(
+    report: Mapping[str, Any], x: str = "evaluations", measure: str = "accuracy"
+) -> dict[str, list[dict[str, float]]]:
     """Methods of a report (of `evaluate`) by family, each a row of points with steps, x, value, low, high, rising in x.
 
     x: "evaluations" of the UNet, or "time" of a whole picture with decoding, in core seconds on a CPU and in seconds on
-    a GPU. Pictures that were not drawn (real ones, reconstructions) have no point. Raises ValueError for another x.
+    a GPU. measure: "accuracy", the share of lines right, "ned", or "distance", the kernel distance to real pictures.
+    Pictures that were not drawn (real ones, reconstructions) have no point, nor has what was not measured. Raises
+    ValueError for another x or measure.
     """
     if x not in ("evaluations", "time"):
         raise ValueError(f"x must be evaluations or time, not {x!r}.")
+    if measure not in MEASURES:
+        raise ValueError(f"The measure must be {', '.join(MEASURES)}, not {measure!r}.")
     times = "core_seconds_a_picture" if report["hardware"]["device"] == "cpu" else "seconds_a_picture"
     families: dict[str, list[dict[str, float]]] = {}
     for name, row in report["methods"].items():
         found = re.fullmatch(r"(teacher|student|untrained)-(\d+)(?:-([^@]+))?(?:@(.+))?", name)
-        if found is None:
+        values = (row.get("distribution") or {}).get("kernel") if measure == "distance" else row[measure]
+        if found is None or values is None:
             continue
         kind = found[1] if found[3] is None else f"{found[1]}-{found[3]}"
         family = _FAMILIES.get(kind, kind.replace("-", ", ", 1))
         if label := found[4]:
             family += f", seed {label}" if label.isdecimal() else f", {label}"
         place = row["evaluations"] if x == "evaluations" else sum(row[times].values())
-        accuracy = row["accuracy"]
-        point = {"steps": int(found[2]), "x": place} | {k: accuracy[k] for k in ("value", "low", "high")}
+        point = {"steps": int(found[2]), "x": place} | {k: values[k] for k in ("value", "low", "high")}
         families.setdefault(family, []).append(point)
     return {family: sorted(points, key=lambda p: p["x"]) for family, points in families.items()}
 
 
-def accuracy_chart(report: Mapping[str, Any], x: str = "evaluations", title: str = "") -> Figure:
-    """Share of lines read right against what a picture takes, a curve for each family of methods.
+MEASURES = {"accuracy": "lines read right", "ned": "NED", "distance": "kernel distance to real pictures"}
+_LOUD = ("teacher, DDIM", "student")  # whose intervals are drawn as bands; of the others they would hide each other
 
-    Bands are the 95 % intervals; a number beside a point is its steps; a dotted line is what the autoencoder leaves of
-    real pictures, the best any method can do. Raises ValueError as `report_curves`.
+
+def report_chart(
+    report: Mapping[str, Any], x: str = "evaluations", measure: str = "accuracy", title: str = ""
+) -> Figure:
+    """A measure against what a picture takes, a curve for each family of methods.
+
+    Bands are the 95 % intervals of the student and of the teacher's DDIM, and thin bars those of the others; a number
+    beside a point is its steps. A dotted line is the best any method can do: what the autoencoder leaves of real
+    pictures, and for the distance what real pictures are apart. Raises ValueError as `report_curves`.
     """
-    figure, axes = _figure(3.6)
+    figure, axes = _figure(3.8)
     axis: Axes = axes[0, 0]
-    families = report_curves(report, x)
-    for i, (family, points) in enumerate(families.items()):
+    families = report_curves(report, x, measure)
+    order = sorted(families, key=lambda family: (family not in _LOUD, list(families).index(family)))
+    for i, family in enumerate(order):
+        points, loud = families[family], family in _LOUD
         places, values, low, high = (np.array([p[key] for p in points]) for key in ("x", "value", "low", "high"))
-        color = COLORS[i % len(COLORS)]
-        style = {"color": color, "linestyle": DASHES[i % len(DASHES)]}
-        axis.plot(places, values, label=family, marker="osD^v"[i % 5], markersize=5, **style)
-        axis.fill_between(places, low, high, color=color, alpha=0.13, linewidth=0)
-        shift = ((4, 4), (4, -11), (-11, 4), (-11, -11))[i % 4]  # so that families on one point do not overprint
-        for point in points:
-            axis.annotate(f"{point['steps']}", (point["x"], point["value"]), shift, fontsize=8, color=color,
-                          textcoords="offset points")  # fmt: skip
-    if best := report["methods"].get("reconstruction"):
-        axis.axhline(best["accuracy"]["value"], color="0.4", linestyle=":", linewidth=1)
-        axis.annotate("autoencoder", (0.005, best["accuracy"]["value"]), (0, 2), fontsize=8, color="0.4",
+        color, again = COLORS[i % len(COLORS)], i // len(COLORS)  # a second round of colours has hollow, other marks
+        axis.plot(places, values, label=family, marker="osD^vP*X"[(i + again) % 8], markersize=6 if loud else 4.5,
+                  color=color, markerfacecolor="white" if again else color, linewidth=2 if loud else 1.1,
+                  linestyle=DASHES[(i + again) % len(DASHES)], zorder=3 if loud else 2)  # fmt: skip
+        if loud:
+            axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+            for point in points:
+                axis.annotate(f"{point['steps']}", (point["x"], point["value"]), (0, 7), fontsize=8, color=color,
+                              ha="center", textcoords="offset points")  # fmt: skip
+        else:
+            axis.vlines(places, low, high, color=color, linewidth=0.7, alpha=0.6)
+    first = next(iter(report["methods"].values()))
+    if measure == "distance":
+        best, words = (first.get("distribution") or {}).get("kernel_floor"), "real pictures"
+    else:
+        best, words = report["methods"].get("reconstruction", {}).get(measure), "autoencoder"
+    if best:
+        axis.axhline(best["value"], color="0.4", linestyle=":", linewidth=1)
+        axis.annotate(words, (0.005, best["value"]), (0, 2), fontsize=8, color="0.4",
                       xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
     axis.set_xscale("log", base=2 if x == "evaluations" else 10)
     if x == "evaluations":
         ticks = sorted({p["x"] for points in families.values() for p in points})
         axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=8)
-        axis.minorticks_off()
         label = "evaluations of the UNet for a picture (guided steps count twice)"
     else:
         unit = "core seconds" if report["hardware"]["device"] == "cpu" else "seconds"
         label = f"{unit} a picture, decoding included"
         axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.minorticks_off()
-    axis.set_ylim(-0.02, 1.02)
-    _finish(axis, label, "lines read right", title, False)
-    if len(families) > 1:  # few steps are good at the left and many at the right: below there is room
-        axis.legend(fontsize=8, frameon=False, loc="lower right")
+    axis.minorticks_off()
+    if measure != "distance":
+        axis.set_ylim(-0.02, 1.05)
+    _finish(axis, label, MEASURES[measure], title, False)
+    if len(families) > 1:
+        _legend_beside(axis)
+    return figure
+
+
+def height_chart(report: Mapping[str, Any], methods: Sequence[str] = (), title: str = "") -> Figure:
+    """Lines read right by the height of their box, a group of bars for each range and a colour for each method.
+
+    methods: which; by default real pictures, what the autoencoder leaves of them, the reference, and the student and
+    the teacher in four steps, as far as the report has them. Thin bars are Wilson's 95 % intervals.
+    """
+    usual = ("real", "reconstruction", report["reference"], "teacher-4", "student-4")
+    names = [name for name in methods or usual if name in report["methods"]]
+    rows = {name: report["methods"][name]["by_height"] for name in names or list(report["methods"])[:1]}
+    ranges = next(iter(rows.values()))
+    figure, axes = _figure(3.0)
+    axis: Axes = axes[0, 0]
+    width = 0.8 / len(rows)
+    for i, (name, buckets) in enumerate(rows.items()):
+        places = np.arange(len(buckets)) + (i - (len(rows) - 1) / 2) * width
+        values, low, high = (np.array([b[key] for b in buckets]) for key in ("value", "low", "high"))
+        color = COLORS[i % len(COLORS)]
+        axis.bar(places, values, width, label=name, color=color, edgecolor="white", hatch=HATCHES[i % len(HATCHES)])
+        axis.vlines(places, low, high, color="0.25", linewidth=1)
+
+    def words(bucket: Mapping[str, Any]) -> str:
+        span = f"from {bucket['from']:g}" if bucket["to"] is None else f"{bucket['from']:g} to {bucket['to']:g}"
+        return f"{span}\n{bucket['n']} lines"
+
+    axis.set_xticks(range(len(ranges)), [words(bucket) for bucket in ranges], fontsize=8)
+    axis.set_ylim(0, 1.05)
+    _finish(axis, "height of a line's box, pixels", "lines read right", title, False)
+    _legend_beside(axis)
     return figure
 
 
 def _plain(text: str) -> str:
-    """Text for a figure: a dollar sign would begin mathematics."""
-    return text.replace("$", r"\$")
+    """Text for a figure: a dollar sign would begin mathematics, and a letter that the font lacks would be warned of."""
+    known = characters(PLAIN_FONT)
+    return "".join(letter if ord(letter) in known else "\u25a1" for letter in text).replace("$", r"\$")
 
 
 def text_zoom(

@@ -9,7 +9,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from PIL import Image
 
-from anytext_lcm import evaluate, pipeline
+from anytext_lcm import evaluate, pipeline, tables
 from anytext_lcm.evaluate import Panel, PanelJudge, compare, reference_of, resolve_methods, run_method
 from anytext_lcm.judge import LineReader
 from anytext_lcm.lcm.samplers import sample_ddim
@@ -18,7 +18,9 @@ from anytext_lcm.lora import adapter_state, attach, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.sheet import contact_sheet
 
-FILES = ["accuracy_evaluations.png", "accuracy_time.png", "grid.png", "report.json", "table.txt", "zoom.png"]
+FILES = [
+    "accuracy_evaluations.png", "accuracy_time.png", "grid.png", "report.json", "table.md", "table.txt", "zoom.png",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,46 @@ def test_retention_when_the_teacher_reads(model, monkeypatch):
     assert buckets and all(bucket["value"] == 0 and bucket["from"] >= 0 for bucket in buckets)
 
 
+def test_rivals_at_equal_evaluations(model, monkeypatch, tmp_path):
+    """Real pictures stand in for the student's, blank ones for everybody else's."""
+    small = Panel.build(prompts=9)
+
+    def pretend(model, panel, method, prepared=None, show=False):
+        images = panel.images if method.name.startswith("student") else np.zeros_like(panel.images)
+        return evaluate.MethodResult(method.name, images, method.evaluations, {"denoise": 1.0}, {"denoise": 1.0})
+
+    monkeypatch.setattr(evaluate, "run_method", pretend)
+    monkeypatch.setattr(evaluate, "prepare_panel", lambda *_: None)
+    names = ("teacher-50", "teacher-2", "untrained-4", "student-4", "student-8", "teacher-4-unipc", "teacher-1")
+    report, results = compare(model, small, names, 2.0, show=False)
+    pairs = {(p["student"], p["rival"]): p for p in report["equal_evaluations"]}
+    assert set(pairs) == {("student-4", "teacher-2"), ("student-4", "untrained-4"), ("student-8", "teacher-4-unipc")}
+    for pair in pairs.values():
+        assert pair["accuracy_difference"]["value"] == report["methods"]["student-4"]["accuracy"]["value"] > 0.5
+        assert pair["kernel"][0] < pair["kernel"][1]
+    text = tables.markdown(report)
+    assert "At equal evaluations" in text and "| more |" in text and "| nearer |" in text
+    assert "Of 3 rivals at equal evaluations the student reads more than 3" in text
+    evaluate.write_report(tmp_path, report, results, small)
+    assert {path.name for path in tmp_path.iterdir()} >= {*FILES, "distance_evaluations.png", "distance_time.png"}
+    assert tables.main([str(tmp_path / "report.json")]) == 0
+
+
+def test_the_tables_of_a_report(model, capsys, tmp_path):
+    """Every row of a table has as many cells as its head; what is no report is refused in a sentence."""
+    small = Panel.build(prompts=4, repeats=2)
+    report, _ = compare(model, small, ("real", "teacher-2", "student-1"), 2.0, show=False, second=Backwards(1))
+    text = tables.markdown(report)
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
+    assert len(blocks) >= 2 and all(len({row.count("|") for row in block}) == 1 for block in blocks)
+    assert "**teacher-2**" in text and "lines right by backwards" in text and "2 sampling seeds each" in text
+    (tmp_path / "other.json").write_text('{"methods": {}}')
+    (tmp_path / "broken.json").write_text("{")
+    for name in ("other.json", "broken.json", "missing.json"):
+        assert tables.main([str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_the_comparison_is_at_equal_evaluations():
     methods = [m for m in resolve_methods(evaluate.COMPARISON, 2.0) if not isinstance(m, str)]
     by_kind = {}
@@ -208,7 +250,7 @@ def test_a_second_reader_and_seeds_in_the_report(model, tmp_path, monkeypatch):
     table = evaluate.format_table(report)
     assert "backwards" in table and "diversity" in table and "2 sampling seeds" in table
     evaluate.write_report(tmp_path, report, results, small)
-    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    assert sorted({path.name for path in tmp_path.iterdir()} - {"heights.png"}) == FILES
 
 
 @pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
@@ -261,7 +303,7 @@ def test_command(model, tmp_path, monkeypatch, capsys):
     command = ["--adapter", str(folder), "--lines", "2", "--methods", "teacher-2", "student-1"]
     command += ["--output", str(tmp_path / "out")]
     assert evaluate.main(command) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    assert sorted({path.name for path in (tmp_path / "out").iterdir()} - {"heights.png"}) == FILES
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["methods"]) == ["teacher-2", "student-1"] and report["panel"]["lines"] >= 2
     for parameter in (state := adapter_state(model)).values():

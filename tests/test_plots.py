@@ -24,6 +24,9 @@ REPORT = {
             "accuracy": INTERVAL,
             "core_seconds_a_picture": {"denoise": 0.01 * evaluations + 0.01, "decode": 0.1},
             "seconds_a_picture": {"denoise": 0.02 * evaluations + 0.01, "decode": 0.2},
+            "ned": INTERVAL,
+            "distribution": {"kernel": INTERVAL, "kernel_floor": INTERVAL},
+            "by_height": [{"from": 0, "to": 16, **INTERVAL}, {"from": 16, "to": None, **INTERVAL}],
             "read": ["cat", "", "$5", "x"],
         }
         for name, evaluations in {
@@ -35,8 +38,11 @@ REPORT = {
 BOX = np.array([[4, 4], [60, 4], [60, 20], [4, 20]])
 DRAWN = {name: np.full((2, 64, 64, 3), 90, np.uint8) for name in ("real", "teacher-4", "student-4")}
 CALLS = {
-    "evaluations": lambda: plots.accuracy_chart(REPORT, "evaluations", "t"),
-    "time": lambda: plots.accuracy_chart(REPORT, "time"),
+    "evaluations": lambda: plots.report_chart(REPORT, "evaluations", title="t"),
+    "time": lambda: plots.report_chart(REPORT, "time", "ned"),
+    "distance": lambda: plots.report_chart(REPORT, "evaluations", "distance"),
+    "heights": lambda: plots.height_chart(REPORT),
+    "workflow": lambda: plots.workflow("t"),
     "zoom": lambda: plots.text_zoom(REPORT, DRAWN, [[BOX], [BOX, BOX]], [["cat"], ["dog", "$5"]]),
     "grid": lambda: plots.picture_grid([[PICTURE, None], [torch.zeros(1, 8, 8)]], ["a", "b"], ["c", "d"], "e"),
     "outlines": lambda: plots.picture_grid([[PICTURE]], outlines=[[[np.array([[1, 1], [6, 1], [6, 6]])]]]),
@@ -114,6 +120,10 @@ def test_the_comparison_as_curves():
     assert on_cpu == pytest.approx(0.15) and on_gpu == pytest.approx(0.29)
     with pytest.raises(ValueError, match="evaluations or time"):
         plots.report_curves(REPORT, "steps")
+    with pytest.raises(ValueError, match="measure"):
+        plots.report_curves(REPORT, "time", "beauty")
+    few = {**REPORT, "methods": {"student-4": REPORT["methods"]["student-4"] | {"distribution": None}}}
+    assert plots.report_curves(few, "time", "distance") == {}
 
 
 def test_the_zoom_says_what_was_read_and_whether_it_is_right():
@@ -121,4 +131,7 @@ def test_the_zoom_says_what_was_read_and_whether_it_is_right():
     assert len(figure.axes) == 6
     words = [axis.get_xlabel() for axis in figure.axes]
     assert words[0] == "cat \u2713" and words[3] == "(nothing) \u2717"
+    strange = {**REPORT, "methods": {"real": {"read": ["\u53e3$", "x", "x"]}}}
+    figure_of_strange = plots.text_zoom(strange, {"real": DRAWN["real"]}, [[BOX], [BOX, BOX]], [["cat"], ["dog", "$5"]])
+    assert figure_of_strange.axes[0].get_xlabel() == "\u25a1\\$ \u2717"  # what the font lacks is not warned of
     assert figure.axes[0].get_title() == "real" and figure.axes[3].get_ylabel() == "dog"
