@@ -185,8 +185,11 @@ class DistillStep(nn.Module):
 
     def _reading(self, batch: Mapping[str, Any], parts: LossParts) -> Tensor:
         """How unlike the true picture's lines the student's read to the network's own recogniser (scalar). A picture
-        counts by alphas_cumprod at its t: from much noise not even the teacher's estimate can be read.
+        counts by alphas_cumprod at its t: from much noise not even the teacher's estimate can be read. Raises
+        ValueError for a batch that has latents in place of pictures.
         """
+        if "img" not in batch:
+            raise ValueError("recogniser_weight compares with the true pictures; give the batch its img.")
         model, positions = self.model, batch["positions"]
         weight = self.schedule.alphas_cumprod.to(parts.pred.device)[parts.start_timesteps]
         drawn, true = model.decode(parts.pred), batch["img"].to(parts.pred.device)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from micro_network import micro_batch, micro_network
+from micro_network import SIDE, micro_batch, micro_network
 
 from anytext_lcm import lora
 from anytext_lcm.distill import DistillStep, run_distillation, seeded_generator
@@ -88,6 +88,14 @@ def test_in_the_step(objective):
     assert len(moved) == len(gradient)  # the decoder passes the gradient on to every layer of the adapter
     adapter = {id(p) for p in lora.adapter_state(model).values()}
     assert [name for name, p in model.named_parameters() if id(p) not in adapter and p.grad is not None] == []
+
+
+def test_a_batch_without_pictures_is_refused():
+    model, batch = student(), micro_batch()
+    latents = torch.zeros(2, model.latent_channels, SIDE // 8, SIDE // 8)
+    lean = {key: value for key, value in batch.items() if key != "img"} | {"latents": latents}
+    with pytest.raises(ValueError, match="give the batch its img"):
+        DistillStep(model, recogniser_weight=1.0)(lean, seeded_generator(0))
 
 
 def test_a_run_with_it_trains(teacher, tmp_path):
