@@ -61,7 +61,7 @@ STUDENT_STEPS = (4, 8)
 TEACHER_STEPS = 50
 SHEET_ROWS = 8
 # What an update costs, in forward passes of the UNet: the teacher's two branches, the student's pass with a backward
-# pass of two more, and for `lcm` the target. What the groups of an adapter cost besides is in the seconds.
+# pass of two more, and for `lcm` the target. What an adapter's groups or a recogniser cost besides is in the seconds.
 PASSES = {"lcm": 6, "teacher_x0": 5}
 # The recipe of the shipped adapter, so that every answer differs from it in one thing.
 RECIPE = {
@@ -92,7 +92,7 @@ def questions(model: AnyText2, settings: TrainSettings, latents: str) -> dict[st
         "skip": {f"skip {skip}": {"solver_steps": 1000 // skip} for skip in (10, 50)},
         "latents": {"cached latents": {"latents": latents}},
         "text": {f"text counts {1 + more} times": {"text_weight": float(more)} for more in (1, 3)},
-        "recogniser": {f"recogniser {weight:g}": {"recogniser_weight": weight} for weight in (0.1, 1.0)},
+        "recogniser": {f"recogniser {weight:g}": {"recogniser_weight": weight} for weight in (1.0, 3.0)},
         "average": {"no average": {"ema_decay": 0.0}, "average 0.95": {"ema_decay": 0.95}},
     }
 
@@ -316,8 +316,8 @@ def ablate(
     """
     if unknown := sorted(set(asked) - set(QUESTIONS)):
         raise ValueError(f"There is no question {', '.join(unknown)}; ask among {', '.join(QUESTIONS)}.")
-    if lines < 4:
-        raise ValueError(f"--lines must be 4 or more, not {lines}: of fewer there may be one picture alone.")
+    if lines < 16:
+        raise ValueError(f"--lines must be 16 or more, not {lines}: fewer pictures say nothing about a distribution.")
     output = Path(output)
     most = updates_for({"objective": "teacher_x0"}, steps) * RECIPE["train_batch_size"]  # so none is seen twice
     common = {"config": str(EMBEDDED_CONFIG), "output_dir": str(output / DEFAULT), "seed": seed, "dataset_size": most}

@@ -52,7 +52,7 @@ def test_every_answer_is_a_run_that_can_be(teacher, tmp_path):
 def test_runs_table_and_going_on(teacher, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ablate, "TEACHER_STEPS", 2)
     monkeypatch.setattr(ablate, "SHEET_ROWS", 2)
-    arguments = dict(asked=("objective", "latents", "average"), steps=2, lines=4, **recipe(teacher))
+    arguments = dict(asked=("objective", "latents", "average"), steps=2, lines=16, **recipe(teacher))
     # Another process has one of the runs in hand: it is left alone.
     with FileLock(tmp_path / ".average_0.95.lock"):
         found = ablate.ablate(tmp_path, **arguments)
@@ -76,7 +76,7 @@ def test_runs_table_and_going_on(teacher, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ablate, "run_distillation", never)
     monkeypatch.setattr(ablate, "Judge", never)
     assert len(ablate.ablate(tmp_path, **arguments)["runs"]) == 6
-    for changes in ({"steps": 3}, {"lines": 5}, {"learning_rate": 1.0}):
+    for changes in ({"steps": 3}, {"lines": 17}, {"learning_rate": 1.0}):
         with pytest.raises(ValueError, match="belongs to another ablation"):
             ablate.ablate(tmp_path, **arguments | changes)
 
@@ -93,7 +93,7 @@ def test_a_training_that_gives_up_does_not_end_the_others(teacher, tmp_path, mon
         raise FloatingPointError("Updates 1 to 10 were skipped.")
 
     monkeypatch.setattr(ablate, "run_distillation", gives_up)
-    found = ablate.ablate(tmp_path, (), steps=2, lines=4, **recipe(teacher))
+    found = ablate.ablate(tmp_path, (), steps=2, lines=16, **recipe(teacher))
     assert found["runs"]["default"]["failed"] == "Updates 1 to 10 were skipped."
     assert "read" in found["runs"]["untrained"]
     assert "default failed: Updates 1 to 10 were skipped." in (tmp_path / "table.md").read_text()
@@ -111,7 +111,7 @@ def test_a_run_over_the_default(monkeypatch):
 def test_bad_input(tmp_path, capsys):
     for flags, words in (
         (["--questions", "moon"], "no question moon"), (["--steps", "0"], "--steps must"),
-        (["--threads", "0"], "--threads must"), (["--lines", "3"], "--lines must be 4 or more"),
+        (["--threads", "0"], "--threads must"), (["--lines", "3"], "--lines must be 16 or more"),
         (["--teacher_ckpt", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
     ):  # fmt: skip
         assert ablate.main(["--output", str(tmp_path / "o"), *flags]) == 2

@@ -15,10 +15,11 @@ from anytext_lcm.settings import TrainSettings
 def network():
     """The micro network with a recogniser that sees: with untrained statistics its features hardly move."""
     model = micro_network()
-    recogniser = model.text_predictor.train()
+    recogniser = model.text_predictor
     for module in recogniser.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, torch.nn.BatchNorm2d):  # these alone: dropout would draw from the global generator
             module.momentum = 1.0
+            module.train()
     with torch.no_grad():
         recogniser(torch.rand(4, 3, 48, 320, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     recogniser.eval()
