@@ -45,6 +45,7 @@ from anytext_lcm.pipeline import (
     EMBEDDED_CONFIG,
     Drawing,
     Method,
+    default_device,
     defaults_for,
     describe_hardware,
     draw,
@@ -126,7 +127,7 @@ class Judge:
         self.settings, threads = settings, torch.get_num_threads()
         self.panel = Panel.build(lines=lines, seed=seed, image_size=defaults_for(settings.config).size[0])
         self.reader, self.features = LineReader(threads), DetectorFeatures(threads)
-        model = load_teacher(settings)
+        model = load_teacher(settings).to(default_device())
         self.prepared = prepare_panel(model, self.panel, settings.negative_prompt)  # no adapter reaches it
         about = f"{fingerprint(model)}-{lines}-{seed}-{settings.guidance_scale:g}-{TEACHER_STEPS}"
         path = folder / f"teacher-{about}.npz"
@@ -173,7 +174,7 @@ class Judge:
         right over the teacher's, None where the teacher has none right), kernel distance to real pictures, and a digit
         a line, 1 for read right. Without an adapter it is the untrained one. sheet: gets its first pictures.
         """
-        model, groups = load_teacher(self.settings), self.panel.groups
+        model, groups = load_teacher(self.settings).to(default_device()), self.panel.groups
         if adapter is not None:
             load_adapter(model, adapter)
         found, columns = {}, {}
@@ -279,11 +280,13 @@ class Results:
 def seconds_an_update(settings: TrainSettings) -> float:
     """Of the default, here and now: one batch drawn, forward and backward, after another to warm up."""
     model = attach(load_teacher(settings), settings.lora_rank, settings.lora_alpha, settings.lora_targets)
+    model.to(default_device())
     step = DistillStep(model, guidance_scale=settings.guidance_scale, negative_prompt=settings.negative_prompt).eval()
     dataset = build_dataset(settings)
     for _ in range(2):
         began = time.perf_counter()
-        batch = expand(collate([dataset[i] for i in range(min(settings.train_batch_size, len(dataset)))]))
+        items = [dataset[i] for i in range(min(settings.train_batch_size, len(dataset)))]
+        batch = expand(collate(items), model.device)
         step(batch, seeded_generator(0)).loss.backward()
     return settings.gradient_accumulation_steps * (time.perf_counter() - began)
 
@@ -339,7 +342,7 @@ def ablate(
     if not left:
         return results.read()
     judge = Judge(settings, output, lines, seed)
-    results.add({}, panel=judge.about(), hardware=describe_hardware(torch.device("cpu")))
+    results.add({}, panel=judge.about(), hardware=describe_hardware(default_device()))
     update = seconds_an_update(settings)
     minutes = (steps * update + judge.seconds) / 60
     print(
