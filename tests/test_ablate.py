@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from micro_network import micro_network
@@ -20,6 +21,24 @@ def recipe(teacher):
 
 def settings_of(teacher, folder, **changes):
     return TrainSettings.from_dict(ablate.RECIPE | recipe(teacher) | {"output_dir": str(folder)} | changes)
+
+
+class Colours:
+    """In place of the text detector, to save time: what a picture's channels are like."""
+
+    def __init__(self, threads):
+        pass
+
+    def __call__(self, images):
+        pixels = np.asarray(images, float).reshape(len(images), -1, 3)
+        return np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(ablate, "DetectorFeatures", Colours)
+    monkeypatch.setattr(ablate, "TEACHER_STEPS", 2)
+    monkeypatch.setattr(ablate, "SHEET_ROWS", 2)
 
 
 def test_equal_compute():
@@ -49,9 +68,7 @@ def test_every_answer_is_a_run_that_can_be(teacher, tmp_path):
     assert seen.count(ablate.DEFAULT) == 1  # "no average" is the default's training, read without its average
 
 
-def test_runs_table_and_going_on(teacher, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ablate, "TEACHER_STEPS", 2)
-    monkeypatch.setattr(ablate, "SHEET_ROWS", 2)
+def test_runs_table_and_going_on(teacher, tmp_path, capsys, monkeypatch, quick):
     arguments = dict(asked=("objective", "latents", "average"), steps=2, lines=16, **recipe(teacher))
     # Another process has one of the runs in hand: it is left alone.
     with FileLock(tmp_path / ".average_0.95.lock"):
@@ -85,10 +102,7 @@ def never(*arguments, **more):
     raise AssertionError("what is done was done again")
 
 
-def test_a_training_that_gives_up_does_not_end_the_others(teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablate, "TEACHER_STEPS", 2)
-    monkeypatch.setattr(ablate, "SHEET_ROWS", 2)
-
+def test_a_training_that_gives_up_does_not_end_the_others(teacher, tmp_path, monkeypatch, quick):
     def gives_up(settings, on_sample):
         raise FloatingPointError("Updates 1 to 10 were skipped.")
 
