@@ -11,8 +11,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,8 @@ class Results:
             results = self.read() | more
             results["runs"] |= runs
             self._write(results)
+            if "panel" not in results:  # nobody has judged yet
+                return
             with whole_file(self.path.with_name("table.md")) as temporary:
                 temporary.write_text(format_table(results) + "\n", encoding="utf-8")
 
@@ -341,15 +344,18 @@ def ablate(
     left = set(plan) - set(results.read()["runs"])
     if not left:
         return results.read()
-    judge = Judge(settings, output, lines, seed)
-    results.add({}, panel=judge.about(), hardware=describe_hardware(default_device()))
     update = seconds_an_update(settings)
-    minutes = (steps * update + judge.seconds) / 60
-    print(
-        f"{len(left)} of {len(plan)} runs are to do. One takes about {minutes:.1f} minutes here: {steps} updates of "
-        f"{update:.2f} s, and {judge.seconds:.0f} s to judge.",
-        flush=True,
-    )
+    print(f"{len(left)} of {len(plan)} runs are to do. One trains for about {steps * update / 60:.1f} minutes here: "
+          f"{steps} updates of {update:.2f} s.", flush=True)  # fmt: skip
+
+    @cache
+    def judge() -> Judge:
+        """Made when first needed: while one process reads the teacher, another may train."""
+        made = Judge(settings, output, lines, seed)
+        results.add({}, panel=made.about(), hardware=describe_hardware(default_device()))
+        print(f"Judging a run takes about {made.seconds:.0f} s here.", flush=True)
+        return made
+
     for folder, names in trainings.items():
         try:
             with FileLock(output / f".{folder}.lock", timeout=0):
@@ -363,7 +369,7 @@ def ablate(
 
 def _run(
     name: str, changes: Mapping[str, Any] | None, common: Mapping[str, Any], steps: int, output: Path, folder: str,
-    judge: Judge,
+    judge: Callable[[], Judge],
 ) -> dict[str, Any]:  # fmt: skip
     """One run's entry in results.json; a training that gave up has a sentence in place of its readings."""
     entry: dict[str, Any] = {"changes": changes, "updates": 0, "seconds": None, "cpu_seconds": None}
@@ -381,8 +387,8 @@ def _run(
         adapter = output / folder / f"checkpoint-{entry['updates']}"
         if (common | changes)["ema_decay"]:
             adapter /= EMA_FOLDER
-    began = time.perf_counter()
-    entry["read"] = judge(adapter, output / "sheets" / f"{name.replace(' ', '_')}.png", name)
+    look, began = judge(), time.perf_counter()
+    entry["read"] = look(adapter, output / "sheets" / f"{name.replace(' ', '_')}.png", name)
     trained = "not timed" if entry["seconds"] is None else f"{entry['seconds']:.0f} s"
     print(f"{name}: trained {trained}, judged {time.perf_counter() - began:.0f} s.", flush=True)
     return entry
@@ -425,7 +431,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(format_table(results))
+    if "panel" in results:  # else others have all runs in hand and none is judged yet
+        print(format_table(results))
     return 0
 
 

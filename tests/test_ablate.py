@@ -74,7 +74,7 @@ def test_runs_table_and_going_on(teacher, tmp_path, capsys, monkeypatch, quick):
     with FileLock(tmp_path / ".average_0.95.lock"):
         found = ablate.ablate(tmp_path, **arguments)
     said = capsys.readouterr().out
-    assert "6 of 6 runs are to do. One takes about" in said and "average 0.95: another process is at it." in said
+    assert "6 of 6 runs are to do. One trains for about" in said and "average 0.95: another process is at it." in said
     assert list(found["runs"]) == ["default", "no average", "untrained", "teacher_x0", "cached latents"]
     assert [run["updates"] for run in found["runs"].values()] == [2, 2, 0, 2, 2]
     assert found["runs"]["default"]["seconds"] > 0 and found["runs"]["no average"]["seconds"] is None
