@@ -16,6 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -55,6 +56,7 @@ from anytext_lcm.lcm.solver import DDIMSolver
 from anytext_lcm.lora import adapter_off, adapter_state, attach
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
 from anytext_lcm.model.vae import sample_posterior
+from anytext_lcm.perceptual import line_distance
 from anytext_lcm.pipeline import decode, defaults_for, denoise, prepare, student_method, teacher_method
 from anytext_lcm.settings import PRECISIONS, TrainSettings
 
@@ -90,9 +92,11 @@ class DistillStep(nn.Module):
         loss: str = "huber",
         guidance_spread: float = 0.0,
         text_weight: float = 0.0,
+        recogniser_weight: float = 0.0,
     ):
         """guidance_scale: the middle of a range of 2 guidance_spread from which each picture draws its own;
-        text_weight: how much more a latent counts that is all text. The rest as in TrainSettings.
+        text_weight: how much more a latent counts that is all text; recogniser_weight: of `_reading` in the loss. The
+        rest as in TrainSettings.
         """
         super().__init__()
         if not model.control_model.fast_control:
@@ -106,6 +110,7 @@ class DistillStep(nn.Module):
         self.objective = OBJECTIVES[objective]
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
         self.guidance_spread, self.text_weight = guidance_spread, text_weight
+        self.recogniser_weight = recogniser_weight
         self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> LossParts:
@@ -151,7 +156,7 @@ class DistillStep(nn.Module):
             return model.predict_noise(x, t, cond, student_control)
 
         # 5. to 10.: add noise, teacher, solver, target, student, loss
-        return self.objective(
+        parts = self.objective(
             student,
             teacher,
             target,
@@ -164,6 +169,9 @@ class DistillStep(nn.Module):
             loss=self.loss,
             weight=self._weight(batch, latents),
         )
+        if self.recogniser_weight:
+            parts = replace(parts, loss=parts.loss + self.recogniser_weight * self._reading(batch, parts))
+        return parts
 
     def _encode(self, batch: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         """Scaled latents (B, C, h, w), fp32: given, drawn from a stored posterior, or from the pictures."""
@@ -174,6 +182,18 @@ class DistillStep(nn.Module):
             moments = torch.stack([torch.as_tensor(m) for m in batch["latent_moments"]]).to(model.device)
             return model.scale_factor * sample_posterior(*moments.float().chunk(2, dim=1), generator)
         return model.encode(batch["img"], generator)
+
+    def _reading(self, batch: Mapping[str, Any], parts: LossParts) -> Tensor:
+        """How unlike the true picture's lines the student's read to the network's own recogniser (scalar). A picture
+        counts by alphas_cumprod at its t: from much noise not even the teacher's estimate can be read. Raises
+        ValueError for a batch that has latents in place of pictures.
+        """
+        if "img" not in batch:
+            raise ValueError("recogniser_weight compares with the true pictures; give the batch its img.")
+        model, positions = self.model, batch["positions"]
+        weight = self.schedule.alphas_cumprod.to(parts.pred.device)[parts.start_timesteps]
+        drawn, true = model.decode(parts.pred), batch["img"].to(parts.pred.device)
+        return line_distance(model.text_predictor, drawn, true, positions, batch["n_lines"], weight)
 
     def _weight(self, batch: Mapping[str, Any], latents: Tensor) -> Tensor | None:
         """(B, 1, h, w): how much each latent counts, None when all count alike."""
@@ -525,6 +545,7 @@ def _train(
         settings.loss,
         settings.guidance_spread,
         settings.text_weight,
+        settings.recogniser_weight,
     ).eval()  # nothing in the network may drop out or move its statistics
     if settings.latents:
         dataset = with_latents(dataset, settings.latents, model)

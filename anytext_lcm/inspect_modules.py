@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from anytext_lcm.lora import attach, find_targets, resolve_targets
+from anytext_lcm.lora import find_targets, resolve_targets
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.checkpoint import OPTIONAL_KEYS, load_strict, read_state_dict
 from anytext_lcm.outputs import check_writable, whole_file
@@ -152,45 +151,12 @@ def lora_groups(layers: Sequence[Layer], rank: int = 64) -> dict[str, tuple[int,
 # -- memory ---------------------------------------------------------------------------------------------
 
 
-def saved_bytes(
-    model: AnyText2, picture_size: int, targets: Sequence[str] | None = None, rank: int = 64
-) -> int:
-    """Bytes that autograd keeps of one fp32 forward pass of WriteNet and UNet with an adapter, for one picture.
-
-    Counted on the meta device through saved_tensors_hooks: every tensor once, weights left out, no gradient
-    checkpointing, and attention by its plain formula, which keeps the matrix of weights as on a CPU; for a GPU's
-    fused kernel see `memory.estimate`. `model` is a bare network on the meta device and is given the adapter; build
-    a fresh one for each call. picture_size: pixels of a side. Raises ValueError for another device, and for an
-    adapter that is there already.
-    """
-    if model.device.type != "meta":
-        raise ValueError("Only a network on the meta device can be counted without computing; use build(config).")
-    attach(model, rank, targets=targets)
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: list[Tensor] = []  # held, so that no address is used twice
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    unet, writenet = model.model.diffusion_model, model.control_model
-    picture = torch.zeros(1, 1, picture_size, picture_size, device="meta")
-    latents = torch.zeros(1, model.latent_channels, picture_size // 8, picture_size // 8, device="meta")
-    width = unet.middle_block[1].transformer_blocks[0].attn2.to_k.in_features
-    context = torch.zeros(1, 77, width, device="meta")  # CLIP's 77 tokens
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        residuals = writenet(picture, picture, latents, context)
-        unet(latents, torch.zeros(1, dtype=torch.int64, device="meta"), context, residuals)
-    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
-    return sum(size for storage, size in sizes.items() if storage not in weights)
-
-
 def training_memory(
     layers: Sequence[Layer], weights: int, groups: Sequence[str], rank: int, kept: int, batch_size: int = 1
 ) -> dict[str, float]:
     """GB that one fp32 process of a distillation needs, by what for; workspace of the kernels comes on top.
 
-    layers: of the network; weights: its parameters; groups: LoRA groups; kept: bytes a picture, `saved_bytes`.
+    layers: of the network; weights: its parameters; groups: LoRA groups; kept: bytes a picture (`memory.saved_bytes`).
     Adam keeps two numbers for each trained one. Raises ValueError for an unknown group.
     """
     sizes = lora_groups(layers, rank)

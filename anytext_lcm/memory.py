@@ -24,6 +24,7 @@ GIB = 2**30
 RUNTIME = 1.5 * GIB  # CUDA's context, cuDNN's and cuBLAS's workspaces: a guess
 _LOW = {"conv2d", "linear", "matmul", "bmm", "scaled_dot_product_attention"}
 _FULL = {"group_norm", "layer_norm", "softmax"}
+KERNELS = ("fused", "plain")
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -44,11 +45,13 @@ class _Attention(torch.autograd.Function):
 
 
 class _Casts(TorchFunctionMode):
-    """What autocast does on a GPU, which it does not do on the meta device: products in dtype, norms in fp32."""
+    """What autocast does on a GPU, which it does not do on the meta device: products in dtype, norms in fp32. With
+    `fused`, attention keeps what the fused kernel keeps.
+    """
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, dtype: torch.dtype, fused: bool = True):
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.fused = dtype, fused
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence = (), kwargs: Mapping | None = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -59,7 +62,7 @@ class _Casts(TorchFunctionMode):
                 k: v.to(wanted) if isinstance(v, Tensor) and v.is_floating_point() else v
                 for k, v in (kwargs or {}).items()
             }
-        if name == "scaled_dot_product_attention":
+        if self.fused and name == "scaled_dot_product_attention":
             return _Attention.apply(*args[:3])
         return func(*args, **(kwargs or {}))
 
@@ -104,48 +107,84 @@ def _blocks(keep: _Kept, inside: list[int]) -> Iterator[None]:
         unet.checkpoint = real
 
 
+def _picture(model: AnyText2, side: int) -> tuple[Tensor, Conditioning]:
+    """Latents and conditioning of one picture of `side` pixels, without numbers."""
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=model.dtype)
+
+    latents = (1, model.latent_channels, side // 8, side // 8)
+    image, text = (
+        empty(1, 77, network.middle_block[1].transformer_blocks[0].attn2.to_k.in_features)  # CLIP's 77 tokens
+        for network in (model.model.diffusion_model, model.control_model)
+    )
+    glyphs, positions = empty(1, 1, side, side), empty(1, 1, side, side)
+    return empty(*latents), Conditioning(image, text, glyphs, positions, empty(*latents))
+
+
+def saved_bytes(
+    model: AnyText2,
+    picture_size: int,
+    targets: Sequence[str] | None = None,
+    rank: int = 64,
+    kernel: str = "fused",
+) -> int:
+    """Bytes that autograd keeps of one forward pass of WriteNet and UNet with an adapter, for one picture.
+
+    Every storage counts once, weights do not. `model` is a bare network on the meta device, in the precision and with
+    the gradient checkpointing to be counted; it is given the adapter, so build a fresh one for each call.
+    picture_size: pixels of a side. kernel: "fused", as on a GPU, or "plain", the formula that a CPU's training writes
+    out and whose matrix of weights is kept. Raises ValueError for another device or kernel, and for an adapter that is
+    there already.
+    """
+    if model.device.type != "meta":
+        raise ValueError("Only a network on the meta device can be counted without computing; build it there.")
+    if kernel not in KERNELS:
+        raise ValueError(f"The kernel {kernel!r} is unknown; choose {' or '.join(KERNELS)}.")
+    attach(model, rank, rank, targets)
+    model.to("meta")  # the adapter was made on the CPU
+    latents, cond = _picture(model, picture_size)
+    keep, inside = _Kept(model), [0]
+    with (
+        torch.enable_grad(),
+        _Casts(model.dtype, kernel == "fused"),
+        _blocks(keep, inside),
+        torch.autograd.graph.saved_tensors_hooks(keep.add, lambda t: t),
+    ):
+        timestep = torch.zeros(1, dtype=torch.int64, device="meta")
+        answer = model.predict_noise(latents, timestep, cond, model.control(cond))
+    assert answer.shape == latents.shape
+    return keep.bytes + max(inside)
+
+
 @lru_cache(maxsize=64)
 def _count(
-    config: str, rank: int, targets: tuple[str, ...] | None, precision: str, checkpointing: bool, side: int | None
-) -> dict[str, int]:
+    config: str, rank: int, targets: tuple[str, ...] | None, precision: str, checkpointing: bool, side: int | None,
+    kernel: str, reading: bool,
+) -> dict[str, int]:  # fmt: skip
     """Bytes of the parts that do not depend on the batch, and of one picture's."""
     yaml, dtype = OmegaConf.load(config).model.params, _DTYPES[precision]
     model = AnyText2.from_config(config, device="meta").to(dtype).requires_grad_(False)
     base = sum(p.numel() * p.element_size() for p in model.parameters())
-    attach(model, rank, rank, targets)
-    model.to("meta")
-    adapter = sum(p.numel() for p in adapter_state(model).values())
     side = side or 8 * int(yaml.image_size)
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, device="meta", dtype=dtype)
-
-    width, text_width = (yaml[f"{part}_config"].params.context_dim for part in ("unet", "control_stage"))
-    latents = (1, model.latent_channels, side // 8, side // 8)
-    cond = Conditioning(
-        empty(1, 77, width), empty(1, 77, text_width), empty(1, 1, side, side), empty(1, 1, side, side),
-        empty(*latents),
-    )  # fmt: skip
+    with torch.no_grad():
+        control = model.control(_picture(model, side)[1])
     for trunk in (model.model.diffusion_model, model.control_model):
         trunk.gradient_checkpointing = checkpointing
-    keep, inside = _Kept(model), [0]
-    with (
-        torch.enable_grad(),
-        _Casts(dtype),
-        _blocks(keep, inside),
-        torch.autograd.graph.saved_tensors_hooks(keep.add, lambda t: t),
-    ):
-        control = model.control(cond)
-        answer = model.predict_noise(empty(*latents), torch.zeros(1, dtype=torch.int64, device="meta"), cond, control)
-    residuals = sum(r.numel() * r.element_size() for r in control)
+    activations = saved_bytes(model, side, targets, rank, kernel)
+    if reading:  # the student's answer is decoded with its gradient
+        keep = _Kept(model)
+        with torch.enable_grad(), _Casts(dtype), torch.autograd.graph.saved_tensors_hooks(keep.add, lambda t: t):
+            model.decode(_picture(model, side)[0].requires_grad_())
+        activations += keep.bytes
     stage = yaml.first_stage_config.params.ddconfig
     widest = stage.ch * (side // stage.get("patch", 1)) ** 2 * dtype.itemsize
-    assert answer.shape == latents
     return {
         "base": base,
-        "adapter": adapter,
-        "activations": keep.bytes + max(inside),
-        "residuals": 3 * residuals,  # the teacher's two branches and the target's copy beside the student's own
+        "adapter": sum(p.numel() for p in adapter_state(model).values()),
+        "activations": activations,
+        # the teacher's two branches and the target's copy beside the student's own
+        "residuals": 3 * sum(r.numel() * r.element_size() for r in control),
         "autoencoder": 3 * widest,
     }
 
@@ -161,13 +200,16 @@ def estimate(
     latents: bool = False,
     ema: bool = False,
     optimizer: str = "adamw",
+    kernel: str = "fused",
+    reading: bool = False,
 ) -> dict[str, float]:
-    """GiB on each GPU by part, "total" last. latents: they are precomputed, so no picture is encoded.
+    """GiB on each GPU by part, "total" last. latents: they are precomputed, so no picture is encoded; kernel: as in
+    `saved_bytes`; reading: the loss has a part by the recogniser, for which pictures are decoded.
 
-    Raises ValueError or FileNotFoundError for a configuration, rank or target that cannot be.
+    Raises ValueError or FileNotFoundError for a configuration, rank, target or kernel that cannot be.
     """
     targets = None if targets is None else tuple(targets)
-    found = _count(str(config), rank, targets, precision, gradient_checkpointing, image_size)
+    found = _count(str(config), rank, targets, precision, gradient_checkpointing, image_size, kernel, reading)
     weights = 4 * found["adapter"]  # fp32 whatever the network is in
     parts = {
         "base weights, one copy": found["base"],

@@ -2,12 +2,15 @@
 
 import json
 import math
+import sys
 import time
+import types
 from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from micro_network import CHANNELS, SIDE, micro_batch, micro_network
 from PIL import Image
 from processes import finish, start_ranks
@@ -26,6 +29,7 @@ from anytext_lcm.distill import (
 )
 from anytext_lcm.lcm.consistency import consistency_function
 from anytext_lcm.lcm.solver import guide
+from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT
 from anytext_lcm.settings import TrainSettings
 
 
@@ -189,6 +193,27 @@ def test_ignored_pixels_do_not_count():
     parts = DistillStep(model)(batch, seeded_generator(1))
     half = (parts.pred - parts.target)[:, :, SIDE // 16 :]
     torch.testing.assert_close(parts.loss, (half**2 + 1e-6).sqrt().sub(1e-3).mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_text_counts_more():
+    model, batch = student(), micro_batch()
+    plain, more = (DistillStep(model, text_weight=w)(batch, seeded_generator(1)) for w in (0.0, 3.0))
+    assert torch.equal(plain.pred, more.pred)
+    text = batch["positions"].amax(1, keepdim=True).float()
+    weight = 1 + 3 * F.interpolate(text, plain.pred.shape[-2:], mode="area").expand_as(plain.pred)
+    distance = ((plain.pred - plain.target) ** 2 + 1e-6).sqrt() - 1e-3
+    torch.testing.assert_close(more.loss, (distance * weight).sum() / weight.sum(), rtol=1e-4, atol=1e-6)
+
+
+def test_each_picture_draws_its_own_guidance():
+    def drawn(spread):
+        step = DistillStep(student(), guidance_scale=3.0, guidance_spread=spread)
+        step.objective = lambda *arguments, guidance_scale, **more: guidance_scale
+        return step(micro_batch(8), seeded_generator(1))
+
+    found = drawn(2.0)
+    assert found.shape == (8, 1, 1, 1) and len(set(found.flatten().tolist())) == 8
+    assert 1 <= found.min() < 3 < found.max() <= 5 and drawn(0.0) == 3.0
 
 
 def test_precomputed_latents_spare_the_autoencoder():
@@ -376,6 +401,7 @@ def test_half_precision_trains_every_target(teacher, tmp_path):
         ({"use_mock_dataset": False}, "data set"),
         ({"num_processes": 3}, "ACCELERATE_USE_CPU"),
         ({"mixed_precision": "fp16"}, "needs a GPU"),
+        ({"teacher_ckpt": str(EMBEDDED_CHECKPOINT)}, "does not fit"),  # of another network than micro.yaml
         ({"surprise": 1}, "surprise"),
     ],
 )
@@ -385,6 +411,17 @@ def test_settings_that_cannot_be(teacher, tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         run_distillation(options(teacher, tmp_path, **changes))
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_eight_bits_need_their_package(teacher, tmp_path, monkeypatch):
+    settings = TrainSettings.from_dict(options(teacher, tmp_path, optimizer="adamw8bit", learning_rate=0.5))
+    weight = torch.nn.Parameter(torch.zeros(2))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
+    with pytest.raises(ValueError, match="needs bitsandbytes; install it, or use adamw"):
+        distill._optimizer(settings, [weight])
+    optim = types.SimpleNamespace(AdamW8bit=lambda parameters, **more: (parameters, more))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace(optim=optim))
+    assert distill._optimizer(settings, [weight]) == ([weight], {"lr": 0.5, "weight_decay": 0.0})
 
 
 def test_missing_files_and_names(teacher, tmp_path):

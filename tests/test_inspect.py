@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro_network import CHANNELS, CONTEXT, SIDE, micro_config, micro_network
+from micro_network import micro_config, micro_network
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from small_models import EMBEDDED, FULL
@@ -139,30 +139,6 @@ def test_command_bears_a_closed_pipe(tmp_path):
 
 
 # -- memory and checkpoints
-
-
-def test_what_autograd_keeps_on_the_meta_device_is_what_it_keeps_for_real():
-    """The same count on a CPU, and the tensors of a layer whose sum is known."""
-    meta = inspect.saved_bytes(AnyText2.from_config(micro_config(), device="meta"), SIDE, rank=3)
-    model = attach(micro_network(), rank=3)
-    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, []
-    picture = torch.zeros(1, 1, SIDE, SIDE)
-    latents, context = torch.zeros(1, CHANNELS, SIDE // 8, SIDE // 8), torch.zeros(1, 77, CONTEXT)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        residuals = model.control_model(picture, picture, latents, context)
-        model.model.diffusion_model(latents, torch.zeros(1, dtype=torch.int64), context, residuals)
-    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
-    assert meta == sum(size for pointer, size in sizes.items() if pointer not in weights) > 100_000
-
-
-def test_saved_bytes_grow_with_rank_and_groups():
-    def count(targets, rank):
-        return inspect.saved_bytes(AnyText2.from_config(micro_config(), device="meta"), SIDE, targets, rank)
-
-    assert count(["unet_attnx"], 2) < count(["unet_attnx", "unet_attention"], 2) < count(None, 2)
-    assert count(None, 3) - count(None, 2) == count(None, 4) - count(None, 3) > 0  # linear in the rank
-    with pytest.raises(ValueError, match="meta device"):
-        inspect.saved_bytes(micro_network(), SIDE)
 
 
 def test_training_memory_by_hand(full):

@@ -6,33 +6,58 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from micro_network import ROOT, micro_batch, micro_network
+from micro_network import ROOT, SIDE, micro_batch, micro_config, micro_network
 
 from anytext_lcm import lora, memory, train
 from anytext_lcm.model import layers
+from anytext_lcm.model.anytext2 import AnyText2
 
 
-def kept_for_real(rank, monkeypatch):
-    """Bytes that the student's forward pass of one picture keeps in fp32, with the fused attention that a GPU takes; a
-    CPU's training writes it out and keeps its matrix of weights too.
+def kept_for_real(rank, kernel):
+    """Bytes that the student's forward pass of one picture keeps on the CPU in fp32. There training writes attention
+    out, so that is "plain"; "fused" replaces it by what a GPU's kernel keeps.
     """
     model = lora.attach(micro_network(), rank, rank)
     with torch.no_grad():
         cond = model.condition(micro_batch(1))
     keep = memory._Kept(model)
-    monkeypatch.setattr(layers, "_attend", F.scaled_dot_product_attention)
-    with memory._Casts(torch.float32), torch.autograd.graph.saved_tensors_hooks(keep.add, lambda t: t):
-        control = model.control(cond)
-        model.predict_noise(torch.randn_like(cond.masked_latents), torch.tensor([499]), cond, control)
+    with pytest.MonkeyPatch.context() as patch:
+        if kernel == "fused":
+            patch.setattr(layers, "_attend", F.scaled_dot_product_attention)
+        with (
+            memory._Casts(torch.float32, kernel == "fused"),
+            torch.autograd.graph.saved_tensors_hooks(keep.add, lambda t: t),
+        ):
+            control = model.control(cond)
+            model.predict_noise(torch.randn_like(cond.masked_latents), torch.tensor([499]), cond, control)
     return keep.bytes
 
 
-def test_activations_are_those_of_the_real_step(teacher, monkeypatch):  # noqa: F811
-    counted = memory._count(str(teacher / "micro.yaml"), 2, None, "no", False, None)
-    assert counted["activations"] == pytest.approx(kept_for_real(2, monkeypatch), rel=0.02)
+def on_meta():
+    return AnyText2.from_config(micro_config(), device="meta")
+
+
+def test_activations_are_those_of_the_real_step(teacher):  # noqa: F811
+    kept = {kernel: memory.saved_bytes(on_meta(), SIDE, rank=2, kernel=kernel) for kernel in memory.KERNELS}
+    assert kept == pytest.approx({kernel: kept_for_real(2, kernel) for kernel in memory.KERNELS}, rel=0.02)
+    assert 100_000 < kept["fused"] < kept["plain"]
+    counted = memory._count(str(teacher / "micro.yaml"), 2, None, "no", False, None, "fused", False)
+    assert counted["activations"] == kept["fused"]
     real = lora.attach(micro_network(), 2, 2)
     assert counted["adapter"] == sum(p.numel() for p in lora.adapter_state(real).values())
     assert counted["base"] == sum(4 * p.numel() for p in micro_network().parameters())
+
+
+def test_saved_bytes_grow_with_rank_and_groups():
+    def count(targets, rank):
+        return memory.saved_bytes(on_meta(), SIDE, targets, rank, "plain")
+
+    assert count(["unet_attnx"], 2) < count(["unet_attnx", "unet_attention"], 2) < count(None, 2)
+    assert count(None, 3) - count(None, 2) == count(None, 4) - count(None, 3) > 0  # linear in the rank
+    with pytest.raises(ValueError, match="meta device"):
+        memory.saved_bytes(micro_network(), SIDE)
+    with pytest.raises(ValueError, match="'flash' is unknown; choose fused or plain"):
+        memory.saved_bytes(on_meta(), SIDE, kernel="flash")
 
 
 def test_what_costs_and_what_saves(teacher):  # noqa: F811
@@ -43,7 +68,8 @@ def test_what_costs_and_what_saves(teacher):  # noqa: F811
 
     plain = memory.estimate(teacher / "micro.yaml", **common)
     assert plain["total"] == total() == pytest.approx(sum(v for k, v in plain.items() if k != "total"))
-    for more in ({"batch_size": 8}, {"rank": 8}, {"ema": True}, {"image_size": 128}):
+    for more in ({"batch_size": 8}, {"rank": 8}, {"ema": True}, {"image_size": 128}, {"kernel": "plain"},
+                 {"reading": True}):  # fmt: skip
         assert total(**more) > plain["total"], more
     for less in ({"gradient_checkpointing": True}, {"precision": "bf16"}, {"optimizer": "adamw8bit"},
                  {"targets": ["unet_attnx"]}):  # fmt: skip

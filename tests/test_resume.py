@@ -198,6 +198,35 @@ def test_two_processes_one_killed(teacher, tmp_path):
     assert_same_checkpoint(tmp_path / "one" / f"checkpoint-{STEPS}", output / f"checkpoint-{STEPS}")
 
 
+def half_precision(monkeypatch, scale):
+    """fp16 with its scaler on the CPU, where accelerate has none; the run asks for "no" and gets it."""
+    real = distill._accelerator
+
+    def accelerator(settings):
+        found = real(settings)
+        found.state._mixed_precision, found.native_amp = "fp16", True
+        found.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return found
+
+    monkeypatch.setattr(distill, "_accelerator", accelerator)
+
+
+def test_fp16_skips_while_its_scale_settles_and_resumes_exactly(teacher, tmp_path, monkeypatch):
+    scale = 2.0**26  # the first gradients overflow
+    half_precision(monkeypatch, scale)
+    train(options(teacher, tmp_path / "one"))
+    last = tmp_path / "one" / f"checkpoint-{STEPS}"
+    state = torch.load(last / "training_state.pt", weights_only=True)
+    assert 0 < state["progress"]["skipped"] < STEPS and state["progress"]["skipped_in_row"] == 0
+    assert state["scaler"]["scale"] == scale / 2 ** state["progress"]["skipped"]
+    weights = read_adapter(last)[1]
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert any(value.any() for key, value in weights.items() if "lora_B" in key)
+    train(options(teacher, tmp_path / "two", max_train_steps=2))
+    train(options(teacher, tmp_path / "two", resume_from_checkpoint="latest"))
+    assert_same_checkpoint(last, tmp_path / "two" / last.name)
+
+
 # -- damage -----------------------------------------------------------------------------------------------
 
 
