@@ -409,16 +409,8 @@ class Drawing:
 
 
 def _masked_latents(model: AnyText2, masked: Tensor, seeds: Sequence[int]) -> Tensor:
-    """masked_img (B, 3, H, W) -> latents as `AnyText2.encode` draws them, with each picture's own noise.
-
-    Pictures to be drawn from nothing are all alike and go through the encoder once.
-    """
-    rows = torch.tensor([bool((image != -1).any()) for image in masked])
-    distinct = masked[rows] if rows.all() else torch.cat([masked[~rows][:1], masked[rows]])
-    mean, logvar = model.first_stage_model.encode(distinct.to(model.device, model.dtype))
-    order = torch.cumsum(rows.long(), 0) - (1 if rows.all() else 0)
-    index = torch.where(rows, order, torch.zeros_like(order)).to(model.device)
-    mean, logvar = mean.float()[index], logvar.float()[index]
+    """masked_img (B, 3, H, W) -> latents as `AnyText2.encode` draws them, with each picture's own noise."""
+    mean, logvar = model.masked_moments(masked)
     noise = torch.stack([torch.randn(mean.shape[1:], generator=_generator(seed, _MASKED)) for seed in seeds])
     return model.scale_factor * (mean + torch.exp(0.5 * logvar) * noise.to(mean))
 
