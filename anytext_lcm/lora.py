@@ -221,6 +221,26 @@ def adapter_off(model: nn.Module) -> Iterator[nn.Module]:
             layer._disable_adapters = flag
 
 
+@contextmanager
+def adapter_merged(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, the adapter is part of the weights: the student without the adapter's own products, the same to rounding.
+
+    Afterwards the layers have their own weights again, not a difference of sums: the teacher stays as it was, bit for
+    bit. Not for training, and not to be nested.
+    """
+    layers = list(adapter_layers(model).values())
+    weights = [layer.get_base_layer().weight for layer in layers]
+    before = [weight.data for weight in weights]
+    try:
+        with torch.no_grad(), adapter_off(model):
+            for layer, weight in zip(layers, weights, strict=True):
+                weight.data = (weight.float() + layer.get_delta_weight(_NAME)).to(weight.dtype)
+            yield model
+    finally:
+        for weight, data in zip(weights, before, strict=True):
+            weight.data = data
+
+
 def add_adapters(
     model: nn.Module, parts: Sequence[Mapping[str, tuple[Tensor, Tensor]]], trainable: bool = False
 ) -> nn.Module:

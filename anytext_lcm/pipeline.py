@@ -30,7 +30,7 @@ from anytext_lcm.lcm.objectives import Predict
 from anytext_lcm.lcm.samplers import Progress, sample_ddim, sample_lcm, sample_tcd
 from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
 from anytext_lcm.lcm.solver import guide
-from anytext_lcm.lora import adapter_layers, adapter_off
+from anytext_lcm.lora import adapter_layers, adapter_merged, adapter_off
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
 
 ASSETS = Path(__file__).parent / "assets"
@@ -514,7 +514,7 @@ def draw(model: AnyText2, prepared: Prepared, method: Method, show: bool = False
                 bar.update(count)
 
         # Chunks that run side by side share the model: the switch is thrown here, around all of them.
-        with clock("denoise", model.device), nullcontext() if method.adapter else adapter_off(model):
+        with clock("denoise", model.device), (adapter_merged if method.adapter else adapter_off)(model):
             latents = _spread(
                 lambda rows: denoise(model, prepared[rows], method, progress).cpu(), chunks, model.device
             )
