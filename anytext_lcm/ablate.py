@@ -55,8 +55,6 @@ RECIPE = {
 def questions(model: AnyText2, guidance_scale: float, latents: str) -> dict[str, dict[str, dict[str, Any]]]:
     """{question: {answer: settings that differ from the default}}. latents: where cached ones lie."""
     groups = find_targets(model)
-    trunk = "model.diffusion_model."
-    deep = [n for names in groups.values() for n in names if n.startswith((f"{trunk}middle", f"{trunk}output"))]
     present = [name for name, modules in groups.items() if modules]
     no_convs = tuple(name for name in present if name not in ("zero_convs", "middle_block_out"))
     return {
@@ -64,7 +62,7 @@ def questions(model: AnyText2, guidance_scale: float, latents: str) -> dict[str,
         "adapter": {
             "without zero convs": {"lora_targets": no_convs},
             "attnx alone": {"lora_targets": ("unet_attnx",)},
-            "decoder alone": {"lora_targets": tuple(deep)},
+            "decoder alone": {"lora_targets": ("unet_decoder",)},
             "with the rest of the UNet": {"lora_targets": (*present, "unet_rest")},
         },
         "rank": {f"rank {rank}": {"lora_rank": rank, "lora_alpha": rank} for rank in (4, 16)},

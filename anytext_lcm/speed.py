@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,13 +170,26 @@ class Options:
     def dtype(self) -> torch.dtype:
         return PRECISIONS[self.precision]
 
+    @property
+    def real(self) -> bool:
+        """Whether there are weights to load."""
+        return bool(self.ckpt) or Path(self.config).resolve() == EMBEDDED_CONFIG.resolve()
+
+    @property
+    def guidance(self) -> tuple[float, str]:
+        """Guidance scale and negative prompt. None of the latter for random weights: the embedded tokenizer would make
+        of it several times the tokens that CLIP's does.
+        """
+        network = defaults_for(self.config)
+        return network.guidance_scale, network.negative_prompt if self.real else ""
+
 
 def build(options: Options, device: str | None = None) -> AnyText2:
     """The bare teacher, fp32: the embedded one, one from a checkpoint, or random weights of which none is zero, with
     the embedded tokenizer, since CLIP's vocabulary is not in the repository.
     """
     device = device or options.device
-    if options.ckpt or Path(options.config).resolve() == EMBEDDED_CONFIG.resolve():
+    if options.real:
         return load_chosen(options.config, options.ckpt, device)
     yaml = OmegaConf.load(options.config)
     yaml.model.params.cond_stage_config.params.version = str(ASSETS / "tokenizer")
@@ -220,10 +233,9 @@ class Training:
     ):
         """model: with its adapter; teacher: the second copy, which the reference alone needs."""
         self.variant, self.model, self.teacher, self.batch = variant, model, teacher, batch
-        self.options, self.network = options, defaults_for(options.config)
-        guidance, negative = self.network.guidance_scale, self.network.negative_prompt
-        self.step = None
+        self.options, self.step = options, None
         if not variant.reference:
+            guidance, negative = options.guidance
             self.step = DistillStep(model, guidance_scale=guidance, negative_prompt=negative).eval()
             with torch.no_grad():  # what `cache_latents` writes once a data set
                 moments = model.first_stage_model.encode(batch["img"].to(model.device, model.dtype))
@@ -239,15 +251,19 @@ class Training:
             trunk.gradient_checkpointing = self.variant.checkpointing
         if self.step is not None:
             return self.step(self.batch, generator).loss
-        guidance, negative = self.network.guidance_scale, self.network.negative_prompt
-        return reference_step(self.model, self.teacher, self.batch, generator, guidance, negative)
+        return reference_step(self.model, self.teacher, self.batch, generator, *self.options.guidance)
+
+    def forward(self, generator: torch.Generator | None) -> Tensor:
+        """`loss` in the precision of the run, as it is trained."""
+        if self.options.precision == "no":
+            return self.loss(generator)
+        with torch.autocast(self.options.device, self.options.dtype):
+            return self.loss(generator)
 
     def __call__(self, around: Callable[[str], Any] | None = None) -> None:
         """Forward, backward, clip, AdamW; around(name) is a context for backward pass and update."""
-        around = around or _nothing
-        low = self.options.precision != "no"
-        with torch.autocast(self.options.device, self.options.dtype, enabled=low):
-            loss = self.loss(seeded_generator(0, self.updates))
+        around = around or nullcontext
+        loss = self.forward(seeded_generator(0, self.updates))
         with around("backward"):
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         with around("update"):
@@ -263,11 +279,6 @@ class Training:
         self.updates += 1
 
 
-@contextmanager
-def _nothing(name: str) -> Iterator[None]:
-    yield
-
-
 # -- are both the same? ---------------------------------------------------------------------------------
 
 
@@ -281,7 +292,7 @@ def compare(before: Training, after: Training) -> dict[str, float]:
         training.optimizer.zero_grad()
         loss = training.loss(seeded_generator(7))
         loss.backward()
-        found.append((float(loss), torch.cat([p.grad.flatten() for p in training.parameters]).double()))
+        found.append((float(loss.detach()), torch.cat([p.grad.flatten() for p in training.parameters]).double()))
         training.optimizer.zero_grad()
     (loss, gradient), (other, changed) = found
     result = {
@@ -394,7 +405,7 @@ def count(training: Training) -> dict[str, float]:
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
         ledger = Ledger(counter.get_total_flops)
         with ledger.watch(*models):
-            loss = training.loss(None if meta else seeded_generator(0))
+            loss = training.forward(None if meta else seeded_generator(0))
             with ledger.part("backward"):
                 loss.backward()
     training.optimizer.zero_grad()
@@ -525,6 +536,14 @@ def in_own_process(name: str, options: Options) -> dict[str, float | None]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def expected_gib(variant: Variant, batch: int, config: str = str(FULL_CONFIG), precision: str = "fp16",
+                 rank: int = 64) -> float:
+    """What `anytext_lcm.memory` counts on shapes; the reference encodes on the way and has a second copy."""
+    found = memory.estimate(config, batch, rank, variant.targets, precision, variant.checkpointing,
+                            latents=not variant.reference)
+    return found["total"] + variant.reference * found["base weights, one copy"]
+
+
 # -- the run --------------------------------------------------------------------------------------------
 
 
@@ -577,10 +596,10 @@ def measure_training(options: Options, say: Callable[[str], None]) -> dict[str, 
 def measure_sampling(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     """Times of upstream's sampler and of ours, by phase."""
     model = adapt(build(options), options, None)
-    network, device = defaults_for(options.config), torch.device(options.device)
+    device = torch.device(options.device)
     batch, seeds = example_batch(options), list(range(options.batch))
     bare = build(options)
-    guidance, negative = network.guidance_scale, network.negative_prompt
+    guidance, negative = options.guidance
     with torch.no_grad():
         few = {key: value[:2] for key, value in batch.items()}
         difference = compare_sampling(bare, prepare(bare, few, seeds[: len(few["img"])], negative), guidance)
@@ -641,9 +660,7 @@ def measure(options: Options, batches: Sequence[int] = (), say: Callable[[str], 
         {
             "variant": name,
             "batch": batch,
-            "expected_gib": memory.estimate(
-                options.config, batch, options.rank, VARIANTS[name].targets, options.precision, latents=True
-            )["total"],
+            "expected_gib": expected_gib(VARIANTS[name], batch, options.config, options.precision, options.rank),
             **in_own_process(name, replace(options, batch=batch)),
         }
         for batch in batches
@@ -652,10 +669,9 @@ def measure(options: Options, batches: Sequence[int] = (), say: Callable[[str], 
     full = replace(
         options, config=str(FULL_CONFIG), ckpt=None, device="meta", batch=1, side=512, precision="no"
     )
-    report["full_size_flops"] = {}
-    for name, variant in VARIANTS.items():
-        report["full_size_flops"][name] = count_on_shapes(variant, full)
-    say("FLOPs at full size are counted.")
+    report["full_size_flops"] = {name: count_on_shapes(variant, full) for name, variant in VARIANTS.items()}
+    report["full_size_gib"] = {name: expected_gib(variant, 12) for name, variant in VARIANTS.items()}
+    say("FLOPs and memory at full size are counted.")
     return report
 
 
@@ -679,9 +695,11 @@ def format_report(report: Mapping[str, Any]) -> str:
         f"{report['config']}, {report['side']} px, batch {report['batch']}, rank {report['rank']}, precision "
         f"{report['precision']}, torch {report['torch']}, on {machine}"
         + (f"; load average before {load:.1f}.\n" if load is not None else ".\n"),
-        "Training, for one picture; faster than the first line; GFLOP at full size counted on shapes:\n",
+        "Training, for one picture; faster than the first line. Full size is counted on shapes, its memory in fp16 at "
+        "batch 12:\n",
         _table(
-            ["step", "samples/s", "faster", "core s", "peak GiB", "GFLOP", "of matmul rate", "GFLOP at full size"],
+            ["step", "samples/s", "faster", "core s", "peak GiB", "GFLOP", "of matmul rate", "GFLOP, full size",
+             "GiB, full size"],
             [
                 [
                     name, f"{row['samples_per_second']:.2f}", f"{row['samples_per_second'] / slowest:.2f}x",
@@ -689,6 +707,7 @@ def format_report(report: Mapping[str, Any]) -> str:
                     "does not fit" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}",
                     f"{sum(row['flops'].values()) / 1e9:.2f}",
                     f"{row['share_of_matmul_rate']:.0%}", f"{full[name]:.0f}",
+                    f"{report['full_size_gib'][name]:.1f}",
                 ]
                 for name, row in variants.items()
             ],

@@ -100,6 +100,7 @@ def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
     """Every part of it on the micro network; what takes processes and the full size of its own is stood in for."""
     monkeypatch.setattr(speed, "in_own_process", lambda name, options: {"peak_gib": 0.5, "samples_per_second": 1.0})
     monkeypatch.setattr(speed, "count_on_shapes", lambda variant, options: {"UNet": 2e9, "backward": 1e9})
+    monkeypatch.setattr(speed, "expected_gib", lambda variant, batch: 1.0)
     small = ["--config", str(teacher / "micro.yaml"), "--batch", "2", "--rank", "2", "--repeats", "1", "--steps", "2"]
     assert speed.main([*small, "--device", "cpu", "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "speed.json").read_text())
