@@ -358,7 +358,10 @@ class Ledger:
 
     @contextmanager
     def watch(self, *models: AnyText2) -> Iterator["Ledger"]:
-        """Inside, the networks tell when they work. A UNet counts by its blocks: its two halves may be called apart."""
+        """Inside, the networks tell when they work. A UNet counts by its blocks: its two halves may be called apart.
+
+        Checkpointing ends a block's recomputation by an exception, so the hooks that leave a part are always called.
+        """
         handles = []
         for model in models:
             unet, stage = model.model.diffusion_model, model.first_stage_model
@@ -373,7 +376,7 @@ class Ledger:
                 for module in modules:
                     handles += [
                         module.register_forward_pre_hook(lambda *_, name=name: self.enter(self._named(name))),
-                        module.register_forward_hook(lambda *_: self.leave()),
+                        module.register_forward_hook(lambda *_: self.leave(), always_call=True),
                     ]
         self.last = self.read()
         try:
