@@ -425,7 +425,7 @@ def count_on_shapes(variant: Variant, options: Options) -> dict[str, float]:
     for network in [model] + ([] if teacher is None else [teacher]):
         network._buffers["alphas_cumprod"] = NoiseSchedule.scaled_linear().alphas_cumprod  # its values are looked at
         network.embedding_manager.line_embeddings = lambda *_, **__: None
-    return count(Training(variant, model, teacher, example_batch(options, 1), options))
+    return count(Training(variant, model, teacher, example_batch(options), options))
 
 
 def seconds_by_part(training: Training, repeats: int) -> dict[str, float]:
@@ -670,7 +670,7 @@ def measure(options: Options, batches: Sequence[int] = (), say: Callable[[str], 
         for name in ("ours", "ours, decoder only")
     ]
     full = replace(
-        options, config=str(FULL_CONFIG), ckpt=None, device="meta", batch=1, side=512, precision="no"
+        options, config=str(FULL_CONFIG), ckpt=None, device="meta", batch=12, side=512, precision="no"
     )
     report["full_size_flops"] = {name: count_on_shapes(variant, full) for name, variant in VARIANTS.items()}
     report["full_size_gib"] = {name: expected_gib(variant, 12) for name, variant in VARIANTS.items()}

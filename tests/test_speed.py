@@ -129,7 +129,6 @@ def test_flops_are_counted_on_shapes_as_on_numbers(options, monkeypatch):
         return model
 
     monkeypatch.setattr(speed, "build", eps)
-    options = replace(options, batch=1)
     for name, variant in speed.VARIANTS.items():
         teacher, model = eps(options), speed.adapt(eps(options), options, variant.targets)
         batch = speed.example_batch(options)
