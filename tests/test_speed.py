@@ -98,6 +98,7 @@ def test_medians_are_of_a_picture():
     assert speed.medians(clocks, "wall", 2) == {"a": 1.5, "b": 0.5, "total": 2.0}
 
 
+@pytest.mark.slow
 def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
     """Every part of it on the micro network; what takes processes and the full size of its own is stood in for."""
     monkeypatch.setattr(speed, "in_own_process", lambda name, options: {"peak_gib": 0.5, "samples_per_second": 1.0})
@@ -119,6 +120,7 @@ def test_memory_in_a_process_of_its_own(options):
     assert found["peak_gib"] > 0 and found["samples_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_flops_are_counted_on_shapes_as_on_numbers(options, monkeypatch):
     """All parts but the recogniser; the micro network predicts noise here, since v looks values up."""
     build = speed.build
