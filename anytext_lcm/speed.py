@@ -103,13 +103,13 @@ def reference_step(
         masked = student.encode(batch["masked_img"], generator)
         batch = dict(batch) | {"masked_latents": masked}
         count = len(latents)
-        negative = batch | {"img_caption": [negative_prompt] * count, "text_caption": [""] * count}
         device = latents.device if generator is None else generator.device
         index = torch.randint(len(solver), (count,), generator=generator, device=device).to(latents.device)
         noise = torch.randn(latents.shape, generator=generator, device=device).to(latents.device)
         t, s = solver.start_timesteps(index), solver.previous_timesteps(index)
         noisy = schedule.add_noise(latents, noise, t)
-        cond, uncond = teacher.condition(batch), teacher.condition(negative)
+        cond = teacher.condition(batch)
+        uncond = teacher.uncondition(cond, negative_prompt)
         eps_cond = teacher.predict_noise(noisy, t, cond, teacher.control(cond))
         eps_uncond = teacher.predict_noise(noisy, t, uncond, teacher.control(uncond))
         eps = guide(eps_cond, eps_uncond, guidance_scale)
@@ -136,13 +136,20 @@ def reference_prepare(
 
 
 @torch.no_grad()
-def reference_denoise(model: AnyText2, prepared: Prepared, steps: int, guidance_scale: float) -> Tensor:
-    """As upstream's sampling: two calls a step, one after the other, WriteNet in each. Latents (B, C, h, w)."""
+def reference_denoise(
+    model: AnyText2, prepared: Prepared, steps: int, guidance_scale: float, keep: bool = False
+) -> Tensor:
+    """Two calls a step, one after the other, WriteNet in each; keep: its residuals once a branch, as upstream's sampler
+    caches them. Latents (B, C, h, w).
+    """
     cond, uncond = prepared.conditional, prepared.unconditional
+    kept = [model.control(branch) for branch in (cond, uncond)] if keep else [None, None]
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        eps_cond = model.predict_noise(x, t, cond, model.control(cond))
-        eps_uncond = model.predict_noise(x, t, uncond, model.control(uncond))
+        eps_cond, eps_uncond = (
+            model.predict_noise(x, t, branch, control or model.control(branch))
+            for branch, control in zip((cond, uncond), kept, strict=True)
+        )
         return guide(eps_cond, eps_uncond, guidance_scale)
 
     noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
@@ -260,22 +267,20 @@ class Training:
         with torch.autocast(self.options.device, self.options.dtype):
             return self.loss(generator)
 
-    def __call__(self, around: Callable[[str], Any] | None = None) -> None:
-        """Forward, backward, clip, AdamW; around(name) is a context for backward pass and update."""
-        around = around or nullcontext
+    def __call__(self, around: Callable[[str], Any] = nullcontext) -> None:
+        """Forward, backward, clip, AdamW; around(name) is a context for the backward pass."""
         loss = self.forward(seeded_generator(0, self.updates))
         with around("backward"):
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        with around("update"):
-            if self.scaler is not None:
-                self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            if self.scaler is None:
-                self.optimizer.step()
-            else:
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
-            self.optimizer.zero_grad()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad()
         self.updates += 1
 
 
@@ -370,8 +375,9 @@ class Ledger:
                 "UNet": blocks,
                 "WriteNet": (model.control_model,),
                 "autoencoder": (stage.encoder, stage.decoder, stage.quant_conv, stage.post_quant_conv),
-                "texts and lines": (model.cond_stage_model.text_model, model.text_predictor),
             }
+            for call in ("condition", "uncondition"):
+                setattr(model, call, self._within("texts and lines", getattr(model, call)))
             for name, modules in parts.items():
                 for module in modules:
                     handles += [
@@ -385,6 +391,15 @@ class Ledger:
             self._turn()
             for handle in handles:
                 handle.remove()
+            for model in models:
+                del model.condition, model.uncondition
+
+    def _within(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            with self.part(name):
+                return call(*arguments, **named)
+
+        return counted
 
     @staticmethod
     def _named(name: str) -> str:
@@ -611,11 +626,11 @@ def measure_sampling(options: Options, say: Callable[[str], None]) -> dict[str, 
     model.to(options.dtype)
 
     @torch.no_grad()
-    def reference(clock: Clock) -> None:
+    def reference(clock: Clock, keep: bool) -> None:
         with clock("prepare", device):
             prepared = reference_prepare(bare, batch, seeds, negative)
         with clock("denoise", device):
-            latents = reference_denoise(bare, prepared, options.steps, guidance)
+            latents = reference_denoise(bare, prepared, options.steps, guidance, keep)
         with clock("decode", device):
             to_uint8(bare.decode(latents))
 
@@ -628,7 +643,10 @@ def measure_sampling(options: Options, say: Callable[[str], None]) -> dict[str, 
             getattr(clock, kind).update(getattr(drawing.clock, kind))
 
     methods = (teacher_method(options.steps, guidance, "leading"), student_method(8), student_method(4))
-    calls: dict[str, Callable[[Clock], None]] = {f"reference-{options.steps}": reference}
+    calls: dict[str, Callable[[Clock], None]] = {
+        f"upstream-{options.steps}": lambda clock: reference(clock, keep=True),
+        f"upstream-{options.steps}, WriteNet in each call": lambda clock: reference(clock, keep=False),
+    }
     calls |= {method.name.removesuffix("-leading"): lambda clock, m=method: ours(clock, m) for method in methods}
     clocks = interleave(calls, max(1, options.repeats // 2), device)
     rows = {

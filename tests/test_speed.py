@@ -109,7 +109,9 @@ def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
     report = json.loads((tmp_path / "speed.json").read_text())
     assert "| reference, checkpointed |" in (tmp_path / "speed.md").read_text() and "UNet, student" in str(report)
     assert all(row["samples_per_second"] > 0 for row in report["training"]["variants"].values())
-    assert set(report["sampling"]["methods"]) == {"reference-2", "teacher-2", "student-8", "student-4"}
+    assert set(report["sampling"]["methods"]) == {
+        "upstream-2", "upstream-2, WriteNet in each call", "teacher-2", "student-8", "student-4"
+    }  # fmt: skip
     assert report["training"]["profile"]["ours"][0]["share"] > 0 and len(speed_chart(report).axes) == 2
     assert (tmp_path / "speed.png").stat().st_size > 0
     assert "samples/s" in capsys.readouterr().out
