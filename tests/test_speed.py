@@ -173,3 +173,20 @@ def test_merged_for_sampling_and_bitwise_back(options):
     assert torch.equal(answer(), student) and not torch.allclose(student, teacher)
     with lora.adapter_off(model):
         assert torch.equal(answer(), teacher)
+
+
+def test_the_decoders_group_leaves_what_is_shared_alone():
+    model = lora.attach(micro_network(), 2, 2, ["unet_decoder"])
+    assert not lora.adapts(model, "control_model", "model.diffusion_model.input_blocks")
+    assert lora.adapts(model, "model.diffusion_model.middle_block")
+    assert lora.adapts(model, "model.diffusion_model.output_blocks")
+
+
+@pytest.mark.parametrize("blank", [(0, 2), (), (0, 1, 2, 3), (3,)])
+def test_empty_masked_pictures_are_encoded_once(blank):
+    model, images, sizes = micro_network(), torch.rand(4, 3, SIDE, SIDE), []
+    images[list(blank)] = -1
+    model.first_stage_model.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    for found, wanted in zip(model.masked_moments(images), model.first_stage_model.encode(images), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert sizes == [4 - max(0, len(blank) - 1), 4]
