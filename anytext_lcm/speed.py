@@ -369,11 +369,11 @@ class Ledger:
         """
         handles = []
         for model in models:
-            unet, stage = model.model.diffusion_model, model.first_stage_model
+            unet, control, stage = model.model.diffusion_model, model.control_model, model.first_stage_model
             blocks = (unet.time_embed, *unet.input_blocks, unet.middle_block, *unet.output_blocks, unet.out)
             parts = {
                 "UNet": blocks,
-                "WriteNet": (model.control_model,),
+                "WriteNet": (control, *control.input_blocks, control.middle_block),  # its blocks are run again alone
                 "autoencoder": (stage.encoder, stage.decoder, stage.quant_conv, stage.post_quant_conv),
             }
             for call in ("condition", "uncondition"):
