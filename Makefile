@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 CELL_TIMEOUT ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-browser teacher lint notebooks readme clean
+.PHONY: help demo bench test test-full test-browser teacher lint notebooks readme clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)  ## distil the embedded teacher, draw with both, read and compare: outputs/demo
 	$(BIN)/python -m anytext_lcm.demo
+
+bench: $(STAMP)  ## time, memory and FLOPs of training step and samplers against the reference: outputs/speed
+	$(BIN)/python -m anytext_lcm.speed
 
 test: lint  ## lint, unit tests, notebooks against their stored outputs
 	$(BIN)/python -m pytest -m "not full and not browser" tests

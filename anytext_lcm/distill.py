@@ -53,7 +53,7 @@ from anytext_lcm.lcm.consistency import l2, pseudo_huber
 from anytext_lcm.lcm.objectives import OBJECTIVES, LossParts
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.solver import DDIMSolver
-from anytext_lcm.lora import adapter_off, adapter_state, attach
+from anytext_lcm.lora import adapter_off, adapter_state, adapts, attach
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
 from anytext_lcm.model.vae import sample_posterior
 from anytext_lcm.perceptual import line_distance
@@ -132,7 +132,10 @@ class DistillStep(nn.Module):
             with adapter_off(model):
                 teacher_control = model.control(both)
         # ... and the student's, which carry its gradient; the target shares them without
-        student_control = model.control(cond)
+        if adapts(model, "control_model"):
+            student_control = model.control(cond)
+        else:
+            student_control = [residual.chunk(2)[0] for residual in teacher_control]
         target_control = [residual.detach() for residual in student_control]
         # 4. draw t: a point of the solver's grid for each picture, and the noise
         device = generator.device if generator is not None else latents.device
@@ -143,17 +146,23 @@ class DistillStep(nn.Module):
             places = 2 * torch.rand(len(latents), 1, 1, 1, generator=generator, device=device) - 1
             guidance = (self.guidance_scale + self.guidance_spread * places).to(latents.device)
 
+        unet, encoded = model.model.diffusion_model, None
+        shares = not adapts(model, "model.diffusion_model.input_blocks", "model.diffusion_model.time_embed")
+
         def teacher(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            with adapter_off(model):  # both branches in one batch
-                return model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), both, teacher_control).chunk(
-                    2
-                )
+            nonlocal encoded
+            x, t = torch.cat([x, x]), torch.cat([t, t])  # both branches in one batch
+            with adapter_off(model):
+                answers = unet.encode(x.to(model.dtype), t, both.image_context)
+                if shares:  # the student asks at the same (x_t, t) with the same captions
+                    encoded = [answer.chunk(2)[0] for answer in answers]
+                return model.predict_noise(x, t, both, teacher_control, encoded=answers).chunk(2)
 
         def target(x: Tensor, t: Tensor) -> Tensor:
             return model.predict_noise(x, t, cond, target_control)
 
         def student(x: Tensor, t: Tensor) -> Tensor:
-            return model.predict_noise(x, t, cond, student_control)
+            return model.predict_noise(x, t, cond, student_control, encoded=encoded)
 
         # 5. to 10.: add noise, teacher, solver, target, student, loss
         parts = self.objective(

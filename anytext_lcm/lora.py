@@ -89,6 +89,17 @@ def find_unet_rest(model: nn.Module) -> list[str]:
     ]
 
 
+def find_unet_decoder(model: nn.Module) -> list[str]:
+    """Attention of the UNet's middle and output blocks, AttnX with it.
+
+    A group to be named, "unet_decoder": with nothing adapted before the middle, student and teacher share the input
+    blocks, the backward pass ends there, and WriteNet is the same for both. Upstream itself trains no more of the UNet.
+    """
+    groups = find_targets(model)
+    blocks = ("model.diffusion_model.middle_block.", "model.diffusion_model.output_blocks.")
+    return [name for name in groups["unet_attention"] + groups["unet_attnx"] if name.startswith(blocks)]
+
+
 def _read_lists(targets: Sequence[str]) -> Iterator[str]:
     """The targets, with those of a file in the place of its name."""
     for target in targets:
@@ -106,7 +117,7 @@ def _read_lists(targets: Sequence[str]) -> Iterator[str]:
 
 def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> list[str]:
     """Group names, module names and lists of them in files -> sorted module names; None is every group of
-    `find_targets`. The group "unet_rest" (`find_unet_rest`) has to be named.
+    `find_targets`. The groups "unet_rest" (`find_unet_rest`) and "unet_decoder" (`find_unet_decoder`) have to be named.
 
     What ends in .txt is a file with one target a line, as `python -m anytext_lcm.inspect_modules` writes it.
     Raises ValueError for a file that cannot be read, and for a name that is neither group nor module, which
@@ -114,7 +125,7 @@ def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> l
     """
     groups = find_targets(model)
     defaults = tuple(groups)
-    groups["unet_rest"] = find_unet_rest(model)
+    groups |= {"unet_rest": find_unet_rest(model), "unet_decoder": find_unet_decoder(model)}
     chosen: set[str] = set()
     for target in defaults if targets is None else _read_lists(targets):
         if target in groups:
@@ -145,6 +156,11 @@ def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> l
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """Adapted layers by the name the module has without an adapter; empty when none is attached."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def adapts(model: nn.Module, *parts: str) -> bool:
+    """Whether the adapter reaches into one of these modules, named by their path."""
+    return any(name.startswith(tuple(f"{part}." for part in parts)) for name in adapter_layers(model))
 
 
 def adapter_state(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -203,6 +219,26 @@ def adapter_off(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for layer, flag in zip(layers, before, strict=True):
             layer._disable_adapters = flag
+
+
+@contextmanager
+def adapter_merged(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, the adapter is part of the weights: the student without the adapter's own products, the same to rounding.
+
+    Afterwards the layers have their own weights again, not a difference of sums: the teacher stays as it was, bit for
+    bit. Not for training, and not to be nested.
+    """
+    layers = list(adapter_layers(model).values())
+    weights = [layer.get_base_layer().weight for layer in layers]
+    before = [weight.data for weight in weights]
+    try:
+        with torch.no_grad(), adapter_off(model):
+            for layer, weight in zip(layers, weights, strict=True):
+                weight.data = (weight.float() + layer.get_delta_weight(_NAME)).to(weight.dtype)
+            yield model
+    finally:
+        for weight, data in zip(weights, before, strict=True):
+            weight.data = data
 
 
 def add_adapters(

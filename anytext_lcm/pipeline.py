@@ -30,7 +30,7 @@ from anytext_lcm.lcm.objectives import Predict
 from anytext_lcm.lcm.samplers import Progress, sample_ddim, sample_lcm, sample_tcd
 from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
 from anytext_lcm.lcm.solver import guide
-from anytext_lcm.lora import adapter_layers, adapter_off
+from anytext_lcm.lora import adapter_layers, adapter_merged, adapter_off
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
 
 ASSETS = Path(__file__).parent / "assets"
@@ -409,16 +409,8 @@ class Drawing:
 
 
 def _masked_latents(model: AnyText2, masked: Tensor, seeds: Sequence[int]) -> Tensor:
-    """masked_img (B, 3, H, W) -> latents as `AnyText2.encode` draws them, with each picture's own noise.
-
-    Pictures to be drawn from nothing are all alike and go through the encoder once.
-    """
-    rows = torch.tensor([bool((image != -1).any()) for image in masked])
-    distinct = masked[rows] if rows.all() else torch.cat([masked[~rows][:1], masked[rows]])
-    mean, logvar = model.first_stage_model.encode(distinct.to(model.device, model.dtype))
-    order = torch.cumsum(rows.long(), 0) - (1 if rows.all() else 0)
-    index = torch.where(rows, order, torch.zeros_like(order)).to(model.device)
-    mean, logvar = mean.float()[index], logvar.float()[index]
+    """masked_img (B, 3, H, W) -> latents as `AnyText2.encode` draws them, with each picture's own noise."""
+    mean, logvar = model.masked_moments(masked)
     noise = torch.stack([torch.randn(mean.shape[1:], generator=_generator(seed, _MASKED)) for seed in seeds])
     return model.scale_factor * (mean + torch.exp(0.5 * logvar) * noise.to(mean))
 
@@ -522,7 +514,7 @@ def draw(model: AnyText2, prepared: Prepared, method: Method, show: bool = False
                 bar.update(count)
 
         # Chunks that run side by side share the model: the switch is thrown here, around all of them.
-        with clock("denoise", model.device), nullcontext() if method.adapter else adapter_off(model):
+        with clock("denoise", model.device), (adapter_merged if method.adapter else adapter_off)(model):
             latents = _spread(
                 lambda rows: denoise(model, prepared[rows], method, progress).cpu(), chunks, model.device
             )

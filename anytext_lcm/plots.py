@@ -1,7 +1,7 @@
 """The figures of the notebooks: each function returns a matplotlib Figure and leaves no state behind.
 
-Imports matplotlib without pyplot, numpy, torch, cv2, the rooms lcm, model and data, the judge and the toy. Notebooks
-and the evaluation import this, nothing else does.
+Imports matplotlib without pyplot, numpy, torch, cv2, the rooms lcm, model and data, the judge and the toy. Notebooks,
+the evaluation and the speed command import this, nothing else does.
 """
 
 import re
@@ -317,6 +317,34 @@ def intervals(rows: Mapping[str, object], x_label: str, title: str = "") -> Figu
     axis.set_yticks(range(len(rows)), list(rows), fontsize=9)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     _finish(axis, x_label, "", title, False)
+    return figure
+
+
+def speed_chart(report: Mapping[str, Any]) -> Figure:
+    """Where the time of a picture goes, before and after: a bar for each training step and each sampler of a report of
+    `python -m anytext_lcm.speed`, cut into parts; at its end how much faster it is than the first.
+    """
+    training = {name: row["seconds_by_part"] for name, row in report["training"]["variants"].items()}
+    sampling = {
+        name: {phase: seconds for phase, seconds in row["seconds"].items() if phase != "total"}
+        for name, row in report["sampling"]["methods"].items()
+    }
+    figure, axes = _figure(1.6 + 0.42 * (len(training) + len(sampling)), rows=2, columns=1)
+    for axis, rows, title in zip(axes[:, 0], (training, sampling), ("One training update", "Sampling"), strict=True):
+        parts = list(dict.fromkeys(part for row in rows.values() for part in row))
+        left = np.zeros(len(rows))
+        for i, part in enumerate(parts):
+            width = np.array([1000 * row.get(part, 0.0) for row in rows.values()])
+            axis.barh(range(len(rows)), width, left=left, label=part, color=COLORS[i % len(COLORS)],
+                      hatch=HATCHES[i % len(HATCHES)], edgecolor="white", linewidth=0.5)  # fmt: skip
+            left += width
+        for i, total in enumerate(left):
+            axis.annotate(f" {left[0] / total:.1f}x", (total, i), fontsize=8, va="center")
+        axis.set_yticks(range(len(rows)), list(rows), fontsize=9)
+        axis.set_xlim(0, 1.12 * left.max())
+        axis.invert_yaxis()
+        _finish(axis, "ms a picture", "", title, False)
+        _legend_beside(axis)
     return figure
 
 

@@ -1,8 +1,5 @@
 """The estimate of memory against what the same step really keeps."""
 
-import importlib.util
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,16 +87,3 @@ def test_full_size():
     config = ROOT / "models_yaml" / "anytext2_sd15.yaml"
     plain, saving = (memory.estimate(config, 12, 64, gradient_checkpointing=g) for g in (False, True))
     assert 2 < saving["total"] < plain["total"] < 60
-
-
-def test_the_script_that_measures_on_a_gpu_runs(teacher, capsys):  # noqa: F811
-    """On the CPU and the micro network; without a GPU it says so."""
-    spec = importlib.util.spec_from_file_location("speed", ROOT / "tests" / "full" / "speed.py")
-    speed = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(speed)
-    small = ["--device", "cpu", "--config", str(teacher / "micro.yaml"), "--rank", "2", "--precision", "no"]
-    assert speed.main([*small, "--batches", "1", "2", "--updates", "1", "--latents"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 5 and said[2].startswith("| 1 | ") and json.loads(said[-1])["rows"][1]["samples_per_second"] > 0
-    if not torch.cuda.is_available():
-        assert speed.main([]) == 2 and "no GPU" in capsys.readouterr().err

@@ -237,7 +237,7 @@ class AnyText2(nn.Module):
         )
         masked = on_device.get("masked_latents")
         if masked is None:
-            masked = self.encode(on_device["masked_img"], generator)
+            masked = self.scale_factor * sample_posterior(*self.masked_moments(batch["masked_img"]), generator)
         return Conditioning(
             image_context=self.image_context(self.tokenizer.image_ids(batch["img_caption"]), embeddings),
             text_context=self.text_context(self.tokenizer.text_ids(batch["text_caption"]), embeddings),
@@ -306,8 +306,10 @@ class AnyText2(nn.Module):
         conditioning: Conditioning,
         control: list[Tensor] | None,
         attnx_scale: float = 1.0,
+        encoded: list[Tensor] | None = None,
     ) -> Tensor:
-        """latents (B, C, h, w), timesteps int64 (B,), residuals of `control` -> eps (B, C, h, w) in fp32.
+        """latents (B, C, h, w), timesteps int64 (B,), residuals of `control` -> eps (B, C, h, w) in fp32. encoded: what
+        the UNet's input blocks answer to these latents, timesteps and captions, when that is known already.
 
         A network trained on v (Salimans & Ho 2022, appendix D) is converted here, eps = sqrt(abar) v + sqrt(1
         - abar) x, so that every caller meets eps.
@@ -318,6 +320,7 @@ class AnyText2(nn.Module):
             conditioning.image_context,
             control=control,
             attnx_scale=attnx_scale,
+            encoded=encoded,
         ).float()
         if self.parameterization == "eps":
             return output
@@ -330,6 +333,20 @@ class AnyText2(nn.Module):
         """
         mean, logvar = self.first_stage_model.encode(images.to(self.device, self.dtype))
         return self.scale_factor * sample_posterior(mean.float(), logvar.float(), generator)
+
+    def masked_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """masked pictures (B, 3, H, W) -> mean and log variance of their latents' posterior, fp32, unscaled.
+
+        Pictures to be drawn from nothing are all -1 and go through the encoder once.
+        """
+        blank = (images == -1).flatten(1).all(dim=1)
+        kept = ~blank
+        kept[int(blank.int().argmax())] = True  # the first blank one, if there is any
+        moments = self.first_stage_model.encode(images[kept].to(self.device, self.dtype))
+        place = torch.cumsum(kept.int(), 0) - 1
+        index = torch.where(blank, place[blank.int().argmax()], place).to(self.device)
+        mean, logvar = (m.float()[index] for m in moments)
+        return mean, logvar
 
     def decode(self, latents: Tensor) -> Tensor:
         """scaled latents (B, C, h, w) -> images (B, 3, 8h, 8w), about -1..1, fp32."""

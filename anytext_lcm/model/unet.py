@@ -191,6 +191,19 @@ class UNetModel(Trunk):
             zero_module(nn.Conv2d(width, out_channels, 3, padding=1)),
         )
 
+    def encode(self, x: Tensor, timesteps: Tensor, context: Tensor, attnx_scale: float = 1.0) -> list[Tensor]:
+        """What each input block answers; arguments as in `forward`.
+
+        Control residuals are added later, so two networks that differ in what follows may share these.
+        """
+        self.check_size(x)
+        emb, context, h = self.embed(timesteps), context.to(self.dtype), x.to(self.dtype)
+        encoded = []
+        for block in self.input_blocks:
+            h = self.run(block, h, emb, context, attnx_scale)
+            encoded.append(h)
+        return encoded
+
     def forward(
         self,
         x: Tensor,
@@ -198,31 +211,27 @@ class UNetModel(Trunk):
         context: Tensor,
         control: Sequence[Tensor] | None = None,
         attnx_scale: float = 1.0,
+        encoded: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Predict the noise in latents x.
 
         x: (B, in_channels, h, w); timesteps: (B,); context: (B, m, context_dim), the image caption; control:
-        one residual for each input block, then the middle one (the list is left as it is), or None. Returns
+        one residual for each input block, then the middle one (the list is left as it is), or None; encoded:
+        the answer of `encode` for the same x, timesteps and context, when it is known already. Returns
         (B, out_channels, h, w) in x's dtype. Raises ValueError on sizes that do not halve and on a control
         list of another length.
 
         Upstream runs the input blocks without gradient when they hold no AttnX; here they keep theirs,
         because an adapter may sit in them.
         """
-        self.check_size(x)
         if control is not None and len(control) != len(self.input_blocks) + 1:
             raise ValueError(
                 f"control has {len(control)} residuals, this UNet takes {len(self.input_blocks) + 1}: "
                 "one for each input block and one for the middle block."
             )
-        emb = self.embed(timesteps)
-        context = context.to(self.dtype)
-        h = x.to(self.dtype)
-        skips = []
-        for block in self.input_blocks:
-            h = self.run(block, h, emb, context, attnx_scale)
-            skips.append(h)
-        h = self.run(self.middle_block, h, emb, context, attnx_scale)
+        skips = list(self.encode(x, timesteps, context, attnx_scale) if encoded is None else encoded)
+        emb, context = self.embed(timesteps), context.to(self.dtype)
+        h = self.run(self.middle_block, skips[-1], emb, context, attnx_scale)
         if control is not None:
             h = h + control[-1]
             if not self.only_mid_control:

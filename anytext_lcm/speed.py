@@ -1,0 +1,853 @@
+"""Command: training step and sampler against the way public scripts write them. `python -m anytext_lcm.speed`
+
+On a CPU the embedded network, on a GPU the full-size one with random weights. Both sides work on the same weights,
+pictures, LoRA targets, noise and timesteps; that they answer the same is checked first. Then times (medians, the two
+sides in turn), peak memory (each variant in a process of its own), FLOPs by part (torch's counter), a profile. Writes
+speed.json, speed.md and speed.png. Imports torch, psutil and everything below the notebooks but the evaluation.
+"""
+
+import argparse
+import copy
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from anytext_lcm import memory
+from anytext_lcm.data.batch import collate
+from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.distill import DistillStep, latent_weight, seeded_generator
+from anytext_lcm.lcm.consistency import consistency_function, pseudo_huber
+from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.schedule import NoiseSchedule
+from anytext_lcm.lcm.solver import DDIMSolver, guide
+from anytext_lcm.lora import adapter_state, attach
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.model.vae import sample_posterior
+from anytext_lcm.pipeline import (
+    ASSETS,
+    EMBEDDED_CONFIG,
+    Clock,
+    Prepared,
+    default_device,
+    defaults_for,
+    denoise,
+    describe_hardware,
+    draw,
+    initial_noise,
+    load_chosen,
+    prepare,
+    student_method,
+    teacher_method,
+    to_uint8,
+    use_available_cores,
+)
+from anytext_lcm.settings import PRECISIONS
+
+FULL_CONFIG = EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
+DECODER = ("unet_decoder",)
+# Same noise, same timesteps: what may differ is the order of summation, on either side.
+LOSS_TOLERANCE, GRADIENT_TOLERANCE, LATENT_TOLERANCE = 1e-5, 1e-3, 1e-3
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of training: the reference step or ours, which layers are adapted, what is kept for the backward pass."""
+
+    reference: bool
+    targets: tuple[str, ...] | None = None
+    checkpointing: bool = False
+
+
+VARIANTS = {
+    "reference, checkpointed": Variant(True, checkpointing=True),
+    "reference": Variant(True),
+    "ours": Variant(False),
+    "ours, decoder only": Variant(False, DECODER),
+}
+
+# -- the reference, written plainly ---------------------------------------------------------------------
+
+
+def reference_step(
+    student: AnyText2,
+    teacher: AnyText2,
+    batch: Mapping[str, Any],
+    generator: torch.Generator | None,
+    guidance_scale: float,
+    negative_prompt: str = "",
+) -> Tensor:
+    """Loss of one step as the scripts for Stable Diffusion do it (diffusers' LCM-LoRA script), carried over to
+    AnyText2: a second network as teacher, each pass by itself, WriteNet and the texts anew in each, pictures encoded on
+    the way. Draws from the generator in the order of `DistillStep`.
+    """
+    schedule = NoiseSchedule(student.alphas_cumprod)
+    solver = DDIMSolver(schedule)
+    with torch.no_grad():
+        latents = student.encode(batch["img"], generator)
+        masked = student.encode(batch["masked_img"], generator)
+        batch = dict(batch) | {"masked_latents": masked}
+        count = len(latents)
+        device = latents.device if generator is None else generator.device
+        index = torch.randint(len(solver), (count,), generator=generator, device=device).to(latents.device)
+        noise = torch.randn(latents.shape, generator=generator, device=device).to(latents.device)
+        t, s = solver.start_timesteps(index), solver.previous_timesteps(index)
+        noisy = schedule.add_noise(latents, noise, t)
+        cond = teacher.condition(batch)
+        uncond = teacher.uncondition(cond, negative_prompt)
+        eps_cond = teacher.predict_noise(noisy, t, cond, teacher.control(cond))
+        eps_uncond = teacher.predict_noise(noisy, t, uncond, teacher.control(uncond))
+        eps = guide(eps_cond, eps_uncond, guidance_scale)
+        earlier = solver.step(schedule.x0_from_eps(noisy, eps, t), eps, index)
+        own = student.condition(batch)
+        answer = student.predict_noise(earlier, s, own, student.control(own))
+        target = consistency_function(earlier, answer, s, schedule)
+    answer = student.predict_noise(noisy, t, own, student.control(own))
+    pred = consistency_function(noisy, answer, t, schedule)
+    weight = latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None
+    return pseudo_huber(pred, target, weight=weight)
+
+
+@torch.no_grad()
+def reference_prepare(
+    model: AnyText2, batch: Mapping[str, Any], seeds: Sequence[int], negative_prompt: str
+) -> Prepared:
+    """As upstream's sampling: every masked picture through the encoder, texts and lines for both branches."""
+    mean, logvar = model.first_stage_model.encode(batch["masked_img"].to(model.device, model.dtype))
+    masked = model.scale_factor * sample_posterior(mean.float(), logvar.float())
+    batch, count = dict(batch) | {"masked_latents": masked}, len(seeds)
+    negative = batch | {"img_caption": [negative_prompt] * count, "text_caption": [""] * count}
+    return Prepared(model.condition(batch), model.condition(negative), tuple(seeds), tuple(masked.shape[1:]))
+
+
+@torch.no_grad()
+def reference_denoise(
+    model: AnyText2, prepared: Prepared, steps: int, guidance_scale: float, keep: bool = False
+) -> Tensor:
+    """Two calls a step, one after the other, WriteNet in each; keep: its residuals once a branch, as upstream's sampler
+    caches them. Latents (B, C, h, w).
+    """
+    cond, uncond = prepared.conditional, prepared.unconditional
+    kept = [model.control(branch) for branch in (cond, uncond)] if keep else [None, None]
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        eps_cond, eps_uncond = (
+            model.predict_noise(x, t, branch, control or model.control(branch))
+            for branch, control in zip((cond, uncond), kept, strict=True)
+        )
+        return guide(eps_cond, eps_uncond, guidance_scale)
+
+    noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
+    return sample_ddim(predict, noise, NoiseSchedule(model.alphas_cumprod), steps)
+
+
+# -- what is measured -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for; `batch` pictures at once, `side` pixels."""
+
+    config: str
+    ckpt: str | None
+    device: str
+    precision: str
+    batch: int
+    rank: int
+    repeats: int
+    steps: int
+    side: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
+    @property
+    def real(self) -> bool:
+        """Whether there are weights to load."""
+        return bool(self.ckpt) or Path(self.config).resolve() == EMBEDDED_CONFIG.resolve()
+
+    @property
+    def guidance(self) -> tuple[float, str]:
+        """Guidance scale and negative prompt. None of the latter for random weights: the embedded tokenizer would make
+        of it several times the tokens that CLIP's does.
+        """
+        network = defaults_for(self.config)
+        return network.guidance_scale, network.negative_prompt if self.real else ""
+
+
+def build(options: Options, device: str | None = None) -> AnyText2:
+    """The bare teacher, fp32: the embedded one, one from a checkpoint, or random weights of which none is zero, with
+    the embedded tokenizer, since CLIP's vocabulary is not in the repository.
+    """
+    device = device or options.device
+    if options.real:
+        return load_chosen(options.config, options.ckpt, device)
+    yaml = OmegaConf.load(options.config)
+    yaml.model.params.cond_stage_config.params.version = str(ASSETS / "tokenizer")
+    with torch.random.fork_rng(devices=[] if device in ("cpu", "meta") else None):
+        torch.manual_seed(0)
+        model = AnyText2.from_config(yaml, device=device)
+        if device != "meta":
+            for parameter in model.parameters():
+                if not parameter.detach().any():
+                    torch.nn.init.normal_(parameter, std=0.02)
+    return model.requires_grad_(False)
+
+
+def adapt(model: AnyText2, options: Options, targets: Sequence[str] | None) -> AnyText2:
+    """An adapter that already says something, so that student and teacher differ. In place."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        attach(model, options.rank, options.rank, targets)
+        for key, parameter in adapter_state(model).items():
+            if ".lora_B." in key:
+                torch.nn.init.normal_(parameter, std=0.01)
+    device = model.device
+    for parameter in adapter_state(model).values():
+        parameter.data = parameter.data.to(device)
+    return model
+
+
+def example_batch(options: Options, count: int | None = None) -> dict[str, Any]:
+    """Pictures of the mock data set, on the device."""
+    dataset = MockDataset(4, image_size=options.side)
+    batch = collate([dataset[i % 4] for i in range(count or options.batch)])
+    device = "cpu" if options.device == "meta" else options.device
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+class Training:
+    """A variant with its networks and its batch: `loss` is a step without its update, a call a whole update."""
+
+    def __init__(
+        self, variant: Variant, model: AnyText2, teacher: AnyText2 | None, batch: dict[str, Any], options: Options
+    ):
+        """model: with its adapter; teacher: the second copy, which the reference alone needs."""
+        self.variant, self.model, self.teacher, self.batch = variant, model, teacher, batch
+        self.options, self.step = options, None
+        if not variant.reference:
+            guidance, negative = options.guidance
+            self.step = DistillStep(model, guidance_scale=guidance, negative_prompt=negative).eval()
+            with torch.no_grad():  # what `cache_latents` writes once a data set
+                moments = model.first_stage_model.encode(batch["img"].to(model.device, model.dtype))
+            self.batch = batch | {"latent_moments": torch.cat(moments, dim=1)}
+        self.parameters = list(adapter_state(model).values())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, weight_decay=0.0)
+        fp16 = options.precision == "fp16" and options.device == "cuda"
+        self.scaler = torch.amp.GradScaler(options.device, enabled=fp16) if fp16 else None
+        self.updates = 0
+
+    def loss(self, generator: torch.Generator | None) -> Tensor:
+        for trunk in (self.model.model.diffusion_model, self.model.control_model):
+            trunk.gradient_checkpointing = self.variant.checkpointing
+        if self.step is not None:
+            return self.step(self.batch, generator).loss
+        return reference_step(self.model, self.teacher, self.batch, generator, *self.options.guidance)
+
+    def forward(self, generator: torch.Generator | None) -> Tensor:
+        """`loss` in the precision of the run, as it is trained."""
+        if self.options.precision == "no":
+            return self.loss(generator)
+        with torch.autocast(self.options.device, self.options.dtype):
+            return self.loss(generator)
+
+    def __call__(self, around: Callable[[str], Any] = nullcontext) -> None:
+        """Forward, backward, clip, AdamW; around(name) is a context for the backward pass."""
+        loss = self.forward(seeded_generator(0, self.updates))
+        with around("backward"):
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad()
+        self.updates += 1
+
+
+# -- are both the same? ---------------------------------------------------------------------------------
+
+
+def compare(before: Training, after: Training) -> dict[str, float]:
+    """Loss of both, its difference, and the relative difference (L2) of the adapter's gradients; fp32.
+
+    Raises ArithmeticError when the two do not agree to LOSS_TOLERANCE and GRADIENT_TOLERANCE.
+    """
+    found = []
+    for training in (before, after):
+        training.optimizer.zero_grad()
+        loss = training.loss(seeded_generator(7))
+        loss.backward()
+        found.append((float(loss.detach()), torch.cat([p.grad.flatten() for p in training.parameters]).double()))
+        training.optimizer.zero_grad()
+    (loss, gradient), (other, changed) = found
+    result = {
+        "reference loss": loss,
+        "our loss": other,
+        "difference": abs(loss - other),
+        "gradient": float((gradient - changed).norm() / gradient.norm()),
+    }
+    if not (result["difference"] <= LOSS_TOLERANCE and result["gradient"] <= GRADIENT_TOLERANCE):
+        raise ArithmeticError(
+            f"The reference step and ours differ: losses {loss:.8f} and {other:.8f}, "
+            f"gradients by {result['gradient']:.1e}; the times of two different things are not compared."
+        )
+    return result
+
+
+def compare_sampling(model: AnyText2, prepared: Prepared, guidance_scale: float, steps: int = 4) -> float:
+    """Largest difference of the latents after a few DDIM steps, relative to their largest number; fp32.
+
+    Raises ArithmeticError when it exceeds LATENT_TOLERANCE.
+    """
+    before = reference_denoise(model, prepared, steps, guidance_scale)
+    after = denoise(model, prepared, teacher_method(steps, guidance_scale, "leading"))
+    difference = float((before - after).abs().max() / before.abs().max())
+    if not difference <= LATENT_TOLERANCE:
+        raise ArithmeticError(f"The reference sampler and ours differ by {difference:.1e} of the largest latent.")
+    return difference
+
+
+# -- where it goes --------------------------------------------------------------------------------------
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Ledger:
+    """What `read` counts (FLOPs, seconds), by part: of nested parts the innermost has it."""
+
+    def __init__(self, read: Callable[[], float]):
+        self.read, self.totals, self.stack, self.last = read, Counter(), ["rest"], read()
+
+    def _turn(self) -> None:
+        now = self.read()
+        self.totals[self.stack[-1]] += now - self.last
+        self.last = now
+
+    def enter(self, name: str) -> None:
+        self._turn()
+        self.stack.append("recomputation" if "backward" in self.stack else name)
+
+    def leave(self) -> None:
+        self._turn()
+        self.stack.pop()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self.enter(name)
+        yield
+        self.leave()
+
+    @contextmanager
+    def watch(self, *models: AnyText2) -> Iterator["Ledger"]:
+        """Inside, the networks tell when they work. A UNet counts by its blocks: its two halves may be called apart.
+
+        Checkpointing ends a block's recomputation by an exception, so the hooks that leave a part are always called.
+        """
+        handles = []
+        for model in models:
+            unet, control, stage = model.model.diffusion_model, model.control_model, model.first_stage_model
+            blocks = (unet.time_embed, *unet.input_blocks, unet.middle_block, *unet.output_blocks, unet.out)
+            parts = {
+                "UNet": blocks,
+                "WriteNet": (control, *control.input_blocks, control.middle_block),  # its blocks are run again alone
+                "autoencoder": (stage.encoder, stage.decoder, stage.quant_conv, stage.post_quant_conv),
+            }
+            for call in ("condition", "uncondition"):
+                setattr(model, call, self._within("texts and lines", getattr(model, call)))
+            for name, modules in parts.items():
+                for module in modules:
+                    handles += [
+                        module.register_forward_pre_hook(lambda *_, name=name: self.enter(self._named(name))),
+                        module.register_forward_hook(lambda *_: self.leave(), always_call=True),
+                    ]
+        self.last = self.read()
+        try:
+            yield self
+        finally:
+            self._turn()
+            for handle in handles:
+                handle.remove()
+            for model in models:
+                del model.condition, model.uncondition
+
+    def _within(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            with self.part(name):
+                return call(*arguments, **named)
+
+        return counted
+
+    @staticmethod
+    def _named(name: str) -> str:
+        if name != "UNet":
+            return name
+        return "UNet, student" if torch.is_grad_enabled() else "UNet, teacher and target"
+
+
+def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
+    batch, heads, rows, width = q
+    return 2 * batch * heads * rows * k[2] * (width + v[3])
+
+
+def count(training: Training) -> dict[str, float]:
+    """FLOPs of forward and backward pass by part, for one picture: two a multiplication with its addition, matrix
+    products and convolutions alone. One kernel of attention that torch's counter does not know is added.
+    """
+    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    models = [training.model] + ([] if training.teacher is None else [training.teacher])
+    meta = training.model.device.type == "meta"
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+        ledger = Ledger(counter.get_total_flops)
+        with ledger.watch(*models):
+            loss = training.forward(None if meta else seeded_generator(0))
+            with ledger.part("backward"):
+                loss.backward()
+    training.optimizer.zero_grad()
+    size = len(training.batch["img_caption"])
+    return {name: flops / size for name, flops in ledger.totals.items() if flops}
+
+
+def count_on_shapes(variant: Variant, options: Options) -> dict[str, float]:
+    """`count` of a network too large to run here, on torch's meta device. The recogniser, which reads pixels, is left
+    out on both sides.
+    """
+    model = attach(build(options, "meta"), options.rank, options.rank, variant.targets).to("meta")
+    teacher = build(options, "meta") if variant.reference else None
+    for network in [model] + ([] if teacher is None else [teacher]):
+        network._buffers["alphas_cumprod"] = NoiseSchedule.scaled_linear().alphas_cumprod  # its values are looked at
+        network.embedding_manager.line_embeddings = lambda *_, **__: None
+    return count(Training(variant, model, teacher, example_batch(options), options))
+
+
+def seconds_by_part(training: Training, repeats: int) -> dict[str, float]:
+    """Seconds of a whole update by part, for one picture."""
+    ledger = Ledger(lambda: _now(training.options.device))
+    with ledger.watch(training.model, *([] if training.teacher is None else [training.teacher])):
+        for _ in range(repeats):
+            training(ledger.part)
+    size = repeats * training.options.batch
+    return {name: seconds / size for name, seconds in ledger.totals.items()}
+
+
+def profile(call: Callable[[], Any], device: str, top: int = 12) -> list[dict[str, Any]]:
+    """The kernels that take longest: name, share of the time of all, calls."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else []
+    with torch.profiler.profile(activities=activities) as found:
+        call()
+        _now(device)
+    field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    rows = found.key_averages()
+    total = sum(getattr(row, field) for row in rows) or 1
+    rows = sorted(rows, key=lambda row: -getattr(row, field))[:top]
+    return [{"name": row.key, "share": round(getattr(row, field) / total, 4), "calls": row.count} for row in rows]
+
+
+def matmul_rate(options: Options) -> float:
+    """FLOP/s of square matrix products in the precision of the run: the best of a few, what this device can do."""
+    side = 8192 if options.device == "cuda" else 1024
+    a = torch.randn(side, side, device=options.device, dtype=options.dtype)
+    best = float("inf")
+    for _ in range(6):
+        began = _now(options.device)
+        a @ a
+        best = min(best, _now(options.device) - began)
+    return 2 * side**3 / best
+
+
+# -- time and memory ------------------------------------------------------------------------------------
+
+
+def interleave(
+    calls: Mapping[str, Callable[[Clock], None]], repeats: int, device: torch.device
+) -> dict[str, list[Clock]]:
+    """Each call in turn, over and over, so that what disturbs the machine disturbs all; one turn before that warms up.
+
+    A call is given the clock of its turn; one that does not use it is timed as a whole, in the phase "all".
+    """
+    clocks: dict[str, list[Clock]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            clock, whole = Clock(), Clock()
+            with whole("all", device):
+                call(clock)
+            if turn:
+                clocks[name].append(clock if clock.wall else whole)
+    return clocks
+
+
+def medians(clocks: Sequence[Clock], kind: str, size: int) -> dict[str, float]:
+    """Seconds a picture by phase, and in "total"; kind: wall or cores."""
+    rows = [getattr(clock, kind) for clock in clocks]
+    found = {phase: statistics.median(row[phase] for row in rows) / size for phase in rows[0]}
+    return found | {"total": statistics.median(sum(row.values()) for row in rows) / size}
+
+
+def _resident(peak: bool) -> int:
+    """Bytes of this process in memory, now or at most. The kernel's mark: getrusage would count the parent's too."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        [line] = [line for line in lines if line.startswith("VmHWM:" if peak else "VmRSS:")]
+        return 1024 * int(line.split()[1])
+    except OSError:  # not Linux: the current size stands in for the largest one
+        return psutil.Process().memory_info().rss
+
+
+def alone(variant: Variant, options: Options, updates: int = 3) -> dict[str, float | None]:
+    """Peak memory of this process beyond what it had before it built its networks, and its speed; None for what did
+    not fit. On a GPU torch's own count of allocated memory.
+    """
+    cuda = options.device == "cuda"
+    batch = example_batch(options)
+    before = 0 if cuda else _resident(peak=False)
+    try:
+        model = build(options)
+        teacher = copy.deepcopy(model).to(options.dtype) if variant.reference else None
+        training = Training(
+            variant, adapt(model.to(options.dtype), options, variant.targets), teacher, batch, options
+        )
+        if cuda:
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats()
+        training()
+        began = _now(options.device)
+        for _ in range(updates):
+            training()
+        speed = options.batch * updates / (_now(options.device) - began)
+    except torch.OutOfMemoryError:
+        return {"peak_gib": None, "samples_per_second": None}
+    peak = torch.cuda.max_memory_allocated() if cuda else _resident(peak=True) - before
+    return {"peak_gib": peak / 2**30, "samples_per_second": speed}
+
+
+def in_own_process(name: str, options: Options) -> dict[str, float | None]:
+    """`alone` in a fresh process. Raises RuntimeError with its last words when it fails."""
+    words = [f"--{key}={value}" for key, value in vars(options).items() if key != "side" and value is not None]
+    command = [sys.executable, "-m", "anytext_lcm.speed", "--alone", name, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} alone failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def expected_gib(variant: Variant, batch: int, config: str = str(FULL_CONFIG), precision: str = "fp16",
+                 rank: int = 64) -> float:
+    """What `anytext_lcm.memory` counts on shapes; the reference encodes on the way and has a second copy."""
+    found = memory.estimate(config, batch, rank, variant.targets, precision, variant.checkpointing,
+                            latents=not variant.reference)
+    return found["total"] + variant.reference * found["base weights, one copy"]
+
+
+# -- the run --------------------------------------------------------------------------------------------
+
+
+def measure_training(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+    """Checks, times, parts, FLOPs and profiles of all variants."""
+    bare = build(options)
+    networks = {targets: adapt(copy.deepcopy(bare), options, targets) for targets in (None, DECODER)}
+    few = example_batch(options, min(2, options.batch))
+
+    def trainings(batch: dict[str, Any]) -> dict[str, Training]:
+        return {
+            name: Training(variant, networks[variant.targets], bare if variant.reference else None, batch, options)
+            for name, variant in VARIANTS.items()
+        }
+
+    small = trainings(few)
+    plain = Training(Variant(True, DECODER), networks[DECODER], bare, few, options)
+    checks = {
+        "all targets": compare(small["reference"], small["ours"]),
+        "decoder only": compare(plain, small["ours, decoder only"]),
+    }
+    say("The steps agree.")
+    for model in (bare, *networks.values()):
+        model.to(options.dtype)
+        for parameter in adapter_state(model).values():
+            parameter.data = parameter.data.float()
+    variants = trainings(example_batch(options))
+    rate = matmul_rate(options)
+    device = torch.device(options.device)
+    calls = {name: lambda clock, run=run: run() for name, run in variants.items()}
+    clocks = interleave(calls, options.repeats, device)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, training in variants.items():
+        wall, cores = (medians(clocks[name], kind, options.batch)["total"] for kind in ("wall", "cores"))
+        flops = count(training)
+        rows[name] = {
+            "samples_per_second": 1 / wall,
+            "slowest_and_fastest": [options.batch / choose(clock.wall["all"] for clock in clocks[name])
+                                    for choose in (max, min)],
+            "core_seconds": cores,
+            "flops": flops,
+            "share_of_matmul_rate": sum(flops.values()) / wall / rate,
+            "seconds_by_part": seconds_by_part(training, max(1, options.repeats // 2)),
+        }
+        say(f"{name}: {1 / wall:.2f} samples/s")
+    profiles = {name: profile(variants[name], options.device) for name in ("reference, checkpointed", "ours")}
+    return {"checks": checks, "matmul_flops": rate, "variants": rows, "profile": profiles}
+
+
+def measure_sampling(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+    """Times of upstream's sampler and of ours, by phase."""
+    model = adapt(build(options), options, None)
+    device = torch.device(options.device)
+    batch, seeds = example_batch(options), list(range(options.batch))
+    bare = build(options)
+    guidance, negative = options.guidance
+    with torch.no_grad():
+        few = {key: value[:2] for key, value in batch.items()}
+        difference = compare_sampling(bare, prepare(bare, few, seeds[: len(few["img"])], negative), guidance)
+    say("The samplers agree.")
+    bare.to(options.dtype)
+    model.to(options.dtype)
+
+    @torch.no_grad()
+    def reference(clock: Clock, keep: bool) -> None:
+        with clock("prepare", device):
+            prepared = reference_prepare(bare, batch, seeds, negative)
+        with clock("denoise", device):
+            latents = reference_denoise(bare, prepared, options.steps, guidance, keep)
+        with clock("decode", device):
+            to_uint8(bare.decode(latents))
+
+    @torch.no_grad()
+    def ours(clock: Clock, method: Any) -> None:
+        with clock("prepare", device):
+            prepared = prepare(model, batch, seeds, negative)
+        drawing = draw(model, prepared, method)
+        for kind in ("wall", "cores"):
+            getattr(clock, kind).update(getattr(drawing.clock, kind))
+
+    methods = (teacher_method(options.steps, guidance, "leading"), student_method(8), student_method(4))
+    calls: dict[str, Callable[[Clock], None]] = {
+        f"upstream-{options.steps}": lambda clock: reference(clock, keep=True),
+        f"upstream-{options.steps}, WriteNet in each call": lambda clock: reference(clock, keep=False),
+    }
+    calls |= {method.name.removesuffix("-leading"): lambda clock, m=method: ours(clock, m) for method in methods}
+    clocks = interleave(calls, max(1, options.repeats // 2), device)
+    rows = {
+        name: {"seconds": medians(found, "wall", options.batch), "core_seconds": medians(found, "cores", options.batch)}
+        for name, found in clocks.items()
+    }
+    first = next(iter(rows.values()))
+    for kind, key in (("denoise", "denoise"), ("end_to_end", "total")):
+        for row in rows.values():
+            row[f"speedup_{kind}"] = first["seconds"][key] / row["seconds"][key]
+    return {"latents_differ_by": difference, "methods": rows}
+
+
+def measure(options: Options, batches: Sequence[int] = (), say: Callable[[str], None] = print) -> dict[str, Any]:
+    """The whole report. batches: of the memory table, on a GPU. Raises ArithmeticError when both sides differ."""
+    report: dict[str, Any] = {
+        "hardware": describe_hardware(torch.device(options.device)),
+        "torch": torch.__version__,
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        **vars(options),
+        "config": Path(options.config).name,
+        "training": measure_training(options, say),
+    }
+    gc.collect()
+    report["sampling"] = measure_sampling(options, say)
+    gc.collect()
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
+    for name in VARIANTS:
+        report["training"]["variants"][name]["peak_gib"] = in_own_process(name, options)["peak_gib"]
+    report["batches"] = [
+        {
+            "variant": name,
+            "batch": batch,
+            "expected_gib": expected_gib(VARIANTS[name], batch, options.config, options.precision, options.rank),
+            **in_own_process(name, replace(options, batch=batch)),
+        }
+        for batch in batches
+        for name in ("ours", "ours, decoder only")
+    ]
+    full = replace(
+        options, config=str(FULL_CONFIG), ckpt=None, device="meta", batch=12, side=512, precision="no"
+    )
+    report["full_size_flops"] = {name: count_on_shapes(variant, full) for name, variant in VARIANTS.items()}
+    report["full_size_gib"] = {name: expected_gib(variant, 12) for name, variant in VARIANTS.items()}
+    say("FLOPs and memory at full size are counted.")
+    return report
+
+
+# -- tables ---------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """The report in Markdown."""
+    hardware = report["hardware"]
+    machine = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
+    load = report["load_before"]
+    variants, methods = report["training"]["variants"], report["sampling"]["methods"]
+    slowest = variants["reference, checkpointed"]["samples_per_second"]
+    full = {name: sum(flops.values()) / 1e9 for name, flops in report["full_size_flops"].items()}
+    text = [
+        f"{report['config']}, {report['side']} px, batch {report['batch']}, rank {report['rank']}, precision "
+        f"{report['precision']}, torch {report['torch']}, on {machine}"
+        + (f"; load average before {load:.1f}.\n" if load is not None else ".\n"),
+        "Training, for one picture; faster than the first line. Full size is counted on shapes, its memory in fp16 at "
+        "batch 12:\n",
+        _table(
+            ["step", "samples/s", "faster", "core s", "peak GiB", "GFLOP", "of matmul rate", "GFLOP, full size",
+             "GiB, full size"],
+            [
+                [
+                    name, f"{row['samples_per_second']:.2f}", f"{row['samples_per_second'] / slowest:.2f}x",
+                    f"{row['core_seconds']:.3f}",
+                    "does not fit" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}",
+                    f"{sum(row['flops'].values()) / 1e9:.2f}",
+                    f"{row['share_of_matmul_rate']:.0%}", f"{full[name]:.0f}",
+                    f"{report['full_size_gib'][name]:.1f}",
+                ]
+                for name, row in variants.items()
+            ],
+        ),
+        "Sampling, seconds a picture:\n",
+        _table(
+            ["method", "prepare", "denoise", "decode", "faster, denoise", "faster, end to end"],
+            [
+                [
+                    name, *(f"{row['seconds'][phase]:.3f}" for phase in ("prepare", "denoise", "decode")),
+                    f"{row['speedup_denoise']:.1f}x", f"{row['speedup_end_to_end']:.1f}x",
+                ]
+                for name, row in methods.items()
+            ],
+        ),
+    ]  # fmt: skip
+    names = list(dict.fromkeys(part for flops in report["full_size_flops"].values() for part in flops))
+    text += [
+        "GFLOP for one picture at full size, by part:\n",
+        _table(
+            ["part", *full],
+            [
+                [part, *(f"{flops.get(part, 0) / 1e9:.0f}" for flops in report["full_size_flops"].values())]
+                for part in names
+            ],
+        ),
+    ]
+    for name, rows in report["training"]["profile"].items():
+        text += [
+            f"Where the time goes in one update, {name}:\n",
+            _table(["kernel", "share", "calls"], [[r["name"], f"{r['share']:.1%}", str(r["calls"])] for r in rows]),
+        ]
+    if report["batches"]:
+        text += [
+            "Memory by batch:\n",
+            _table(
+                ["step", "batch", "expected GiB", "peak GiB", "samples/s"],
+                [
+                    [
+                        row["variant"], str(row["batch"]), f"{row['expected_gib']:.1f}",
+                        *("does not fit" if v is None else f"{v:.2f}"
+                          for v in (row["peak_gib"], row["samples_per_second"])),
+                    ]
+                    for row in report["batches"]
+                ],
+            ),
+        ]  # fmt: skip
+    return "\n".join(text)
+
+
+# -- the command ----------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m anytext_lcm.speed", description=__doc__.splitlines()[0].removeprefix("Command: ")
+    )
+    parser.add_argument("--config", help="network; by default the embedded one, on a GPU the full-size one")
+    parser.add_argument("--ckpt", help="its weights; without them random ones, but for the embedded network")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="by default a GPU where there is one")
+    parser.add_argument("--precision", choices=PRECISIONS, help="by default no on a CPU, bf16 on a GPU")
+    parser.add_argument("--batch", type=int, help="pictures at once; by default 4, on a GPU 12")
+    parser.add_argument("--batches", type=int, nargs="*", default=[3, 6, 12], help="of the memory table, on a GPU")
+    parser.add_argument("--rank", type=int, default=64, help="of the adapter")
+    parser.add_argument("--repeats", type=int, default=7, help="timed turns of each step; half as many of the samplers")
+    parser.add_argument("--steps", type=int, default=50, help="of the teacher's sampler")
+    parser.add_argument("--out", default="outputs/speed", help="folder of speed.json, speed.md and speed.png")
+    parser.add_argument("--alone", choices=VARIANTS, help=argparse.SUPPRESS)  # one variant, in its own process
+    return parser
+
+
+def read_options(arguments: argparse.Namespace) -> Options:
+    """Raises ValueError or FileNotFoundError for what the flags ask and cannot be."""
+    device = arguments.device or default_device().type
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("There is no GPU here; nothing was measured.")
+    cuda = device == "cuda"
+    config = arguments.config or str(FULL_CONFIG if cuda else EMBEDDED_CONFIG)
+    batch = (12 if cuda else 4) if arguments.batch is None else arguments.batch
+    for name, value in (("batch", batch), ("rank", arguments.rank), ("repeats", arguments.repeats),
+                        ("steps", arguments.steps), *(("batches", b) for b in arguments.batches)):  # fmt: skip
+        if value < 1:
+            raise ValueError(f"--{name} must be a positive integer, not {value}.")
+    precision = arguments.precision or ("bf16" if cuda else "no")
+    if precision == "fp16" and not cuda:
+        raise ValueError("--precision fp16 needs a GPU; use bf16 or no on a CPU.")
+    side = defaults_for(config).size[0]
+    return Options(
+        config, arguments.ckpt, device, precision, batch, arguments.rank, arguments.repeats, arguments.steps, side
+    )
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Exit code 0; 2 with one sentence on stderr for what the flags ask and cannot be, 1 when the two sides differ."""
+    arguments = build_parser().parse_args(words)
+    use_available_cores()
+    try:
+        options = read_options(arguments)
+        if arguments.alone:
+            print(json.dumps(alone(VARIANTS[arguments.alone], options)))
+            return 0
+        report = measure(options, arguments.batches if options.device == "cuda" else ())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (ArithmeticError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    from anytext_lcm.plots import speed_chart
+
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = format_report(report)
+    (folder / "speed.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (folder / "speed.md").write_text(table, encoding="utf-8")
+    speed_chart(report).savefig(folder / "speed.png")
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""The benchmark: its two sides agree, it notices when they do not, and its ledger adds up. No figure is expected."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from micro_network import SIDE, micro_batch, micro_network
+
+from anytext_lcm import lora, speed
+from anytext_lcm.pipeline import Clock, prepare
+from anytext_lcm.plots import speed_chart
+
+
+@pytest.fixture
+def options(teacher):
+    return speed.Options(str(teacher / "micro.yaml"), None, "cpu", "no", 2, 2, 1, 2, SIDE)
+
+
+def trainings(options, targets=None, checkpointing=False):
+    """The reference and ours, on one network with an adapter."""
+    model, teacher = speed.adapt(micro_network(), options, targets), micro_network()
+    batch = micro_batch(2)
+    return [
+        speed.Training(speed.Variant(reference, targets, checkpointing and reference), model, teacher, batch, options)
+        for reference in (True, False)
+    ]
+
+
+@pytest.mark.parametrize("targets", [None, speed.DECODER])
+def test_the_reference_step_and_ours_agree(options, targets):
+    found = speed.compare(*trainings(options, targets))
+    assert found["difference"] <= 1e-5 and found["gradient"] <= 1e-3 and found["reference loss"] > 0
+
+
+def test_gradient_checkpointing_changes_no_answer(options):
+    [plain, _], [checkpointed, _] = trainings(options), trainings(options, checkpointing=True)
+    assert speed.compare(plain, checkpointed)["gradient"] < 1e-5
+
+
+def test_another_computation_is_noticed(options):
+    """A step that takes other noise, one with other guidance."""
+    before, after = trainings(options)
+    after.step.guidance_scale += 1.0
+    with pytest.raises(ArithmeticError, match="differ"):
+        speed.compare(before, after)
+    before, after = trainings(options, speed.DECODER)
+    step = after.step.forward
+    after.step.forward = lambda batch, generator: step(batch, torch.Generator().manual_seed(8))
+    with pytest.raises(ArithmeticError, match="not compared"):
+        speed.compare(before, after)
+
+
+def test_the_samplers_agree_and_another_guidance_is_noticed(options, monkeypatch):
+    model = micro_network()
+    prepared = prepare(model, micro_batch(2), [0, 1])
+    assert speed.compare_sampling(model, prepared, 2.0) <= 1e-3
+    method = speed.teacher_method
+    monkeypatch.setattr(speed, "teacher_method", lambda steps, guidance, spacing: method(steps, 2.1, spacing))
+    with pytest.raises(ArithmeticError, match="samplers?"):
+        speed.compare_sampling(model, prepared, 2.0)
+
+
+def test_the_ledger_gives_each_flop_to_one_part(options):
+    reference, ours = (speed.count(training) for training in trainings(options))
+    [checkpointed, _] = trainings(options, checkpointing=True)
+    decoder = speed.count(trainings(options, speed.DECODER)[1])
+    again = speed.count(checkpointed)
+    assert again["recomputation"] <= again["UNet, student"] + again["WriteNet"] / 4 and "recomputation" not in reference
+    assert again["backward"] == pytest.approx(reference["backward"], rel=1e-3) and again["recomputation"] > 0
+    assert reference["WriteNet"] == pytest.approx(4 / 3 * ours["WriteNet"], rel=0.05)  # the adapter's own products
+    assert decoder["WriteNet"] < 0.52 * reference["WriteNet"]
+    assert decoder["UNet, student"] < ours["UNet, student"] and decoder["backward"] < ours["backward"]
+    assert ours["autoencoder"] < 0.3 * reference["autoencoder"]  # one empty masked picture
+    assert ours["UNet, teacher and target"] == pytest.approx(reference["UNet, teacher and target"], rel=0.02)
+
+
+def test_attention_counts_as_the_two_products_that_it_is():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    q, k = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4)
+    with FlopCounterMode(display=False) as counter:
+        torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ k
+    assert speed._attention_flops(q.shape, k.shape, k.shape) == counter.get_total_flops()
+
+
+def test_nested_parts_are_counted_once():
+    now = iter(range(100))
+    ledger = speed.Ledger(lambda: next(now))
+    with ledger.part("outer"):
+        with ledger.part("inner"):
+            pass
+    assert ledger.totals == {"rest": 1, "outer": 2, "inner": 1}
+
+
+def test_medians_are_of_a_picture():
+    clocks = [Clock({"a": wall, "b": 1.0}, {"a": 0.0, "b": 0.0}) for wall in (1.0, 9.0, 3.0)]
+    assert speed.medians(clocks, "wall", 2) == {"a": 1.5, "b": 0.5, "total": 2.0}
+
+
+@pytest.mark.slow
+def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
+    """Every part of it on the micro network; what takes processes and the full size of its own is stood in for."""
+    monkeypatch.setattr(speed, "in_own_process", lambda name, options: {"peak_gib": 0.5, "samples_per_second": 1.0})
+    monkeypatch.setattr(speed, "count_on_shapes", lambda variant, options: {"UNet": 2e9, "backward": 1e9})
+    monkeypatch.setattr(speed, "expected_gib", lambda variant, batch: 1.0)
+    small = ["--config", str(teacher / "micro.yaml"), "--batch", "2", "--rank", "2", "--repeats", "1", "--steps", "2"]
+    assert speed.main([*small, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "speed.json").read_text())
+    assert "| reference, checkpointed |" in (tmp_path / "speed.md").read_text() and "UNet, student" in str(report)
+    assert all(row["samples_per_second"] > 0 for row in report["training"]["variants"].values())
+    assert set(report["sampling"]["methods"]) == {
+        "upstream-2", "upstream-2, WriteNet in each call", "teacher-2", "student-8", "student-4"
+    }  # fmt: skip
+    assert report["training"]["profile"]["ours"][0]["share"] > 0 and len(speed_chart(report).axes) == 2
+    assert (tmp_path / "speed.png").stat().st_size > 0
+    assert "samples/s" in capsys.readouterr().out
+
+
+def test_memory_in_a_process_of_its_own(options):
+    found = speed.in_own_process("ours", options)
+    assert found["peak_gib"] > 0 and found["samples_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_flops_are_counted_on_shapes_as_on_numbers(options, monkeypatch):
+    """All parts but the recogniser; the micro network predicts noise here, since v looks values up."""
+    build = speed.build
+
+    def eps(*arguments):
+        model = build(*arguments)
+        model.parameterization = "eps"
+        return model
+
+    monkeypatch.setattr(speed, "build", eps)
+    for name, variant in speed.VARIANTS.items():
+        teacher, model = eps(options), speed.adapt(eps(options), options, variant.targets)
+        batch = speed.example_batch(options)
+        real = speed.count(speed.Training(variant, model, teacher if variant.reference else None, batch, options))
+        shapes = speed.count_on_shapes(variant, replace(options, device="meta"))
+        for part in ("UNet, student", "UNet, teacher and target", "WriteNet", "backward", "autoencoder"):
+            assert shapes[part] == pytest.approx(real[part], rel=0.02), (name, part)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--batch", "0"], "--batch must be a positive integer"),
+        (["--config", "no.yaml"], "no.yaml does not exist"),
+        (["--precision", "fp16", "--device", "cpu"], "fp16 needs a GPU"),
+    ],
+)
+def test_bad_flags(words, said, capsys):
+    assert speed.main(words) == 2
+    found = capsys.readouterr().err
+    assert said in found and found.count("\n") == 1
+
+
+def test_merged_for_sampling_and_bitwise_back(options):
+    model = speed.adapt(micro_network(), options, None)
+    cond = model.condition(micro_batch(2))
+    x, t = torch.randn_like(cond.masked_latents), torch.tensor([499, 19])
+
+    def answer():
+        with torch.no_grad():
+            return model.predict_noise(x, t, cond, model.control(cond))
+
+    student = answer()
+    with lora.adapter_off(model):
+        teacher = answer()
+    with lora.adapter_merged(model):
+        torch.testing.assert_close(answer(), student, rtol=1e-4, atol=1e-4)
+    assert torch.equal(answer(), student) and not torch.allclose(student, teacher)
+    with lora.adapter_off(model):
+        assert torch.equal(answer(), teacher)
+
+
+def test_the_decoders_group_leaves_what_is_shared_alone():
+    model = lora.attach(micro_network(), 2, 2, ["unet_decoder"])
+    assert not lora.adapts(model, "control_model", "model.diffusion_model.input_blocks")
+    assert lora.adapts(model, "model.diffusion_model.middle_block")
+    assert lora.adapts(model, "model.diffusion_model.output_blocks")
+
+
+@pytest.mark.parametrize("blank", [(0, 2), (), (0, 1, 2, 3), (3,)])
+def test_empty_masked_pictures_are_encoded_once(blank):
+    model, images, sizes = micro_network(), torch.rand(4, 3, SIDE, SIDE), []
+    images[list(blank)] = -1
+    model.first_stage_model.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    for found, wanted in zip(model.masked_moments(images), model.first_stage_model.encode(images), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert sizes == [4 - max(0, len(blank) - 1), 4]
