@@ -49,8 +49,8 @@ notebooks: $(STAMP)  ## run the notebooks again and store their outputs
 	$(BIN)/python notebooks/drop_views.py notebooks/[0-9][0-9]_*.ipynb
 
 EVALUATION ?= outputs/evaluation
-readme: $(STAMP)  ## tables and pictures of an evaluation (EVALUATION=FOLDER), and the settings, into both READMEs
-	$(BIN)/python tests/readme_parts.py $(EVALUATION)
+readme: $(STAMP)  ## what was measured (FOLDERS="outputs/evaluation outputs/speed") and the settings into both READMEs
+	$(BIN)/python tests/readme_parts.py $(FOLDERS)
 
 clean:  ## remove the environment, caches and outputs
 	rm -rf .venv outputs runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

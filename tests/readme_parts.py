@@ -1,8 +1,9 @@
-"""The parts of both READMEs that are made, not written: `python tests/readme_parts.py [EVALUATION]`.
+"""The parts of both READMEs that are made, not written: `python tests/readme_parts.py [FOLDER ...]`.
 
 Between a pair of marks <!-- NAME --> and <!-- /NAME --> stands what this file makes: the training settings from
-TrainSettings, and the tables of an evaluation's report.json. The pictures come from the same folder. Without a folder
-only the settings and the workflow are made anew. The Chinese settings keep their own reasons, line by line.
+TrainSettings, and the tables of what was measured. A folder is that of an evaluation, of ablations, or of the
+speed benchmark; its pictures come along. Without one only the settings and the workflow are made anew. The Chinese
+settings keep their own reasons, line by line.
 """
 
 import json
@@ -22,7 +23,7 @@ FIRST_PAGE = (
     "real", "reconstruction", "teacher-50", "teacher-20", "teacher-8", "teacher-4", "teacher-4-dpm++",
     "teacher-4-unipc", "teacher-2", "untrained-4", "student-1", "student-2", "student-4", "student-8", "student-16",
 )  # fmt: skip
-PICTURES = ("grid", "zoom", "accuracy_evaluations", "accuracy_time", "distance_evaluations", "heights")
+PICTURES = ("grid", "zoom", "accuracy_evaluations", "accuracy_time", "distance_evaluations", "heights", "speed")
 
 
 def default_of(setting) -> str:
@@ -76,26 +77,34 @@ def results(report: dict) -> list[str]:
     return lines
 
 
-def main(folder: str | None = None) -> None:
+def measured(folder: Path) -> tuple[str, list[str]]:
+    """The name of the part that a folder is for, and its lines. Raises OSError or ValueError."""
+    if (folder / "report.json").exists():
+        return "results", results(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    name, file = ("speed", "speed.md") if (folder / "speed.md").exists() else ("ablations", "table.md")
+    return name, (folder / file).read_text(encoding="utf-8").strip().splitlines()
+
+
+def main(folders: list[str]) -> None:
     """Writes the pictures and both READMEs."""
     plots.workflow().savefig(IMAGES / "workflow.png", dpi=2 * plots.DPI, metadata={"Software": None})
-    report = None
-    if folder is not None:
+    parts = {}
+    for folder in map(Path, folders):
         try:
-            report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+            name, parts[name] = measured(folder)
         except (OSError, ValueError) as error:
-            sys.exit(f"error: {folder} holds no report of an evaluation ({error}).")
-        for name in PICTURES:
-            if (Path(folder) / f"{name}.png").exists():
-                shutil.copyfile(Path(folder) / f"{name}.png", IMAGES / f"{name}.png")
+            sys.exit(f"error: {folder} holds nothing measured: neither evaluation, ablations nor speed ({error}).")
+        for picture in PICTURES:
+            if (folder / f"{picture}.png").exists():
+                shutil.copyfile(folder / f"{picture}.png", IMAGES / f"{picture}.png")
     for language, path in READMES.items():
         text = path.read_text(encoding="utf-8")
         head = part(text, "settings").splitlines()[:2]
         text = put(text, "settings", head + settings_rows(reasons_of(text) if language == "zh" else None))
-        if report is not None:
-            text = put(text, "results", results(report))
+        for name, lines in parts.items():
+            text = put(text, name, lines)
         path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(sys.argv[1:])
