@@ -418,6 +418,10 @@ def compare(
     """
     chosen = resolve_methods(methods, guidance_scale)
     reference = reference_of(chosen)
+    for method in chosen:
+        if isinstance(method, SolverMethod):
+            # Before anything is drawn: diffusers may be missing, and threads that import it side by side fail.
+            method.scheduler(NoiseSchedule(model.alphas_cumprod))
     clock = Clock()
     with clock("prepare", model.device):
         prepared = prepare_panel(model, panel, negative_prompt)
