@@ -46,7 +46,7 @@ lint: $(STAMP)  ## ruff over package, tests and notebooks
 notebooks: $(STAMP)  ## run the notebooks again and store their outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.store_widget_state=False notebooks/[0-9][0-9]_*.ipynb
-	$(BIN)/python notebooks/drop_views.py notebooks/[0-9][0-9]_*.ipynb
+	$(BIN)/python notebooks/tidy.py notebooks/[0-9][0-9]_*.ipynb
 
 EVALUATION ?= outputs/evaluation
 readme: $(STAMP)  ## what was measured (FOLDERS="outputs/evaluation outputs/speed") and the settings into both READMEs
