@@ -48,7 +48,6 @@ notebooks: $(STAMP)  ## run the notebooks again and store their outputs
 		--ExecutePreprocessor.store_widget_state=False notebooks/[0-9][0-9]_*.ipynb
 	$(BIN)/python notebooks/tidy.py notebooks/[0-9][0-9]_*.ipynb
 
-EVALUATION ?= outputs/evaluation
 readme: $(STAMP)  ## what was measured (FOLDERS="outputs/evaluation outputs/speed") and the settings into both READMEs
 	$(BIN)/python tests/readme_parts.py $(FOLDERS)
 

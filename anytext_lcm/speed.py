@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from anytext_lcm import memory
+from anytext_lcm import memory, tables
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.distill import DistillStep, latent_weight, seeded_generator
@@ -700,8 +700,7 @@ def measure(options: Options, batches: Sequence[int] = (), say: Callable[[str], 
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "\n".join(tables.table(head, rows)) + "\n"
 
 
 def format_report(report: Mapping[str, Any]) -> str:

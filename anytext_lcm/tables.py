@@ -17,7 +17,8 @@ RETENTION_TARGETS = (("student-4", 0.97), ("student-8", 0.99), ("student-16", 0.
 SPEED_TARGETS = (("denoise", 20.0), ("end_to_end", 11.0))  # student-4 over the reference
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table: the first column to the left, the others to the right."""
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] + ["---:"] * (len(head) - 1), *rows)]
 
 
@@ -71,7 +72,7 @@ def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = ()) -> 
             _interval(row.get("retention")),
             _interval(row["distribution"] and row["distribution"]["kernel"], 2),
         ])  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def by_height(report: Mapping[str, Any]) -> list[str]:
@@ -90,7 +91,7 @@ def by_height(report: Mapping[str, Any]) -> list[str]:
         [shown, *(_interval(b) for b in report["methods"][name]["by_height"] if b["from"] in kept)]
         for name, shown in _names(report).items()
     ]
-    return _table(["method", *(words(b) for b in first if b["from"] in kept)], rows)
+    return table(["method", *(words(b) for b in first if b["from"] in kept)], rows)
 
 
 def likeness(report: Mapping[str, Any]) -> list[str]:
@@ -111,7 +112,7 @@ def likeness(report: Mapping[str, Any]) -> list[str]:
             *([f"{row['diversity']['value']:.2f}"] if several else []),
             *([_interval(row["second_reader"]["accuracy"])] if second else []),
         ])  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def equal_evaluations(report: Mapping[str, Any]) -> list[str]:
@@ -127,7 +128,7 @@ def equal_evaluations(report: Mapping[str, Any]) -> list[str]:
             " to ".join(_number(d, ".2f") for d in distances), nearer,
         ])  # fmt: skip
     head = ["student", "rival", "evaluations", "lines right, student less rival", "reads", "distance to real", "is"]
-    return _table(head, rows) if rows else []
+    return table(head, rows) if rows else []
 
 
 def targets(report: Mapping[str, Any]) -> list[str]:

@@ -82,7 +82,10 @@ def measured(folder: Path) -> tuple[str, list[str]]:
     if (folder / "report.json").exists():
         return "results", results(json.loads((folder / "report.json").read_text(encoding="utf-8")))
     name, file = ("speed", "speed.md") if (folder / "speed.md").exists() else ("ablations", "table.md")
-    return name, (folder / file).read_text(encoding="utf-8").strip().splitlines()
+    lines = (folder / file).read_text(encoding="utf-8").strip().splitlines()
+    if name == "speed":
+        lines = ["![Where the time of a picture goes](notebooks/images/speed.png)", "", *lines]
+    return name, lines
 
 
 def main(folders: list[str]) -> None:
