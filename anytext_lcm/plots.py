@@ -322,11 +322,19 @@ def intervals(rows: Mapping[str, object], x_label: str, title: str = "") -> Figu
 
 def speed_chart(report: Mapping[str, Any]) -> Figure:
     """Where the time of a picture goes, before and after: a bar for each training step and each sampler of a report of
-    `python -m anytext_lcm.speed`, cut into parts; at its end how much faster it is than the first.
+    `python -m anytext_lcm.speed`, cut into parts; at its end how much faster it is than the first. A bar is as long as
+    the median of the turns that the table shows; the parts, timed for themselves, share it.
     """
-    training = {name: row["seconds_by_part"] for name, row in report["training"]["variants"].items()}
+
+    def shared(parts: Mapping[str, float], total: float) -> dict[str, float]:
+        return {part: seconds * total / sum(parts.values()) for part, seconds in parts.items()}
+
+    training = {
+        name: shared(row["seconds_by_part"], 1 / row["samples_per_second"])
+        for name, row in report["training"]["variants"].items()
+    }
     sampling = {
-        name: {phase: seconds for phase, seconds in row["seconds"].items() if phase != "total"}
+        name: shared({phase: s for phase, s in row["seconds"].items() if phase != "total"}, row["seconds"]["total"])
         for name, row in report["sampling"]["methods"].items()
     }
     figure, axes = _figure(1.6 + 0.42 * (len(training) + len(sampling)), rows=2, columns=1)

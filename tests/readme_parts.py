@@ -23,7 +23,7 @@ FIRST_PAGE = (
     "real", "reconstruction", "teacher-50", "teacher-20", "teacher-8", "teacher-4", "teacher-4-dpm++",
     "teacher-4-unipc", "teacher-2", "untrained-4", "student-1", "student-2", "student-4", "student-8", "student-16",
 )  # fmt: skip
-PICTURES = ("grid", "zoom", "accuracy_evaluations", "accuracy_time", "distance_evaluations", "heights", "speed")
+PICTURES = ("grid", "zoom", "accuracy_evaluations", "distance_evaluations", "speed")
 
 
 def default_of(setting) -> str:

@@ -112,7 +112,11 @@ def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
     assert set(report["sampling"]["methods"]) == {
         "upstream-2", "upstream-2, WriteNet in each call", "teacher-2", "student-8", "student-4"
     }  # fmt: skip
-    assert report["training"]["profile"]["ours"][0]["share"] > 0 and len(speed_chart(report).axes) == 2
+    assert report["training"]["profile"]["ours"][0]["share"] > 0
+    variants, (steps, samplers) = report["training"]["variants"].values(), speed_chart(report).axes
+    ends = [max(bar.get_x() + bar.get_width() for bars in steps.containers for bar in [bars[i]]) for i in range(4)]
+    assert ends == pytest.approx([1000 / row["samples_per_second"] for row in variants])  # as long as the table says
+    assert len(samplers.texts) == 5
     assert (tmp_path / "speed.png").stat().st_size > 0
     assert "samples/s" in capsys.readouterr().out
 
