@@ -25,9 +25,12 @@ MAY_IMPORT = {
     "latents": {"model", "data", "outputs", "checkpoints"},
     "watch": {"model", "data", "judge", "pipeline", "settings"},
     "memory": {"model", "lora"},
-    "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings", "checkpoints", "latents", "watch"},
+    "perceptual": {"model"},
+    "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings", "checkpoints", "latents", "watch",
+                "perceptual"},  # fmt: skip
     "launch": {"distill"},
     "curves": set(),
+    "tables": {"judge"},
     "plots": {"lcm", "toy", "model", "data", "lora", "judge", "pipeline", "settings", "distill"},
 }
 LIBRARY = set(MAY_IMPORT)
