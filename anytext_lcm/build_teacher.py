@@ -1,15 +1,17 @@
 """Rebuilds the embedded teacher from nothing: `python -m anytext_lcm.build_teacher`.
 
-Five stages, each of which can be run alone and continued after an interruption:
+Seven stages, each of which can be run alone and continued after an interruption:
     data        pictures and conditioning of the mock task, drawn once into memory-mapped columns
     vae         a linear encoder from principal components, then its decoder on text-centred crops
     recogniser  CTC on drawn lines; one set of weights for both of AnyText2's predictors, frozen afterwards
     features    latents and recogniser features of every picture, so that the last stage runs on what is left
     diffusion   UNet, WriteNet, text tower and the trainable part of the embedding manager, on v
+    reader      CTC on lines cut out of true latents
+    writing     the diffusion goes on, and what it makes of its own half-drawn pictures must be legible to the reader
 and `export`, which writes the half-precision file of `anytext_lcm/assets`.
 
 Runs on all CPU cores as single-threaded processes that average gradients (two OpenMP threads of one process slow each
-other down on a busy machine), or on one GPU. May import: data, model, lcm.
+other down on a busy machine), or on one GPU. May import: data, model, lcm, reading.
 """
 
 import argparse
@@ -33,11 +35,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
 from anytext_lcm.model.vae import AutoencoderKL
+from anytext_lcm.reading import (
+    Reader,
+    ReadingLoss,
+    ctc,
+    cut_lines,
+    evenly_spaced,
+    letter_ids,
+    line_transform,
+    moved,
+    read,
+)
 
 CONFIG = "models_yaml/anytext2_tiny.yaml"
-STAGES = ("data", "vae", "recogniser", "features", "diffusion", "export")
+STAGES = ("data", "vae", "recogniser", "features", "diffusion", "reader", "writing", "export")
 CHARACTERS = "".join(chr(c) for c in range(33, 127)) + " "  # class 0 is CTC's blank
 
 
@@ -66,6 +80,20 @@ class Recipe:
     ema: float = 0.998
     caption_dropout: float = 0.1  # both captions empty: trains the branch that guidance subtracts
     text_weight: float = 5.0  # loss weight inside the text boxes, about a quarter of a picture
+    reader_steps: int = 2000
+    reader_batch: int = 16  # pictures a process
+    reader_noise: float = 0.5  # largest noise on the latents it learns to read
+    writing_steps: int = 900
+    writing_lr: float = 4e-4
+    writing_batch: int = 10  # half-drawn pictures a process
+    writing_pool: int = 120  # that many are half drawn at a time, on each process
+    writing_ahead: int = 24  # of these are drawn on without being learned from: fewer looks at more prompts
+    writing_stride: int = 100  # timesteps from one look at a picture to the next
+    writing_true: tuple[int, int] = (3, 3)  # true pictures a process, and noise levels of each, of diffusion's loss
+    writing_weight: float = 0.3  # of the reading loss
+    writing_noise: float = 0.15  # largest noise on the latents that are read
+    writing_guidance: float = 2.0  # of half of the DDIM steps; the other half go without
+    writing_ema: float = 0.98
 
 
 # -- processes ------------------------------------------------------------------------------------------------------
@@ -198,20 +226,43 @@ def _draw(rank: Rank, work: Path, recipe: Recipe) -> None:
         columns["n_lines"][i] = item["n_lines"]
         columns["edit"][i] = bool((np.asarray(item["masked_img"]) != -1).any())
         columns["color"][i] = item["color"]
-        captions.append((i, item["img_caption"], item["text_caption"]))
+        quads = [np.asarray(quad).tolist() for quad in item["condition_polygons"]]
+        captions.append((i, item["img_caption"], item["text_caption"], list(item["texts"]), quads))
     (work / f"captions.{rank.index}.json").write_text(json.dumps(captions))
 
 
 def stage_data(work: Path, recipe: Recipe, world: int) -> None:
-    if (work / "captions.json").exists():
+    if (work / "captions.json").exists() and (work / "lines.json").exists():
         return
     _columns(work, recipe.pictures, mode="w+")
     _launch(_draw, work, recipe, world)
+    finish_data(work, world)
+
+
+def finish_data(work: Path, world: int) -> None:
+    """Puts together what the processes wrote of captions and lines."""
     parts = [work / f"captions.{i}.json" for i in range(world)]
     rows = sorted(row for p in parts for row in json.loads(p.read_text()))
-    (work / "captions.json").write_text(json.dumps([[image, text] for _, image, text in rows]))
+    (work / "lines.json").write_text(json.dumps([[texts, quads] for *_, texts, quads in rows]))
+    (work / "captions.json").write_text(json.dumps([[image, text] for _, image, text, *_ in rows]))
     for p in parts:
         p.unlink()
+
+
+class _Lines:
+    """Of each picture, what its lines say and where they stand."""
+
+    def __init__(self, work: Path):
+        rows = json.loads((work / "lines.json").read_text())
+        self.texts = [[letter_ids(text) for text in texts] for texts, _ in rows]
+        self.transforms = [np.stack([line_transform(np.array(quad), SIDE) for quad in quads]) for _, quads in rows]
+
+    def of(self, pictures: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, list[list[int]]]:
+        """(transforms (N, 2, 3), place (N,) of each line's picture among `pictures`, letter ids) of all their lines."""
+        place = [k for k, i in enumerate(pictures) for _ in self.texts[i]]
+        transforms = torch.from_numpy(np.concatenate([self.transforms[i] for i in pictures]))
+        texts = [ids for i in pictures for ids in self.texts[i]]
+        return transforms.to(device), torch.tensor(place, device=device), texts
 
 
 # -- autoencoder ----------------------------------------------------------------------------------------------------
@@ -535,13 +586,13 @@ class _Batches:
             first.append(min(max(start, 0), SIDE // 8 - height))
         return first
 
-    def draw(self, rng: np.random.Generator, count: int, height: int) -> tuple:
-        """What _DiffusionLoss takes; height: latent rows to look at, all 16 or fewer."""
-        rows = np.sort(rng.choice(self.recipe.pictures, size=count, replace=False))
-        c = {k: v[rows] for k, v in self.columns.items() if k not in ("img", "gly_line", "font_hint")}
+    def prompts(self, rows: np.ndarray, rng: np.random.Generator, dropout: float) -> dict:
+        """The model's contract of these pictures but the pictures; `dropout` of the captions are empty."""
+        c = {k: self.columns[k][rows] for k in ("glyphs", "positions", "color", "n_lines", "glyph_features",
+                                                "font_features", "edit", "masked")}  # fmt: skip
         masked = np.where(c["edit"].astype(bool)[:, None, None, None, None], c["masked"], self.empty[None])
-        captions = [self.captions[i] if rng.random() >= self.recipe.caption_dropout else ["", ""] for i in rows]
-        batch = {
+        captions = [self.captions[i] if rng.random() >= dropout else ["", ""] for i in rows]
+        return {
             "glyphs": torch.from_numpy(np.unpackbits(c["glyphs"], axis=1)).view(-1, 1, SIDE, SIDE),
             "positions": torch.from_numpy(np.unpackbits(c["positions"], axis=2)).view(-1, LINES, SIDE, SIDE),
             "color": torch.from_numpy(c["color"]),
@@ -552,12 +603,21 @@ class _Batches:
             "img_caption": [image for image, _ in captions],
             "text_caption": [text for _, text in captions],
         }
+
+    def latents(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """(n, z, h, w): the true latents of these pictures."""
+        return self._sample(self.columns["latents"][rows], rng)
+
+    def draw(self, rng: np.random.Generator, count: int, height: int) -> tuple:
+        """What _DiffusionLoss takes; height: latent rows to look at, all 16 or fewer."""
+        rows = np.sort(rng.choice(self.recipe.pictures, size=count, replace=False))
+        batch = self.prompts(rows, rng, self.recipe.caption_dropout)
         total = count * self.recipe.copies
         u = (rng.permutation(total) + rng.random(total)) / total  # stratified: every batch covers all levels
         # Half of them where letters are lost: with the weights before this choice, DDIM from true latents at t = 300
         # kept every line, from 500 five of six, from 700 half.
         t = np.where(u < 0.5, 350 + 1200 * u, 2000 * (u - 0.5))
-        latents = self._sample(c["latents"], rng)
+        latents = self.latents(rows, rng)
         noise = rng.standard_normal((total, latents.shape[1], height, latents.shape[3]), dtype=np.float32)
         whole = height == latents.shape[2]
         return (
@@ -711,13 +771,218 @@ def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
             _save(path, state)
 
 
+# -- reader and writing ------------------------------------------------------------------------------------------------
+
+
+def _to_pictures(model: AnyText2):
+    """Scaled latents -> pictures by the linear part of the decoder."""
+    vae = model.first_stage_model
+    return lambda latents: vae.decoder.linear(vae.post_quant_conv(latents / model.scale_factor))
+
+
+class _ReaderLoss(nn.Module):
+    def __init__(self, reader: Reader):
+        super().__init__()
+        self.reader = reader
+
+    def forward(self, lines: Tensor, texts: list[list[int]], first: bool) -> Tensor:
+        logits = self.reader(lines)
+        loss = ctc(logits, texts).mean()
+        return 0.3 * loss + evenly_spaced(logits, texts) if first else loss
+
+
+def _train_reader(rank: Rank, work: Path, recipe: Recipe) -> None:
+    torch.manual_seed(recipe.seed)
+    model = load_parts(work, rank.device)
+    model.scale_factor = json.loads((work / "features.done").read_text())["scale_factor"]
+    to_pictures = _to_pictures(model)
+    lines, latents = _Lines(work), np.load(work / "latents.npy", mmap_mode="r")
+    reader = Reader().to(rank.device)
+    loss_of = _parallel(_ReaderLoss(reader), rank)
+    optimiser = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=1e-3)
+    generator = torch.Generator().manual_seed(rank.index)
+    kept_back = max(1, recipe.pictures // 50)  # the last pictures: what it reads in them is printed
+    bar = tqdm(range(recipe.reader_steps), desc="reader", disable=not rank.main, mininterval=5)
+
+    def cut(rows: np.ndarray, noise: float, move: bool) -> tuple[Tensor, list[list[int]]]:
+        transforms, place, texts = lines.of(rows, rank.device)
+        z = torch.from_numpy(latents[rows][:, 0].astype(np.float32)) * model.scale_factor
+        z = z + noise * torch.rand(len(z), 1, 1, 1, generator=generator) * torch.randn(z.shape, generator=generator)
+        transforms = moved(transforms, generator) if move else transforms
+        with torch.no_grad():
+            return cut_lines(to_pictures(z.to(rank.device)), transforms, place), texts
+
+    for step in bar:
+        rng = rank.rng(4, step)
+        rows = rng.integers(recipe.pictures - kept_back, size=recipe.reader_batch)
+        crops, texts = cut(rows, recipe.reader_noise, move=True)
+        if rng.random() < 0.3:
+            crops = F.avg_pool2d(crops, 3, 1, 1)  # estimates of clean latents are blurred
+        for group in optimiser.param_groups:
+            group["lr"] = _rate(step, recipe.reader_steps, 2e-3, 0.6, warmup=100)
+        loss = loss_of(crops, texts, step < recipe.reader_steps // 4)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(reader.parameters(), 5.0)
+        optimiser.step()
+        if rank.main and step % 25 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    if rank.main:
+        rows = np.arange(recipe.pictures - kept_back, recipe.pictures)[:256]
+        crops, texts = cut(rows, 0.0, move=False)
+        with torch.inference_mode():
+            right = [a == b for a, b in zip(map(letter_ids, read(reader.eval()(crops))), texts, strict=True)]
+        print(f"reader: {np.mean(right):.3f} of {len(right)} lines it did not train on", file=sys.stderr)
+        _save(work / "reader.pt", reader.state_dict())
+
+
+class _Trajectories:
+    """Pictures half drawn by DDIM from noise, at all levels; what is done is replaced by noise for another prompt."""
+
+    def __init__(self, model: AnyText2, batches: _Batches, recipe: Recipe, rng: np.random.Generator):
+        self.model, self.batches, self.recipe, self.rng = model, batches, recipe, rng
+        self.schedule = NoiseSchedule(model.alphas_cumprod)
+        self.levels = len(range(999, -1, -recipe.writing_stride))
+        size = recipe.writing_pool
+        self.x = torch.empty(size, *batches.columns["latents"].shape[2:], device=model.device)
+        self.rows, self.level, self.shift = (np.zeros(size, np.int64) for _ in range(3))
+        for place in range(size):
+            self._begin(place)
+        for level in range(1, self.levels):  # so that all levels are there from the first step on
+            for part in np.array_split(np.flatnonzero(np.arange(size) % self.levels >= level), size // 16 + 1):
+                if len(part):
+                    self.advance(part)
+
+    def _begin(self, place: int) -> None:
+        self.rows[place] = self.rng.integers(self.recipe.pictures)
+        self.level[place], self.shift[place] = 0, self.rng.integers(self.recipe.writing_stride // 2)
+        noise = self.rng.standard_normal(self.x.shape[1:], dtype=np.float32)
+        self.x[place] = torch.from_numpy(noise).to(self.x.device)
+
+    def timesteps(self, places: np.ndarray) -> Tensor:
+        """(n,) int64; a picture's own shift lets all timesteps come up. Negative: it is done."""
+        steps = 999 - self.recipe.writing_stride * self.level[places] - self.shift[places]
+        return torch.from_numpy(np.where(self.level[places] < self.levels, np.maximum(steps, 0), -1)).to(self.x.device)
+
+    def batch(self, places: np.ndarray, empty: bool = False) -> dict:
+        return self.batches.prompts(self.rows[places], self.rng, 1.0 if empty else 0.0)
+
+    def velocity(self, batch: dict, places: np.ndarray) -> Tensor:
+        conditioning = self.model.condition(batch)
+        control = self.model.control(conditioning)
+        unet, context = self.model.model.diffusion_model, conditioning.image_context
+        return unet(self.x[places], self.timesteps(places), context, control=control).float()
+
+    @torch.no_grad()
+    def advance(self, places: np.ndarray, v: Tensor | None = None) -> None:
+        """One DDIM step. v (n, z, h, w): the velocity with captions, where it is known already."""
+        t, x = self.timesteps(places), self.x[places]
+        v = self.velocity(self.batch(places), places) if v is None else v
+        if self.rng.random() < 0.5:
+            bare = self.velocity(self.batch(places, empty=True), places)
+            v = bare + self.recipe.writing_guidance * (v - bare)
+        x0, eps = self.schedule.x0_from_v(x, v, t), self.schedule.eps_from_v(x, v, t)
+        self.level[places] += 1
+        later = self.timesteps(places)
+        self.x[places] = self.schedule.add_noise(x0, eps, later.clamp(min=0))
+        for place in places[(later < 0).cpu().numpy()]:
+            self._begin(place)
+
+
+class _WritingLoss(nn.Module):
+    """The diffusion's loss on true pictures, and how badly lines can be read in what the model expects of its own."""
+
+    def __init__(self, diffusion: _DiffusionLoss, reading: ReadingLoss, weight: float):
+        super().__init__()
+        self.diffusion, self.reading, self.weight = diffusion, reading, weight
+
+    def forward(
+        self, true: tuple, paths: _Trajectories, batch: dict, places: np.ndarray, lines: tuple,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """(loss, the diffusion's, the reading's, velocity at `places` of the paths)."""
+        diffusion, _ = self.diffusion(*true)
+        v = paths.velocity(batch, places)
+        estimate = paths.schedule.x0_from_v(paths.x[places], v, paths.timesteps(places))
+        reading = self.reading(estimate, *lines, generator).mean()
+        return diffusion + self.weight * reading, diffusion.detach(), reading.detach(), v.detach()
+
+
+def _train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
+    """Teaches the finished diffusion to keep its lines legible on its own way from noise to picture.
+
+    On noisy true pictures the estimate is legible early on; along the network's own trajectories it gets worse from
+    step to step, for no loss on true pictures shows the network its own mistakes.
+    """
+    torch.manual_seed(recipe.seed)
+    count, copies = recipe.writing_true
+    recipe = replace(recipe, copies=copies, diffusion_lr=recipe.writing_lr)
+    model = load_parts(work, rank.device)
+    model.scale_factor = json.loads((work / "features.done").read_text())["scale_factor"]
+    for net in (model.model, model.control_model):
+        net.to(memory_format=torch.channels_last)
+    parameters = trainable(model)
+    optimisers = _optimisers(model, recipe, rank)
+    path = work / "writing.pt"
+    if not path.exists():
+        model.load_state_dict(_averaged(work / "diffusion.pt"))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.writing_ema))
+    start = _restore(path, model, average, *optimisers)
+    reader = Reader().to(rank.device)
+    reader.load_state_dict(torch.load(work / "reader.pt", map_location="cpu", weights_only=True))
+    reading = ReadingLoss(reader, _to_pictures(model), recipe.writing_noise)
+    diffusion = _DiffusionLoss(model, recipe.copies, recipe.text_weight)
+    loss_of = _parallel(_WritingLoss(diffusion, reading, recipe.writing_weight), rank)
+    batches, lines = _Batches(work, recipe, rank.device, model.scale_factor), _Lines(work)
+    paths = _Trajectories(model, batches, recipe, rank.rng(5, start))
+    generator = torch.Generator().manual_seed(1000 * start + rank.index)
+    log = (work / "writing.jsonl").open("a") if rank.main else None
+    bar = tqdm(range(start, recipe.writing_steps), initial=start, total=recipe.writing_steps, desc="writing",
+               disable=not rank.main, mininterval=10)  # fmt: skip
+    clock, means = time.monotonic(), np.zeros(2)
+    for step in bar:
+        rng = rank.rng(6, step)
+        order = rng.permutation(recipe.writing_pool)
+        places, ahead = np.split(order[: recipe.writing_batch + recipe.writing_ahead], [recipe.writing_batch])
+        for group in (g for o in optimisers for g in o.param_groups):
+            group["lr"] = _rate(step, recipe.writing_steps, recipe.writing_lr, recipe.decay, warmup=20)
+        batch = paths.batch(places)
+        with _autocast(rank):
+            loss, *parts, v = loss_of(
+                batches.draw(rng, count, SIDE // 8), paths, batch, places, lines.of(paths.rows[places], rank.device),
+                generator,
+            )  # fmt: skip
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        paths.advance(places, v)
+        for part in np.array_split(ahead, len(ahead) // 16 + 1):
+            paths.advance(part)
+        for optimiser in optimisers:
+            optimiser.step()
+        average.update_parameters(model)
+        means += [part.item() for part in parts]
+        if rank.main and step % 25 == 24:
+            row = dict(step=step + 1, diffusion=round(means[0] / 25, 4), reading=round(means[1] / 25, 4),
+                       seconds=round(time.monotonic() - clock, 1))  # fmt: skip
+            log.write(json.dumps(row) + "\n"), log.flush()
+            bar.set_postfix(reading=f"{row['reading']:.3f}")
+            means[:] = 0
+        if rank.main and (step % 100 == 99 or step == recipe.writing_steps - 1):
+            state = dict(raw=model.state_dict(), average=average.state_dict(),
+                         optimisers=[o.state_dict() for o in optimisers], step=step + 1)  # fmt: skip
+            _save(path, state)
+
+
 # -- export ---------------------------------------------------------------------------------------------------------
 
 
 def load_average(work: Path) -> AnyText2:
-    """The averaged weights of the last saved step."""
+    """The averaged weights of the last saved step, of the last of the two stages that there is."""
     model = AnyText2.from_config(CONFIG)
-    model.load_state_dict(_averaged(work / "diffusion.pt"))
+    last = work / "writing.pt"
+    model.load_state_dict(_averaged(last if last.exists() else work / "diffusion.pt"))
     model.scale_factor = json.loads((work / "features.done").read_text())["scale_factor"]
     return model.eval()
 
@@ -744,6 +1009,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--decay", type=float, default=Recipe.decay, help="share of the steps over which it falls")
     parser.add_argument("--pictures", type=int, default=Recipe.pictures)
     parser.add_argument("--vae_steps", type=int, default=Recipe.vae_steps)
+    parser.add_argument("--writing_steps", type=int, default=Recipe.writing_steps)
     parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
     parser.add_argument("--target", type=Path, default=Path("anytext_lcm/assets/teacher.safetensors"))
     parser.add_argument("--start_from", type=Path, help="weights to go on from, for instance the shipped ones")
@@ -753,6 +1019,7 @@ def main(argv: list[str] | None = None) -> None:
         pictures=args.pictures,
         vae_steps=args.vae_steps,
         diffusion_steps=args.steps,
+        writing_steps=args.writing_steps,
         diffusion_lr=args.lr,
         decay=args.decay,
     )
@@ -771,6 +1038,11 @@ def main(argv: list[str] | None = None) -> None:
             stage_features(args.work, recipe, args.processes)
         elif stage == "diffusion":
             _launch(_train_diffusion, args.work, recipe, args.processes)
+        elif stage == "reader":
+            if not (args.work / "reader.pt").exists():
+                _launch(_train_reader, args.work, recipe, args.processes)
+        elif stage == "writing":
+            _launch(_train_writing, args.work, recipe, args.processes)
         else:
             stage_export(args.work, args.target)
         print(f"{stage}: {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)

@@ -1,6 +1,5 @@
 """The embedded teacher's recipe: its optimiser, its linear latents, its strips, and all stages in miniature."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,8 @@ from anytext_lcm.model.anytext2 import AnyText2
 ALONE = Rank(0, 1, torch.device("cpu"))
 TINY_RECIPE = Recipe(
     pictures=24, vae_steps=2, vae_batch=6, recogniser_steps=2, recogniser_batch=2, diffusion_steps=4, diffusion_batch=2,
-    strip_batch=2, copies=2,
+    strip_batch=2, copies=2, reader_steps=4, reader_batch=2, writing_steps=2, writing_batch=3, writing_pool=12,
+    writing_ahead=4, writing_true=(1, 2),
 )  # fmt: skip
 
 
@@ -65,8 +65,7 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     build_teacher._columns(folder, TINY_RECIPE.pictures, mode="w+")
     build_teacher._draw(ALONE, folder, TINY_RECIPE)
-    rows = json.loads((folder / "captions.0.json").read_text())
-    (folder / "captions.json").write_text(json.dumps([[image, text] for _, image, text in rows]))
+    build_teacher.finish_data(folder, 1)
     return folder
 
 
@@ -134,8 +133,46 @@ def test_all_stages_in_miniature_make_a_teacher_that_loads(work, tmp_path):
     moved = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
     assert not torch.equal(first["raw"][moved], second["raw"][moved])
 
+    build_teacher._train_reader(ALONE, work, TINY_RECIPE)
+    build_teacher._train_writing(ALONE, work, TINY_RECIPE)
+    written = torch.load(work / "writing.pt", weights_only=True)
+    assert written["step"] == 2 and not torch.equal(written["raw"][moved], second["raw"][moved])
+    for name, value in second["raw"].items():  # the frozen parts are left alone
+        if name.startswith(("first_stage_model.", "text_predictor.")):
+            assert torch.equal(value, written["raw"][name]), name
+
     build_teacher.stage_export(work, tmp_path / "teacher.safetensors")
     model = AnyText2.from_config(EMBEDDED).load_checkpoint(tmp_path / "teacher.safetensors")
-    averaged = second["average"]["module." + moved]
+    averaged = written["average"]["module." + moved]
     torch.testing.assert_close(model.model.diffusion_model.input_blocks[1][0].in_layers[2].weight, averaged, atol=1e-3,
                                rtol=1e-3)  # fmt: skip
+
+
+def test_trajectories_hold_all_levels_and_begin_again(work):
+    """Which levels there are, that DDIM with the network's own velocity takes a picture down, and that it ends."""
+    model = AnyText2.from_config(EMBEDDED).eval()
+    recipe = replace(TINY_RECIPE, writing_pool=10)
+    paths = build_teacher._Trajectories.__new__(build_teacher._Trajectories)
+    paths.recipe, paths.rng, paths.model = recipe, np.random.default_rng(0), model
+    paths.schedule = build_teacher.NoiseSchedule(model.alphas_cumprod)
+    paths.levels, paths.x = 10, torch.randn(10, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    paths.rows, paths.level, paths.shift = np.arange(10), np.arange(10), np.full(10, 7)
+    assert paths.timesteps(np.arange(10)).tolist() == [992 - 100 * i for i in range(10)]
+    clean = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    def velocity(batch, places):  # of a network that always expects the same clean latents
+        t = paths.timesteps(places)
+        eps = paths.schedule.eps_from_x0(paths.x[places], clean.expand(len(places), -1, -1, -1), t)
+        return paths.schedule.v_from_x0_eps(clean.expand(len(places), -1, -1, -1), eps, t)
+
+    paths.velocity, paths.batch = velocity, lambda places, empty=False: {}
+    before = paths.x.clone()
+    places = np.array([3, 8, 9])
+    paths.advance(places)
+    assert paths.level.tolist() == [0, 1, 2, 4, 4, 5, 6, 7, 9, 0]  # the last was done and is noise again
+    assert torch.equal(paths.x[[0, 1, 2, 4]], before[[0, 1, 2, 4]])
+    alpha, sigma = paths.schedule.alpha_sigma(torch.tensor([92]), clean[None])
+    start = paths.schedule.alpha_sigma(torch.tensor([192]), clean[None])
+    eps = (before[8] - start[0] * clean) / start[1]
+    torch.testing.assert_close(paths.x[8], (alpha * clean + sigma * eps)[0], atol=1e-4, rtol=1e-4)
+    assert (paths.x[9] - clean).abs().mean() > 0.5
