@@ -5,7 +5,7 @@ picture is compared with the text that was asked for. Here the recogniser is sma
 pictures alone, and sees the linear part of the decoder, which costs 60 times less than the whole of it. It has no part
 in judging.
 
-May import: torch and numpy.
+May import: torch, numpy and the room model.
 """
 
 import string
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from anytext_lcm.model.recogniser import ctc_loss, decode_text
 
 LETTERS = string.digits + string.ascii_lowercase  # class 0 is CTC's blank; case is not told apart, nor is it judged
 HEIGHT, WIDTH = 32, 128  # of a line that is cut out, in pixels
@@ -100,12 +102,8 @@ class Reader(nn.Module):
 
 def ctc(logits: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
     """(N,) CTC loss a letter of logits (N, T, classes)."""
-    lengths = torch.tensor([len(ids) for ids in targets])
-    flat = torch.tensor([i for ids in targets for i in ids])
-    steps = torch.full((len(targets),), logits.shape[1])
-    log_probs = logits.float().log_softmax(-1).transpose(0, 1)
-    loss = F.ctc_loss(log_probs, flat.to(logits.device), steps, lengths, reduction="none", zero_infinity=True)
-    return loss / lengths.to(logits.device)
+    lengths = torch.tensor([len(ids) for ids in targets], device=logits.device)
+    return ctc_loss(logits, targets) * logits.shape[1] / lengths
 
 
 def evenly_spaced(logits: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
@@ -120,12 +118,8 @@ def evenly_spaced(logits: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
 
 
 def read(logits: Tensor) -> list[str]:
-    """What greedy CTC decoding reads: repeats, then blanks, are dropped."""
-    texts = []
-    for ids in logits.argmax(-1).tolist():
-        kept = [i for i, before in zip(ids, [0, *ids], strict=False) if i and i != before]
-        texts.append("".join(LETTERS[i - 1] for i in kept))
-    return texts
+    """What greedy CTC decoding reads in each of (N, T, 37)."""
+    return [decode_text(row, " " + LETTERS) for row in logits]
 
 
 class ReadingLoss(nn.Module):
