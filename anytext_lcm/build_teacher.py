@@ -154,6 +154,14 @@ def _save(path: Path, content: object) -> None:
     unfinished.replace(path)
 
 
+def _save_training(
+    path: Path, step: int, module: nn.Module, average: AveragedModel, optimisers: list[torch.optim.Optimizer]
+) -> None:
+    """What `_restore` takes up again."""
+    states = [o.state_dict() for o in optimisers]
+    _save(path, dict(raw=module.state_dict(), average=average.state_dict(), optimisers=states, step=step))
+
+
 def _autocast(rank: Rank):
     """bfloat16 where the hardware multiplies it; without AVX512-BF16 a CPU takes ten times as long as in float32."""
     fast = rank.device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
@@ -367,13 +375,7 @@ def _train_autoencoder(rank: Rank, work: Path, recipe: Recipe) -> None:
         if rank.main and step % 25 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
         if rank.main and (step % 200 == 199 or step == total - 1):
-            state = dict(
-                raw=vae.state_dict(),
-                average=average.state_dict(),
-                optimisers=[optimiser.state_dict()],
-                step=step + 1,
-            )
-            _save(path, state)
+            _save_training(path, step + 1, vae, average, [optimiser])
 
 
 def _averaged(path: Path) -> dict[str, Tensor]:
@@ -762,13 +764,7 @@ def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
             bar.set_postfix(loss=f"{row['loss']:.4f}")
             mean = 0.0
         if rank.main and (step % 250 == 249 or step == recipe.diffusion_steps - 1):
-            state = dict(
-                raw=model.state_dict(),
-                average=average.state_dict(),
-                optimisers=[o.state_dict() for o in optimisers],
-                step=step + 1,
-            )
-            _save(path, state)
+            _save_training(path, step + 1, model, average, optimisers)
 
 
 # -- reader and writing ------------------------------------------------------------------------------------------------
@@ -970,9 +966,7 @@ def _train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
             bar.set_postfix(reading=f"{row['reading']:.3f}")
             means[:] = 0
         if rank.main and (step % 100 == 99 or step == recipe.writing_steps - 1):
-            state = dict(raw=model.state_dict(), average=average.state_dict(),
-                         optimisers=[o.state_dict() for o in optimisers], step=step + 1)  # fmt: skip
-            _save(path, state)
+            _save_training(path, step + 1, model, average, optimisers)
 
 
 # -- export ---------------------------------------------------------------------------------------------------------
