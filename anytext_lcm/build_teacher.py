@@ -1,10 +1,10 @@
 """Rebuilds the embedded teacher from nothing: `python -m anytext_lcm.build_teacher`.
 
-Seven stages, each of which can be run alone and continued after an interruption:
+Seven stages, each of which can be run alone; vae, diffusion and writing go on where they were interrupted:
     data        pictures and conditioning of the mock task, drawn once into memory-mapped columns
     vae         a linear encoder from principal components, then its decoder on text-centred crops
     recogniser  CTC on drawn lines; one set of weights for both of AnyText2's predictors, frozen afterwards
-    features    latents and recogniser features of every picture, so that the last stage runs on what is left
+    features    latents and recogniser features of every picture, so that the diffusion runs on what is left
     diffusion   UNet, WriteNet, text tower and the trainable part of the embedding manager, on v
     reader      CTC on lines cut out of true latents
     writing     the diffusion goes on, and what it makes of its own half-drawn pictures must be legible to the reader
@@ -57,8 +57,8 @@ CHARACTERS = "".join(chr(c) for c in range(33, 127)) + " "  # class 0 is CTC's b
 
 @dataclass(frozen=True)
 class Recipe:
-    """From nothing in one run; the reason stands beside each number. The shipped weights had as many steps in three
-    runs, between which the data were mended (anytext_lcm/assets/README.md).
+    """From nothing in one run; the reason stands beside each number. The shipped weights come from seven
+    shorter runs, between which data and settings were mended (anytext_lcm/assets/README.md).
     """
 
     seed: int = 0
@@ -505,6 +505,17 @@ def finish_features(work: Path) -> None:
     (work / "features.done").write_text(json.dumps({"scale_factor": round(1 / spread, 5)}))
 
 
+def _scale_factor(work: Path) -> float:
+    return json.loads((work / "features.done").read_text())["scale_factor"]
+
+
+def _scaled_parts(work: Path, device: torch.device) -> AnyText2:
+    """`load_parts` once the latents' deviation is known."""
+    model = load_parts(work, device)
+    model.scale_factor = _scale_factor(work)
+    return model
+
+
 def stage_features(work: Path, recipe: Recipe, world: int) -> None:
     if (work / "features.done").exists():
         return
@@ -606,10 +617,6 @@ class _Batches:
             "text_caption": [text for _, text in captions],
         }
 
-    def latents(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """(n, z, h, w): the true latents of these pictures."""
-        return self._sample(self.columns["latents"][rows], rng)
-
     def draw(self, rng: np.random.Generator, count: int, height: int) -> tuple:
         """What _DiffusionLoss takes; height: latent rows to look at, all 16 or fewer."""
         rows = np.sort(rng.choice(self.recipe.pictures, size=count, replace=False))
@@ -619,7 +626,7 @@ class _Batches:
         # Half of them where letters are lost: with the weights before this choice, DDIM from true latents at t = 300
         # kept every line, from 500 five of six, from 700 half.
         t = np.where(u < 0.5, 350 + 1200 * u, 2000 * (u - 0.5))
-        latents = self.latents(rows, rng)
+        latents = self._sample(self.columns["latents"][rows], rng)
         noise = rng.standard_normal((total, latents.shape[1], height, latents.shape[3]), dtype=np.float32)
         whole = height == latents.shape[2]
         return (
@@ -714,8 +721,7 @@ def _optimisers(model: AnyText2, recipe: Recipe, rank: Rank) -> list[torch.optim
 
 def _train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
-    model = load_parts(work, rank.device)
-    model.scale_factor = json.loads((work / "features.done").read_text())["scale_factor"]
+    model = _scaled_parts(work, rank.device)
     for net in (model.model, model.control_model):
         net.to(memory_format=torch.channels_last)
     parameters = trainable(model)
@@ -789,8 +795,7 @@ class _ReaderLoss(nn.Module):
 
 def _train_reader(rank: Rank, work: Path, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
-    model = load_parts(work, rank.device)
-    model.scale_factor = json.loads((work / "features.done").read_text())["scale_factor"]
+    model = _scaled_parts(work, rank.device)
     to_pictures = _to_pictures(model)
     lines, latents = _Lines(work), np.load(work / "latents.npy", mmap_mode="r")
     reader = Reader().to(rank.device)
@@ -913,8 +918,7 @@ def _train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     count, copies = recipe.writing_true
     recipe = replace(recipe, copies=copies, diffusion_lr=recipe.writing_lr)
-    model = load_parts(work, rank.device)
-    model.scale_factor = json.loads((work / "features.done").read_text())["scale_factor"]
+    model = _scaled_parts(work, rank.device)
     for net in (model.model, model.control_model):
         net.to(memory_format=torch.channels_last)
     parameters = trainable(model)
@@ -977,7 +981,7 @@ def load_average(work: Path) -> AnyText2:
     model = AnyText2.from_config(CONFIG)
     last = work / "writing.pt"
     model.load_state_dict(_averaged(last if last.exists() else work / "diffusion.pt"))
-    model.scale_factor = json.loads((work / "features.done").read_text())["scale_factor"]
+    model.scale_factor = _scale_factor(work)
     return model.eval()
 
 

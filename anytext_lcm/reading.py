@@ -1,9 +1,9 @@
 """Reading lines out of latents: the network and the loss by which the embedded teacher learns to write legibly.
 
-AnyText trains with a text perceptual loss (arXiv:2311.03054, section 3.4): what a recogniser makes of the predicted
+AnyText trains with a text perceptual loss (arXiv:2311.03054): what a recogniser makes of the predicted
 picture is compared with the text that was asked for. Here the recogniser is small, trained on the mock task's true
-pictures alone, and sees the linear part of the decoder, which costs 60 times less than the whole of it. It has no part
-in judging.
+pictures alone, and sees the linear part of the decoder: forward and backward 0.01 s for 16 pictures on a CPU, where the
+whole takes 1.6 s. It has no part in judging.
 
 May import: torch, numpy and the room model.
 """
