@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -335,6 +336,7 @@ def run_distillation(
             # A fork of a process whose OpenMP threads have worked waits for them for ever, unless it has but one.
             os.environ["OMP_NUM_THREADS"] = "1"
             torch.set_num_threads(1)
+            await_younger_siblings(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
         if "TORCHELASTIC_RUN_ID" in os.environ:
             _end_with_parent()
     alone = world == 1 and not AcceleratorState._shared_state
@@ -349,6 +351,23 @@ def run_distillation(
         if alone:  # so that a notebook can start the next run with another precision
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
+
+
+def await_younger_siblings(count: int, limit: float = 60.0) -> None:
+    """Returns once the parent has forked all of its `count` processes, or after `limit` seconds.
+
+    The parent keeps the store by which they meet. When an early child connects, that store's thread looks the child's
+    address up; a child forked during it inherits glibc's resolver lock as taken and waits for ever at its own first
+    lookup (two of fifty launches in JupyterLab). So nobody connects before the last of them is there.
+    """
+    place, own = int(os.environ.get("LOCAL_RANK", 0)), psutil.Process()
+    until = time.monotonic() + limit
+    while time.monotonic() < until:
+        siblings = psutil.Process(os.getppid()).children()
+        born = [(s.create_time(), s.pid) for s in siblings if psutil.pid_exists(s.pid)]
+        if sum(birth > (own.create_time(), own.pid) for birth in born) >= count - 1 - place:
+            return
+        time.sleep(0.01)
 
 
 def _fails_first(rank: int) -> bool:

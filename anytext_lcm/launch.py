@@ -37,7 +37,7 @@ def launch_options(processes: int) -> dict[str, Any]:
     if torch.cuda.device_count() < processes:  # asks the driver, which leaves CUDA untouched
         os.environ["ACCELERATE_USE_CPU"] = "1"  # else each process would train for itself
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     return {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0"}
 
 

@@ -1,6 +1,7 @@
 """Launching from a notebook: what is settled before the fork, and a run in the background."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from test_resume import assert_same_checkpoint, options, unbroken  # noqa: F401
 
 from anytext_lcm import launch
 from anytext_lcm.curves import read_curves
+from anytext_lcm.distill import await_younger_siblings
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,6 +62,38 @@ def test_killed_in_the_background_and_resumed(teacher, tmp_path):  # noqa: F811
     assert one["loss"] == other["loss"] and one["loss"][0] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(RuntimeError, match="6 steps already"):
         launch.BackgroundRun(mock(teacher, tmp_path / "killed", resume_from_checkpoint="latest"), 2).wait()
+
+
+def tell_when_free(place, line, count, limit):
+    os.environ["LOCAL_RANK"] = str(place)
+    await_younger_siblings(count, limit)
+    line.send(time.monotonic())
+
+
+def test_no_child_connects_before_the_last_is_forked():
+    fork = multiprocessing.get_context("fork")
+    ends, children = [], []
+    for place in range(3):
+        time.sleep(0.3)
+        forked = time.monotonic()  # of the last of them, in the end
+        here, there = fork.Pipe(duplex=False)
+        child = fork.Process(target=tell_when_free, args=(place, there, 3, 30.0))
+        child.start()
+        ends.append(here), children.append(child)
+    free = [end.recv() for end in ends]
+    for child in children:
+        child.join(10)
+    assert all(forked < moment < forked + 10 for moment in free)
+
+
+def test_a_child_whose_siblings_never_come_goes_on():
+    fork = multiprocessing.get_context("fork")
+    here, there = fork.Pipe(duplex=False)
+    began = time.monotonic()
+    child = fork.Process(target=tell_when_free, args=(0, there, 3, 0.5))
+    child.start()
+    assert 0.5 < here.recv() - began < 10
+    child.join(10)
 
 
 AFTER_TORCH = """
