@@ -21,6 +21,7 @@ import os
 import string
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,9 +89,10 @@ class Recipe:
     writing_batch: int = 10  # half-drawn pictures a process
     writing_pool: int = 120  # that many are half drawn at a time, on each process
     writing_ahead: int = 24  # of these are drawn on without being learned from: fewer looks at more prompts
-    writing_stride: int = 100  # timesteps from one look at a picture to the next
+    writing_strides: tuple[int, ...] = (50, 100)  # timesteps from look to look: twenty steps or ten
+    writing_jump: tuple[int, int] = (100, 300)  # timesteps from the first estimate to the second
     writing_true: tuple[int, int] = (3, 3)  # true pictures a process, and noise levels of each, of diffusion's loss
-    writing_weight: float = 0.3  # of the reading loss
+    writing_weight: float = 0.3  # of the reading loss of each of the two estimates
     writing_noise: float = 0.15  # largest noise on the latents that are read
     writing_guidance: float = 2.0  # of half of the DDIM steps; the other half go without
     writing_ema: float = 0.98
@@ -843,70 +845,92 @@ class _Trajectories:
     def __init__(self, model: AnyText2, batches: _Batches, recipe: Recipe, rng: np.random.Generator):
         self.model, self.batches, self.recipe, self.rng = model, batches, recipe, rng
         self.schedule = NoiseSchedule(model.alphas_cumprod)
-        self.levels = len(range(999, -1, -recipe.writing_stride))
         size = recipe.writing_pool
         self.x = torch.empty(size, *batches.columns["latents"].shape[2:], device=model.device)
-        self.rows, self.level, self.shift = (np.zeros(size, np.int64) for _ in range(3))
+        self.rows, self.stride, self.t = (np.zeros(size, np.int64) for _ in range(3))
         for place in range(size):
             self._begin(place)
-        for level in range(1, self.levels):  # so that all levels are there from the first step on
-            for part in np.array_split(np.flatnonzero(np.arange(size) % self.levels >= level), size // 16 + 1):
-                if len(part):
-                    self.advance(part)
+        ends = np.linspace(999, max(recipe.writing_strides), size)  # all levels are there from the first step on
+        while len(behind := np.flatnonzero(self.t > ends)):
+            for part in np.array_split(behind, len(behind) // 16 + 1):
+                self.advance(part)
 
     def _begin(self, place: int) -> None:
         self.rows[place] = self.rng.integers(self.recipe.pictures)
-        self.level[place], self.shift[place] = 0, self.rng.integers(self.recipe.writing_stride // 2)
+        self.stride[place] = self.rng.choice(self.recipe.writing_strides)
+        self.t[place] = 999 - self.rng.integers(self.stride[place] // 2)  # its own shift: all timesteps come up
         noise = self.rng.standard_normal(self.x.shape[1:], dtype=np.float32)
         self.x[place] = torch.from_numpy(noise).to(self.x.device)
 
     def timesteps(self, places: np.ndarray) -> Tensor:
-        """(n,) int64; a picture's own shift lets all timesteps come up. Negative: it is done."""
-        steps = 999 - self.recipe.writing_stride * self.level[places] - self.shift[places]
-        return torch.from_numpy(np.where(self.level[places] < self.levels, np.maximum(steps, 0), -1)).to(self.x.device)
+        """(n,) int64, of the pictures at these places."""
+        return torch.from_numpy(self.t[places]).to(self.x.device)
 
     def batch(self, places: np.ndarray, empty: bool = False) -> dict:
         return self.batches.prompts(self.rows[places], self.rng, 1.0 if empty else 0.0)
 
-    def velocity(self, batch: dict, places: np.ndarray) -> Tensor:
+    def predictor(self, batch: dict) -> Callable[[Tensor, Tensor], Tensor]:
+        """(latents, timesteps) -> velocity, for the prompts of the batch."""
         conditioning = self.model.condition(batch)
         control = self.model.control(conditioning)
         unet, context = self.model.model.diffusion_model, conditioning.image_context
-        return unet(self.x[places], self.timesteps(places), context, control=control).float()
+        return lambda x, t: unet(x, t, context, control=control).float()
 
     @torch.no_grad()
     def advance(self, places: np.ndarray, v: Tensor | None = None) -> None:
         """One DDIM step. v (n, z, h, w): the velocity with captions, where it is known already."""
         t, x = self.timesteps(places), self.x[places]
-        v = self.velocity(self.batch(places), places) if v is None else v
+        v = self.predictor(self.batch(places))(x, t) if v is None else v
         if self.rng.random() < 0.5:
-            bare = self.velocity(self.batch(places, empty=True), places)
+            bare = self.predictor(self.batch(places, empty=True))(x, t)
             v = bare + self.recipe.writing_guidance * (v - bare)
-        x0, eps = self.schedule.x0_from_v(x, v, t), self.schedule.eps_from_v(x, v, t)
-        self.level[places] += 1
-        later = self.timesteps(places)
-        self.x[places] = self.schedule.add_noise(x0, eps, later.clamp(min=0))
-        for place in places[(later < 0).cpu().numpy()]:
+        self.t[places] -= self.stride[places]
+        done = self.t[places] < 0
+        self.x[places] = self.step(x, v, t, self.timesteps(places).clamp(min=0))
+        for place in places[done]:
             self._begin(place)
+
+    def step(self, x: Tensor, v: Tensor, t: Tensor, later: Tensor) -> Tensor:
+        """Where a DDIM step from t to `later` takes the latents."""
+        x0, eps = self.schedule.x0_from_v(x, v, t), self.schedule.eps_from_v(x, v, t)
+        return self.schedule.add_noise(x0, eps, later)
+
+
+STEEPEST = 4.0  # a reading loss counts as often at most for coming late, where a velocity moves its estimate little
 
 
 class _WritingLoss(nn.Module):
     """The diffusion's loss on true pictures, and how badly lines can be read in what the model expects of its own."""
 
-    def __init__(self, diffusion: _DiffusionLoss, reading: ReadingLoss, weight: float):
+    def __init__(self, diffusion: _DiffusionLoss, reading: ReadingLoss, weight: float, jump: tuple[int, int]):
         super().__init__()
-        self.diffusion, self.reading, self.weight = diffusion, reading, weight
+        self.diffusion, self.reading, self.weight, self.jump = diffusion, reading, weight, jump
 
     def forward(
         self, true: tuple, paths: _Trajectories, batch: dict, places: np.ndarray, lines: tuple,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        """(loss, the diffusion's, the reading's, velocity at `places` of the paths)."""
+        """(loss, the diffusion's, the readings' (2,), velocity at `places` of the paths).
+
+        The gradient of the second estimate, a step further on, goes through both: the first has to leave a state
+        behind out of which something legible comes, and not only be legible itself.
+        """
         diffusion, _ = self.diffusion(*true)
-        v = paths.velocity(batch, places)
-        estimate = paths.schedule.x0_from_v(paths.x[places], v, paths.timesteps(places))
-        reading = self.reading(estimate, *lines, generator).mean()
-        return diffusion + self.weight * reading, diffusion.detach(), reading.detach(), v.detach()
+        predict, schedule = paths.predictor(batch), paths.schedule
+        x, t = paths.x[places], paths.timesteps(places)
+        v = predict(x, t)
+        low, high = self.jump
+        jump = (low + (high - low) * torch.rand(len(t), generator=generator)).long()
+        later = (t - jump.to(t.device)).clamp(min=0)
+        further = paths.step(x, v, t, later)
+        loss, found = diffusion, []
+        for state, velocity, at in ((x, v, t), (further, predict(further, later), later)):
+            readings = self.reading(schedule.x0_from_v(state, velocity, at), *lines, generator)
+            _, sigma = schedule.alpha_sigma(at, state)  # of a velocity so much is in its estimate
+            steepness = (1 / sigma.flatten()).clamp(max=STEEPEST)[lines[1]]
+            loss = loss + self.weight * (steepness * readings).mean()
+            found.append(readings.detach().mean())
+        return loss, diffusion.detach(), torch.stack(found), v.detach()
 
 
 def _train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
@@ -932,14 +956,14 @@ def _train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
     reader.load_state_dict(torch.load(work / "reader.pt", map_location="cpu", weights_only=True))
     reading = ReadingLoss(reader, _to_pictures(model), recipe.writing_noise)
     diffusion = _DiffusionLoss(model, recipe.copies, recipe.text_weight)
-    loss_of = _parallel(_WritingLoss(diffusion, reading, recipe.writing_weight), rank)
+    loss_of = _parallel(_WritingLoss(diffusion, reading, recipe.writing_weight, recipe.writing_jump), rank)
     batches, lines = _Batches(work, recipe, rank.device, model.scale_factor), _Lines(work)
     paths = _Trajectories(model, batches, recipe, rank.rng(5, start))
     generator = torch.Generator().manual_seed(1000 * start + rank.index)
     log = (work / "writing.jsonl").open("a") if rank.main else None
     bar = tqdm(range(start, recipe.writing_steps), initial=start, total=recipe.writing_steps, desc="writing",
                disable=not rank.main, mininterval=10)  # fmt: skip
-    clock, means = time.monotonic(), np.zeros(2)
+    clock, means = time.monotonic(), np.zeros(3)
     for step in bar:
         rng = rank.rng(6, step)
         order = rng.permutation(recipe.writing_pool)
@@ -948,7 +972,7 @@ def _train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
             group["lr"] = _rate(step, recipe.writing_steps, recipe.writing_lr, recipe.decay, warmup=20)
         batch = paths.batch(places)
         with _autocast(rank):
-            loss, *parts, v = loss_of(
+            loss, true, readings, v = loss_of(
                 batches.draw(rng, count, SIDE // 8), paths, batch, places, lines.of(paths.rows[places], rank.device),
                 generator,
             )  # fmt: skip
@@ -962,12 +986,12 @@ def _train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
         for optimiser in optimisers:
             optimiser.step()
         average.update_parameters(model)
-        means += [part.item() for part in parts]
+        means += [true.item(), *readings.tolist()]
         if rank.main and step % 25 == 24:
-            row = dict(step=step + 1, diffusion=round(means[0] / 25, 4), reading=round(means[1] / 25, 4),
+            row = dict(step=step + 1, diffusion=round(means[0] / 25, 4), readings=(means[1:] / 25).round(4).tolist(),
                        seconds=round(time.monotonic() - clock, 1))  # fmt: skip
             log.write(json.dumps(row) + "\n"), log.flush()
-            bar.set_postfix(reading=f"{row['reading']:.3f}")
+            bar.set_postfix(readings=row["readings"])
             means[:] = 0
         if rank.main and (step % 100 == 99 or step == recipe.writing_steps - 1):
             _save_training(path, step + 1, model, average, optimisers)

@@ -10,6 +10,7 @@ from small_models import EMBEDDED, miniature, small_batch
 from anytext_lcm import build_teacher
 from anytext_lcm.build_teacher import Muon, Rank, Recipe, _fit_patches, _orthogonal, _strips
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT
 
 ALONE = Rank(0, 1, torch.device("cpu"))
 TINY_RECIPE = Recipe(
@@ -148,31 +149,83 @@ def test_all_stages_in_miniature_make_a_teacher_that_loads(work, tmp_path):
                                rtol=1e-3)  # fmt: skip
 
 
-def test_trajectories_hold_all_levels_and_begin_again(work):
-    """Which levels there are, that DDIM with the network's own velocity takes a picture down, and that it ends."""
+def test_trajectories_step_down_and_begin_again():
+    """That DDIM with the network's own velocity takes a picture down by its own stride, and that it ends."""
     model = AnyText2.from_config(EMBEDDED).eval()
     recipe = replace(TINY_RECIPE, writing_pool=10)
     paths = build_teacher._Trajectories.__new__(build_teacher._Trajectories)
     paths.recipe, paths.rng, paths.model = recipe, np.random.default_rng(0), model
     paths.schedule = build_teacher.NoiseSchedule(model.alphas_cumprod)
-    paths.levels, paths.x = 10, torch.randn(10, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    paths.rows, paths.level, paths.shift = np.arange(10), np.arange(10), np.full(10, 7)
-    assert paths.timesteps(np.arange(10)).tolist() == [992 - 100 * i for i in range(10)]
+    paths.x = torch.randn(10, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    paths.rows, paths.t = np.arange(10), 992 - 100 * np.arange(10)
+    paths.stride = np.array([100, 50] * 5)
     clean = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(1))
 
-    def velocity(batch, places):  # of a network that always expects the same clean latents
-        t = paths.timesteps(places)
-        eps = paths.schedule.eps_from_x0(paths.x[places], clean.expand(len(places), -1, -1, -1), t)
-        return paths.schedule.v_from_x0_eps(clean.expand(len(places), -1, -1, -1), eps, t)
+    def predict(x, t):  # of a network that always expects the same clean latents
+        x0 = clean.expand_as(x)
+        return paths.schedule.v_from_x0_eps(x0, paths.schedule.eps_from_x0(x, x0, t), t)
 
-    paths.velocity, paths.batch = velocity, lambda places, empty=False: {}
+    paths.predictor, paths.batch = lambda batch: predict, lambda places, empty=False: {}
     before = paths.x.clone()
-    places = np.array([3, 8, 9])
+    paths.t[8] = 42  # less than its stride is left
+    places = np.array([3, 4, 8])
     paths.advance(places)
-    assert paths.level.tolist() == [0, 1, 2, 4, 4, 5, 6, 7, 9, 0]  # the last was done and is noise again
-    assert torch.equal(paths.x[[0, 1, 2, 4]], before[[0, 1, 2, 4]])
-    alpha, sigma = paths.schedule.alpha_sigma(torch.tensor([92]), clean[None])
-    start = paths.schedule.alpha_sigma(torch.tensor([192]), clean[None])
-    eps = (before[8] - start[0] * clean) / start[1]
-    torch.testing.assert_close(paths.x[8], (alpha * clean + sigma * eps)[0], atol=1e-4, rtol=1e-4)
-    assert (paths.x[9] - clean).abs().mean() > 0.5
+    assert paths.t.tolist()[:8] == [992, 892, 792, 642, 492, 492, 392, 292] and paths.t[8] > 940
+    assert torch.equal(paths.x[[0, 1, 2, 5]], before[[0, 1, 2, 5]])
+    alpha, sigma = paths.schedule.alpha_sigma(torch.tensor([642]), clean[None])
+    start = paths.schedule.alpha_sigma(torch.tensor([692]), clean[None])
+    eps = (before[3] - start[0] * clean) / start[1]
+    torch.testing.assert_close(paths.x[3], (alpha * clean + sigma * eps)[0], atol=1e-4, rtol=1e-4)
+    assert (paths.x[8] - clean).abs().mean() > 0.5  # noise for the next prompt
+
+
+def test_a_pool_of_trajectories_begins_at_all_levels(work):
+    build_teacher.start_from(EMBEDDED_CHECKPOINT, work, TINY_RECIPE)
+    build_teacher.prepare_features(work, TINY_RECIPE)
+    build_teacher._encode_all(ALONE, work, TINY_RECIPE)
+    build_teacher.finish_features(work)
+    model = build_teacher._scaled_parts(work, torch.device("cpu"))
+    batches = build_teacher._Batches(work, TINY_RECIPE, torch.device("cpu"), model.scale_factor)
+    paths = build_teacher._Trajectories(model, batches, TINY_RECIPE, np.random.default_rng(0))
+    assert set(paths.stride) == set(TINY_RECIPE.writing_strides)
+    assert paths.t.max() > 900 and paths.t.min() < 200 and len(set(paths.t // 100)) > 6
+
+
+def test_writing_loss_answers_for_the_next_estimate_too():
+    """Against the same written out: two readings, the second a DDIM step later, each over the sigma of its level."""
+    schedule = build_teacher.NoiseSchedule(AnyText2.from_config(EMBEDDED, device="cpu").alphas_cumprod)
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    t, jump, weight = torch.tensor([900, 150]), 200, 0.3
+    gain = torch.tensor(0.7, requires_grad=True)
+
+    class Paths:
+        def __init__(self):
+            self.schedule, self.x = schedule, x
+
+        predictor = staticmethod(lambda batch: lambda x, t: gain * x)
+        timesteps = staticmethod(lambda places: t)
+        step = build_teacher._Trajectories.step
+
+    def reading(latents, transforms, place, texts, generator):
+        return latents.square().mean((1, 2, 3))[place]
+
+    lines = (None, torch.tensor([0, 1, 1]), None)
+    loss_of = build_teacher._WritingLoss(lambda: (torch.zeros(()), None), reading, weight, (jump, jump))
+    loss, _, readings, v = loss_of((), Paths(), {}, np.arange(2), lines, torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(loss, gain)
+
+    other = torch.tensor(0.7, requires_grad=True)
+    abar = schedule.alphas_cumprod
+    expected = 0
+    for row, count in ((0, 1), (1, 2)):
+        now, later = t[row], (t[row] - jump).clamp(min=0)
+        (a, b), (c, d) = ((abar[i].sqrt(), (1 - abar[i]).sqrt()) for i in (now, later))
+        first = a * x[row] - b * other * x[row]
+        state = c * first + d * (b * x[row] + a * other * x[row])
+        second = c * state - d * other * state
+        for estimate, sigma in ((first, b), (second, d)):
+            expected = expected + count / 3 * min(1 / sigma, 4) * weight * estimate.square().mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, other)[0])
+    torch.testing.assert_close(v, 0.7 * x)
+    assert len(readings) == 2
