@@ -58,7 +58,7 @@ CHARACTERS = "".join(chr(c) for c in range(33, 127)) + " "  # class 0 is CTC's b
 
 @dataclass(frozen=True)
 class Recipe:
-    """From nothing in one run; the reason stands beside each number. The shipped weights come from seven
+    """From nothing in one run; the reason stands beside each number. The shipped weights come from eight
     shorter runs, between which data and settings were mended (anytext_lcm/assets/README.md).
     """
 
@@ -920,7 +920,7 @@ class _WritingLoss(nn.Module):
         x, t = paths.x[places], paths.timesteps(places)
         v = predict(x, t)
         low, high = self.jump
-        jump = (low + (high - low) * torch.rand(len(t), generator=generator)).long()
+        jump = torch.randint(low, high + 1, (len(t),), generator=generator)
         later = (t - jump.to(t.device)).clamp(min=0)
         further = paths.step(x, v, t, later)
         loss, found = diffusion, []

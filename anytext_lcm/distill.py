@@ -336,9 +336,10 @@ def run_distillation(
             # A fork of a process whose OpenMP threads have worked waits for them for ever, unless it has but one.
             os.environ["OMP_NUM_THREADS"] = "1"
             torch.set_num_threads(1)
-            await_younger_siblings(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
         if "TORCHELASTIC_RUN_ID" in os.environ:
             _end_with_parent()
+            if multiprocessing.parent_process() is not None:  # forked by notebook_launcher
+                await_younger_siblings(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     alone = world == 1 and not AcceleratorState._shared_state
     try:
         return _run(TrainSettings.from_dict(settings), on_sample, dataset)
@@ -353,19 +354,21 @@ def run_distillation(
             GradientState._reset_state()
 
 
-def await_younger_siblings(count: int, limit: float = 60.0) -> None:
-    """Returns once the parent has forked all of its `count` processes, or after `limit` seconds.
+def await_younger_siblings(place: int, count: int, limit: float = 60.0) -> None:
+    """Returns once the parent has forked all of its `count` processes, this one being number `place`, or after `limit`
+    seconds.
 
     The parent keeps the store by which they meet. When an early child connects, that store's thread looks the child's
     address up; a child forked during it inherits glibc's resolver lock as taken and waits for ever at its own first
     lookup (two of fifty launches in JupyterLab). So nobody connects before the last of them is there.
     """
-    place, own = int(os.environ.get("LOCAL_RANK", 0)), psutil.Process()
-    until = time.monotonic() + limit
+
+    def birth(process: psutil.Process) -> tuple[float, int]:
+        return process.create_time(), process.pid
+
+    own, until = birth(psutil.Process()), time.monotonic() + limit
     while time.monotonic() < until:
-        siblings = psutil.Process(os.getppid()).children()
-        born = [(s.create_time(), s.pid) for s in siblings if psutil.pid_exists(s.pid)]
-        if sum(birth > (own.create_time(), own.pid) for birth in born) >= count - 1 - place:
+        if sum(birth(sibling) > own for sibling in psutil.Process(os.getppid()).children()) >= count - 1 - place:
             return
         time.sleep(0.01)
 
