@@ -68,9 +68,10 @@ PASSES = {"lcm": 6, "teacher_x0": 5}
 # The recipe of the shipped adapter, so that every answer differs from it in one thing.
 RECIPE = {
     "use_mock_dataset": True, "train_batch_size": DEFAULTS.batch, "gradient_accumulation_steps": 1,
-    "learning_rate": DEFAULTS.learning_rate, "lr_warmup_steps": DEFAULTS.warmup, "ema_decay": DEFAULTS.ema,
-    "lora_rank": DEFAULTS.rank, "lora_alpha": DEFAULTS.rank, "lora_targets": DEFAULTS.targets,
-    "sample_steps": 0, "mixed_precision": "no", "checkpointing_steps": 50, "checkpoints_total_limit": 1,
+    "loss": DEFAULTS.loss, "learning_rate": DEFAULTS.learning_rate, "lr_warmup_steps": DEFAULTS.warmup,
+    "ema_decay": DEFAULTS.ema, "lora_rank": DEFAULTS.rank, "lora_alpha": DEFAULTS.rank,
+    "lora_targets": DEFAULTS.targets, "sample_steps": 0, "mixed_precision": "no",
+    "checkpointing_steps": 50, "checkpoints_total_limit": 1,
 }  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def questions(model: AnyText2, settings: TrainSettings, latents: str) -> dict[st
         },
         "rank": {f"rank {rank}": {"lora_rank": rank, "lora_alpha": rank} for rank in (4, 16, 64)},
         "guidance": {"random guidance": {"guidance_spread": settings.guidance_scale / 2}},
-        "loss": {"L2": {"loss": "l2"}},
+        "loss": {"Huber": {"loss": "huber"}},
         "skip": {f"skip {skip}": {"solver_steps": 1000 // skip} for skip in (10, 50)},
         "latents": {"cached latents": {"latents": latents}},
         "text": {f"text counts {1 + more} times": {"text_weight": float(more)} for more in (1, 3)},

@@ -33,6 +33,7 @@ class DemoSettings:
 
     steps: int = 200  # after 300 the pictures were sharper than real ones, and farther away (the card has the figures)
     batch: int = 8  # pictures an update, over all processes: many small steps beat few large ones here
+    loss: str = "l2"  # with Huber fine channels of the latents drifted off, and pictures were sharper than real ones
     learning_rate: float = 3e-5  # with 2e-4 the text was lost after 200 updates, whichever the targets
     warmup: int = 20
     ema: float = 0.98  # the average of the last 50 updates is the adapter
@@ -83,6 +84,7 @@ def distil(folder: Path, steps: int, seed: int = 0, processes: int | None = None
         "lora_targets": DEFAULTS.targets,
         "train_batch_size": DEFAULTS.batch // processes,
         "gradient_accumulation_steps": 1,
+        "loss": DEFAULTS.loss,
         "learning_rate": DEFAULTS.learning_rate,
         "lr_warmup_steps": min(DEFAULTS.warmup, steps),
         "max_train_steps": steps,

@@ -166,7 +166,8 @@ def legend(report: Mapping[str, Any]) -> str:
         f" Distance to real is the kernel distance to unseen real pictures; two sets of those are "
         f"{distribution['kernel_floor']['value']:.3f} apart."
     )  # fmt: skip
-    device = hardware.get("gpu") or f"{hardware.get('cpu') or 'CPU'}, {hardware.get('cores')} cores"
+    cores = hardware.get("cores")
+    device = hardware.get("gpu") or f"{hardware.get('cpu') or 'CPU'}, {cores} core{'s' * (cores != 1)}"
     date = f", {settings['date']}" if settings.get("date") else ""
     second = report.get("second_reader")
     correlation = second and second["rank_correlation_accuracy"]
