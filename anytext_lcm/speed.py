@@ -78,6 +78,7 @@ VARIANTS = {
     "reference, checkpointed": Variant(True, checkpointing=True),
     "reference": Variant(True),
     "ours": Variant(False),
+    "ours, checkpointed": Variant(False, checkpointing=True),
     "ours, decoder only": Variant(False, DECODER),
 }
 

@@ -60,3 +60,12 @@ def test_one_distillation_step_moves_the_adapter(checkpoint):
     assert figures["without_gradient"] == 0
     assert figures["moved"] >= 253  # B of every pair; A's gradient is zero as long as B is
     assert 0 < figures["gradient_norm"] < float("inf")
+
+
+def test_every_layout_of_an_adapter_reads_back_as_what_was_written(checkpoint):
+    figures = measure("export", checkpoint)
+    assert set(figures["errors"]) == {"peft", "kohya", "diffusers", "merged"}
+    assert figures["errors"]["peft"] == 0  # fp32, to the last bit
+    assert all(0 < figures["errors"][layout] < 2e-3 for layout in ("kohya", "diffusers", "merged"))  # fp16 files
+    assert figures["keys"] == 2047
+    assert figures["left_out"] > 0  # what UNet files have no name for

@@ -3,6 +3,7 @@
     python tests/full/measure.py load CHECKPOINT
     python tests/full/measure.py sample CHECKPOINT [--dtype fp32|bf16] [--side 512]
     python tests/full/measure.py step CHECKPOINT [--dtype fp32|bf16] [--side 512] [--rank 64]
+    python tests/full/measure.py export CHECKPOINT [--rank 64]
 
 `peak_gb` is the largest resident set, mapped file pages included; `peak_own_gb` leaves those out, since the
 system takes them back when it needs them. `seconds` is by the clock, `cpu_seconds` what the process computed.
@@ -12,12 +13,14 @@ import argparse
 import json
 import os
 import resource
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from safetensors import safe_open
 
 from anytext_lcm.model.anytext2 import AnyText2
 
@@ -154,9 +157,33 @@ def step(arguments: argparse.Namespace) -> dict[str, object]:
     )
 
 
+def export(arguments: argparse.Namespace) -> dict[str, object]:
+    """An adapter that changes every target, in all four layouts, each read back and compared; fp16 files."""
+    from anytext_lcm.export import LAYOUTS
+    from anytext_lcm.export import export as write
+    from anytext_lcm.lora import adapter_state, attach
+
+    with Watch() as watch, tempfile.TemporaryDirectory(dir=Path(arguments.checkpoint).parent) as folder:
+        model = attach(build(arguments.checkpoint), arguments.rank, arguments.rank).requires_grad_(False)
+        generator = torch.Generator().manual_seed(0)
+        for name, value in adapter_state(model).items():
+            if "lora_B" in name:
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.01)
+        written = write(model, Path(folder), LAYOUTS, "", precision="fp16")
+        sizes = {layout: Path(folder) / name for layout, name in written["files"].items()}
+        sizes["peft"] = sizes["peft"] / "adapter_model.safetensors"
+        sizes = {layout: round(path.stat().st_size / 1e6, 1) for layout, path in sizes.items()}
+        with safe_open(Path(folder) / written["files"]["merged"], "pt") as merged:
+            keys = len(merged.keys())
+    left_out = len(written["left_out"]["layers"])
+    return watch.report(rank=arguments.rank, errors=written["errors"], megabytes=sizes, keys=keys, left_out=left_out)
+
+
+WORK = {"load": load, "sample": sample, "step": step, "export": export}
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("load", "sample", "step"))
+    parser.add_argument("what", choices=tuple(WORK))
     parser.add_argument("checkpoint")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--side", type=int, default=512)
@@ -164,4 +191,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    print(json.dumps({"load": load, "sample": sample, "step": step}[arguments.what](arguments)))
+    print(json.dumps(WORK[arguments.what](arguments)))
