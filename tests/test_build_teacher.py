@@ -8,9 +8,16 @@ import torch
 from small_models import EMBEDDED, miniature, small_batch
 
 from anytext_lcm import build_teacher
-from anytext_lcm.build_teacher import Muon, Rank, Recipe, _fit_patches, _orthogonal, _strips
+from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT
+from anytext_lcm.teacher import columns as pictures
+from anytext_lcm.teacher.autoencoder import fit_patches, train_autoencoder
+from anytext_lcm.teacher.diffusion import cut_strips, train_diffusion
+from anytext_lcm.teacher.muon import Muon, orthogonal
+from anytext_lcm.teacher.readers import train_reader, train_recogniser
+from anytext_lcm.teacher.recipe import Rank, Recipe
+from anytext_lcm.teacher.writing import Trajectories, WritingLoss, train_writing
 
 ALONE = Rank(0, 1, torch.device("cpu"))
 TINY_RECIPE = Recipe(
@@ -23,7 +30,7 @@ TINY_RECIPE = Recipe(
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12)])
 def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(shape):
     matrix = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
-    result = _orthogonal(matrix)
+    result = orthogonal(matrix)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     in_its_axes = u.mT @ result @ v.mT
     values = in_its_axes.diagonal(dim1=1, dim2=2)
@@ -64,17 +71,17 @@ def test_muon_takes_a_convolution_as_a_matrix():
 def work(tmp_path_factory):
     """The data stage of a miniature run."""
     folder = tmp_path_factory.mktemp("teacher")
-    build_teacher._columns(folder, TINY_RECIPE.pictures, mode="w+")
-    build_teacher._draw(ALONE, folder, TINY_RECIPE)
-    build_teacher.finish_data(folder, 1)
+    pictures.open_columns(folder, TINY_RECIPE.pictures, mode="w+")
+    pictures.draw(ALONE, folder, TINY_RECIPE)
+    pictures.finish_data(folder, 1)
     return folder
 
 
 @torch.no_grad()
 def test_the_linear_latents_are_principal_components(work):
-    columns = build_teacher._columns(work, TINY_RECIPE.pictures)
+    columns = pictures.open_columns(work, TINY_RECIPE.pictures)
     vae = AnyText2.from_config(EMBEDDED).first_stage_model
-    _fit_patches(columns, vae, noise=0.05, text_weight=1.0)
+    fit_patches(columns, vae, noise=0.05, text_weight=1.0)
     images = torch.from_numpy(np.array(columns["img"])).float() / 127.5 - 1
     mean, logvar = vae.encode(images)
     assert mean.square().mean().item() == pytest.approx(1, abs=0.01)
@@ -96,7 +103,7 @@ def test_strips_cut_pictures_and_latents_alike():
     with torch.no_grad():
         whole = model.condition(batch)
     latents = torch.randn(2, 16, 16, 16)
-    cut, latent_strips = _strips(whole, latents, [0, 5], 8)
+    cut, latent_strips = cut_strips(whole, latents, [0, 5], 8)
     assert cut.glyphs.shape == (2, 1, 64, 128) and cut.image_context is whole.image_context
     assert torch.equal(cut.glyphs[1], whole.glyphs[1, :, 40:104])
     assert torch.equal(cut.masked_latents[1], whole.masked_latents[1, :, 5:13])
@@ -107,8 +114,8 @@ def test_a_strip_holds_the_middle_of_a_line(work):
     features = {"latents": (2, 16, 16, 16), "masked": (2, 16, 16, 16)}
     for name, shape in features.items():
         np.save(work / f"{name}.npy", np.zeros((TINY_RECIPE.pictures, *shape), np.float16))
-    batches = build_teacher._Batches.__new__(build_teacher._Batches)
-    columns = build_teacher._columns(work, TINY_RECIPE.pictures)
+    batches = pictures.Batches.__new__(pictures.Batches)
+    columns = pictures.open_columns(work, TINY_RECIPE.pictures)
     positions = torch.from_numpy(np.unpackbits(np.array(columns["positions"]), axis=2)).view(-1, 2, 128, 128)
     rows = batches._strip_rows(positions, torch.from_numpy(columns["n_lines"].astype(int)), 8, np.random.default_rng(0))
     assert len(set(rows)) > 3 and min(rows) >= 0 and max(rows) <= 8
@@ -119,23 +126,23 @@ def test_a_strip_holds_the_middle_of_a_line(work):
 
 @pytest.mark.slow
 def test_all_stages_in_miniature_make_a_teacher_that_loads(work, tmp_path):
-    stages = (build_teacher._train_autoencoder, build_teacher._train_recogniser)
+    stages = (train_autoencoder, train_recogniser)
     for stage in stages:
         stage(ALONE, work, TINY_RECIPE)
-    build_teacher.prepare_features(work, TINY_RECIPE)
-    build_teacher._encode_all(ALONE, work, TINY_RECIPE)
-    build_teacher.finish_features(work)
-    build_teacher._train_diffusion(ALONE, work, replace(TINY_RECIPE, diffusion_steps=2, strip_share=0.5))
+    pictures.prepare_features(work, TINY_RECIPE)
+    pictures.encode_all(ALONE, work, TINY_RECIPE)
+    pictures.finish_features(work)
+    train_diffusion(ALONE, work, replace(TINY_RECIPE, diffusion_steps=2, strip_share=0.5))
     first = torch.load(work / "diffusion.pt", weights_only=True)
     assert first["step"] == 2
-    build_teacher._train_diffusion(ALONE, work, TINY_RECIPE)  # goes on where the other ended
+    train_diffusion(ALONE, work, TINY_RECIPE)  # goes on where the other ended
     second = torch.load(work / "diffusion.pt", weights_only=True)
     assert second["step"] == 4
     moved = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
     assert not torch.equal(first["raw"][moved], second["raw"][moved])
 
-    build_teacher._train_reader(ALONE, work, TINY_RECIPE)
-    build_teacher._train_writing(ALONE, work, TINY_RECIPE)
+    train_reader(ALONE, work, TINY_RECIPE)
+    train_writing(ALONE, work, TINY_RECIPE)
     written = torch.load(work / "writing.pt", weights_only=True)
     assert written["step"] == 2 and not torch.equal(written["raw"][moved], second["raw"][moved])
     for name, value in second["raw"].items():  # the frozen parts are left alone
@@ -152,9 +159,9 @@ def test_all_stages_in_miniature_make_a_teacher_that_loads(work, tmp_path):
 def test_trajectories_step_down_and_begin_again():
     """That DDIM with the network's own velocity takes a picture down by its own stride, and that it ends."""
     model = AnyText2.from_config(EMBEDDED).eval()
-    paths = build_teacher._Trajectories.__new__(build_teacher._Trajectories)
+    paths = Trajectories.__new__(Trajectories)
     paths.recipe, paths.rng, paths.model = TINY_RECIPE, np.random.default_rng(0), model
-    paths.schedule = build_teacher.NoiseSchedule(model.alphas_cumprod)
+    paths.schedule = NoiseSchedule(model.alphas_cumprod)
     paths.x = torch.randn(10, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     paths.rows, paths.t = np.arange(10), 992 - 100 * np.arange(10)
     paths.stride = np.array([100, 50] * 5)
@@ -180,21 +187,22 @@ def test_trajectories_step_down_and_begin_again():
 
 def test_a_pool_of_trajectories_begins_at_all_levels(work):
     build_teacher.start_from(EMBEDDED_CHECKPOINT, work, TINY_RECIPE)
-    build_teacher.prepare_features(work, TINY_RECIPE)
-    build_teacher._encode_all(ALONE, work, TINY_RECIPE)
-    build_teacher.finish_features(work)
-    model = build_teacher._scaled_parts(work, torch.device("cpu"))
-    batches = build_teacher._Batches(work, TINY_RECIPE, torch.device("cpu"), model.scale_factor)
-    paths = build_teacher._Trajectories(model, batches, TINY_RECIPE, np.random.default_rng(0))
+    pictures.prepare_features(work, TINY_RECIPE)
+    pictures.encode_all(ALONE, work, TINY_RECIPE)
+    pictures.finish_features(work)
+    model = pictures.scaled_parts(work, torch.device("cpu"))
+    batches = pictures.Batches(work, TINY_RECIPE, torch.device("cpu"), model.scale_factor)
+    paths = Trajectories(model, batches, TINY_RECIPE, np.random.default_rng(0))
     assert set(paths.stride) == set(TINY_RECIPE.writing_strides)
     assert paths.t.max() > 900 and paths.t.min() < 200 and len(set(paths.t // 100)) > 6
 
 
 def test_writing_loss_answers_for_the_next_estimate_too():
     """Against the same written out: two readings, the second a DDIM step later, each over the sigma of its level."""
-    schedule = build_teacher.NoiseSchedule(AnyText2.from_config(EMBEDDED, device="cpu").alphas_cumprod)
+    schedule = NoiseSchedule(AnyText2.from_config(EMBEDDED, device="cpu").alphas_cumprod)
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     t, jump, weight = torch.tensor([900, 150]), 200, 0.3
+    recipe = Recipe(writing_weight=weight, writing_steepest=4.0, writing_jump=(jump, jump))
     gain = torch.tensor(0.7, requires_grad=True)
 
     class Paths:
@@ -203,13 +211,13 @@ def test_writing_loss_answers_for_the_next_estimate_too():
 
         predictor = staticmethod(lambda batch: lambda x, t: gain * x)
         timesteps = staticmethod(lambda places: t)
-        step = build_teacher._Trajectories.step
+        step = Trajectories.step
 
     def reading(latents, transforms, place, texts, generator):
         return latents.square().mean((1, 2, 3))[place]
 
     lines = (None, torch.tensor([0, 1, 1]), None)
-    loss_of = build_teacher._WritingLoss(lambda: (torch.zeros(()), None), reading, weight, (jump, jump))
+    loss_of = WritingLoss(lambda: (torch.zeros(()), None), reading, recipe)
     loss, _, readings, v = loss_of((), Paths(), {}, np.arange(2), lines, torch.Generator().manual_seed(0))
     (gradient,) = torch.autograd.grad(loss, gain)
 

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "watch": {"model", "data", "judge", "pipeline", "settings"},
     "memory": {"model", "lora"},
     "perceptual": {"model"},
-    "reading": {"model"},
+    "teacher": {"lcm", "model", "data"},
     "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings", "checkpoints", "latents", "watch",
                 "perceptual"},  # fmt: skip
     "launch": {"distill"},

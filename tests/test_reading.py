@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.judge import rectify
-from anytext_lcm.reading import (
+from anytext_lcm.teacher.reading import (
     HEIGHT,
     LETTERS,
     LONGEST,
@@ -108,7 +108,7 @@ def test_the_loss_moves_latents_and_leaves_the_reader(monkeypatch):
     where = torch.tensor([0, 0, 1])
     lost = loss_of(latents, transforms, where, texts, torch.Generator().manual_seed(1))
     assert torch.equal(lost, torch.full((3,), LONGEST))  # a reader that has learned nothing reads nothing
-    monkeypatch.setattr("anytext_lcm.reading.LONGEST", 1e4)
+    monkeypatch.setattr("anytext_lcm.teacher.reading.LONGEST", 1e4)
     losses = loss_of(latents, transforms, where, texts, torch.Generator().manual_seed(1))
     assert losses.shape == (3,) and losses.min() > LONGEST
     losses.sum().backward()
