@@ -48,7 +48,7 @@ def times_of(report: Mapping[str, Any]) -> tuple[str, str, str]:
 def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = ()) -> list[str]:
     """The first table: what a picture takes, how its text reads, how far the pictures are from real ones.
 
-    methods: which of the report's, with those by other adapters; all of them by default.
+    methods: which of the report's; all of them by default.
     """
     times, speed, unit = times_of(report)
     prepare = report["prepare_seconds_a_picture"]["cores" if times.startswith("core") else "wall"]
@@ -56,7 +56,7 @@ def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = ()) -> 
             "lines right", "NED", "retention", "distance to real"]  # fmt: skip
     rows = []
     for name, shown in _names(report).items():
-        if methods and name.partition("@")[0] not in methods:
+        if methods and name not in methods:
             continue
         row = report["methods"][name]
         parts, faster = row[times], row.get(speed)

@@ -22,6 +22,7 @@ IMAGES = ROOT / "notebooks" / "images"
 FIRST_PAGE = (
     "real", "reconstruction", "teacher-50", "teacher-20", "teacher-8", "teacher-4", "teacher-4-dpm++",
     "teacher-4-unipc", "teacher-2", "untrained-4", "student-1", "student-2", "student-4", "student-8", "student-16",
+    "student-4@seed1", "student-8@seed1", "student-4@x0", "student-8@x0",
 )  # fmt: skip
 PICTURES = ("grid", "zoom", "accuracy_evaluations", "distance_evaluations", "speed")
 
