@@ -63,7 +63,7 @@ STUDENT_STEPS = (4, 8)
 TEACHER_STEPS = 50
 SHEET_ROWS = 8
 # What an update costs, in forward passes of the UNet: the teacher's two branches, the student's pass with a backward
-# pass of two more, and for `lcm` the target. What an adapter's groups or a recogniser cost besides is in the seconds.
+# pass of two more, and for `lcm` the target. What an adapter's groups cost besides is in the seconds.
 PASSES = {"lcm": 6, "teacher_x0": 5}
 # The recipe of the shipped adapter, so that every answer differs from it in one thing.
 RECIPE = {
@@ -94,14 +94,12 @@ def questions(model: AnyText2, settings: TrainSettings, latents: str) -> dict[st
         "loss": {"Huber": {"loss": "huber"}},
         "skip": {f"skip {skip}": {"solver_steps": 1000 // skip} for skip in (10, 50)},
         "latents": {"cached latents": {"latents": latents}},
-        "text": {f"text counts {1 + more} times": {"text_weight": float(more)} for more in (1, 3)},
-        "recogniser": {f"recogniser {weight:g}": {"recogniser_weight": weight} for weight in (1.0, 3.0)},
-        "average": {"no average": {"ema_decay": 0.0}, "average 0.95": {"ema_decay": 0.95}},
+        "average": {"no average": {"ema_decay": 0.0}},
     }
 
 
 QUESTIONS = (
-    "objective", "adapter", "rank", "guidance", "loss", "skip", "latents", "text", "recogniser", "average",
+    "objective", "adapter", "rank", "guidance", "loss", "skip", "latents", "average",
 )  # fmt: skip
 
 

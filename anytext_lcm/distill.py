@@ -16,7 +16,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -57,7 +56,6 @@ from anytext_lcm.lcm.solver import DDIMSolver
 from anytext_lcm.lora import adapter_off, adapter_state, adapts, attach
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
 from anytext_lcm.model.vae import sample_posterior
-from anytext_lcm.perceptual import line_distance
 from anytext_lcm.pipeline import decode, defaults_for, denoise, prepare, student_method, teacher_method
 from anytext_lcm.settings import PRECISIONS, TrainSettings
 
@@ -92,12 +90,9 @@ class DistillStep(nn.Module):
         huber_c: float = 1e-3,
         loss: str = "huber",
         guidance_spread: float = 0.0,
-        text_weight: float = 0.0,
-        recogniser_weight: float = 0.0,
     ):
-        """guidance_scale: the middle of a range of 2 guidance_spread from which each picture draws its own;
-        text_weight: how much more a latent counts that is all text; recogniser_weight: of `_reading` in the loss. The
-        rest as in TrainSettings.
+        """guidance_scale: the middle of a range of 2 guidance_spread from which each picture draws its own. The rest as
+        in TrainSettings.
         """
         super().__init__()
         if not model.control_model.fast_control:
@@ -110,8 +105,7 @@ class DistillStep(nn.Module):
         self.solver = DDIMSolver(self.schedule, solver_steps)
         self.objective = OBJECTIVES[objective]
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
-        self.guidance_spread, self.text_weight = guidance_spread, text_weight
-        self.recogniser_weight = recogniser_weight
+        self.guidance_spread = guidance_spread
         self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> LossParts:
@@ -166,7 +160,7 @@ class DistillStep(nn.Module):
             return model.predict_noise(x, t, cond, student_control, encoded=encoded)
 
         # 5. to 10.: add noise, teacher, solver, target, student, loss
-        parts = self.objective(
+        return self.objective(
             student,
             teacher,
             target,
@@ -177,11 +171,8 @@ class DistillStep(nn.Module):
             index.to(latents.device),
             guidance_scale=guidance,
             loss=self.loss,
-            weight=self._weight(batch, latents),
+            weight=latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None,
         )
-        if self.recogniser_weight:
-            parts = replace(parts, loss=parts.loss + self.recogniser_weight * self._reading(batch, parts))
-        return parts
 
     def _encode(self, batch: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         """Scaled latents (B, C, h, w), fp32: given, drawn from a stored posterior, or from the pictures."""
@@ -192,27 +183,6 @@ class DistillStep(nn.Module):
             moments = torch.stack([torch.as_tensor(m) for m in batch["latent_moments"]]).to(model.device)
             return model.scale_factor * sample_posterior(*moments.float().chunk(2, dim=1), generator)
         return model.encode(batch["img"], generator)
-
-    def _reading(self, batch: Mapping[str, Any], parts: LossParts) -> Tensor:
-        """How unlike the true picture's lines the student's read to the network's own recogniser (scalar). A picture
-        counts by alphas_cumprod at its t: from much noise not even the teacher's estimate can be read. Raises
-        ValueError for a batch that has latents in place of pictures.
-        """
-        if "img" not in batch:
-            raise ValueError("recogniser_weight compares with the true pictures; give the batch its img.")
-        model, positions = self.model, batch["positions"]
-        weight = self.schedule.alphas_cumprod.to(parts.pred.device)[parts.start_timesteps]
-        drawn, true = model.decode(parts.pred), batch["img"].to(parts.pred.device)
-        return line_distance(model.text_predictor, drawn, true, positions, batch["n_lines"], weight)
-
-    def _weight(self, batch: Mapping[str, Any], latents: Tensor) -> Tensor | None:
-        """(B, 1, h, w): how much each latent counts, None when all count alike."""
-        weight = latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None
-        if not self.text_weight:
-            return weight
-        text = batch["positions"].amax(dim=1, keepdim=True).to(latents.device).float()
-        more = 1 + self.text_weight * F.interpolate(text, size=latents.shape[-2:], mode="area")
-        return more if weight is None else weight * more
 
 
 # -- what a run is made of ------------------------------------------------------------------------------
@@ -575,8 +545,6 @@ def _train(
         settings.huber_c,
         settings.loss,
         settings.guidance_spread,
-        settings.text_weight,
-        settings.recogniser_weight,
     ).eval()  # nothing in the network may drop out or move its statistics
     if settings.latents:
         dataset = with_latents(dataset, settings.latents, model)

@@ -160,7 +160,7 @@ def saved_bytes(
 @lru_cache(maxsize=64)
 def _count(
     config: str, rank: int, targets: tuple[str, ...] | None, precision: str, checkpointing: bool, side: int | None,
-    kernel: str, reading: bool,
+    kernel: str,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes of the parts that do not depend on the batch, and of one picture's."""
     yaml, dtype = OmegaConf.load(config).model.params, _DTYPES[precision]
@@ -172,11 +172,6 @@ def _count(
     for trunk in (model.model.diffusion_model, model.control_model):
         trunk.gradient_checkpointing = checkpointing
     activations = saved_bytes(model, side, targets, rank, kernel)
-    if reading:  # the student's answer is decoded with its gradient
-        keep = _Kept(model)
-        with torch.enable_grad(), _Casts(dtype), torch.autograd.graph.saved_tensors_hooks(keep.add, lambda t: t):
-            model.decode(_picture(model, side)[0].requires_grad_())
-        activations += keep.bytes
     stage = yaml.first_stage_config.params.ddconfig
     widest = stage.ch * (side // stage.get("patch", 1)) ** 2 * dtype.itemsize
     return {
@@ -201,15 +196,14 @@ def estimate(
     ema: bool = False,
     optimizer: str = "adamw",
     kernel: str = "fused",
-    reading: bool = False,
 ) -> dict[str, float]:
     """GiB on each GPU by part, "total" last. latents: they are precomputed, so no picture is encoded; kernel: as in
-    `saved_bytes`; reading: the loss has a part by the recogniser, for which pictures are decoded.
+    `saved_bytes`.
 
     Raises ValueError or FileNotFoundError for a configuration, rank, target or kernel that cannot be.
     """
     targets = None if targets is None else tuple(targets)
-    found = _count(str(config), rank, targets, precision, gradient_checkpointing, image_size, kernel, reading)
+    found = _count(str(config), rank, targets, precision, gradient_checkpointing, image_size, kernel)
     weights = 4 * found["adapter"]  # fp32 whatever the network is in
     parts = {
         "base weights, one copy": found["base"],

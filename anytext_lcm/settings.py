@@ -65,13 +65,6 @@ class TrainSettings:
     )
     solver_steps: int = _setting(50, "points of the solver's grid; its step skips 1000 over that, 20 as LCM's")
     loss: str = _setting("huber", f"distance of student and target: {' or '.join(LOSSES)}")
-    text_weight: float = _setting(
-        0.0, "how much more a latent counts whose pixels are all text; an experiment, 0 counts all alike"
-    )
-    recogniser_weight: float = _setting(
-        0.0, "of a loss that decodes the student's lines and compares what the network's own recogniser makes of them; "
-        "an experiment that costs memory and time, 0 leaves it out",
-    )  # fmt: skip
     huber_c: float = _setting(
         1e-3, "where the loss turns from quadratic to absolute; small, since latents are about 1"
     )
@@ -163,7 +156,7 @@ class TrainSettings:
                 raise ValueError(f"--{name} must be a positive integer, not {value!r}.")
         for name in (
             "num_workers", "lr_warmup_steps", "sample_steps", "checkpoints_total_limit", "panel_prompts", "patience",
-            "guidance_spread", "text_weight", "recogniser_weight",
+            "guidance_spread",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must not be negative, it is {getattr(self, name)}.")

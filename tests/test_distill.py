@@ -10,7 +10,6 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from micro_network import CHANNELS, SIDE, micro_batch, micro_network
 from PIL import Image
 from processes import finish, start_ranks
@@ -193,16 +192,6 @@ def test_ignored_pixels_do_not_count():
     parts = DistillStep(model)(batch, seeded_generator(1))
     half = (parts.pred - parts.target)[:, :, SIDE // 16 :]
     torch.testing.assert_close(parts.loss, (half**2 + 1e-6).sqrt().sub(1e-3).mean(), rtol=1e-4, atol=1e-6)
-
-
-def test_text_counts_more():
-    model, batch = student(), micro_batch()
-    plain, more = (DistillStep(model, text_weight=w)(batch, seeded_generator(1)) for w in (0.0, 3.0))
-    assert torch.equal(plain.pred, more.pred)
-    text = batch["positions"].amax(1, keepdim=True).float()
-    weight = 1 + 3 * F.interpolate(text, plain.pred.shape[-2:], mode="area").expand_as(plain.pred)
-    distance = ((plain.pred - plain.target) ** 2 + 1e-6).sqrt() - 1e-3
-    torch.testing.assert_close(more.loss, (distance * weight).sum() / weight.sum(), rtol=1e-4, atol=1e-6)
 
 
 def test_each_picture_draws_its_own_guidance():

@@ -25,10 +25,8 @@ MAY_IMPORT = {
     "latents": {"model", "data", "outputs", "checkpoints"},
     "watch": {"model", "data", "judge", "pipeline", "settings"},
     "memory": {"model", "lora"},
-    "perceptual": {"model"},
     "teacher": {"lcm", "model", "data"},
-    "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings", "checkpoints", "latents", "watch",
-                "perceptual"},  # fmt: skip
+    "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings", "checkpoints", "latents", "watch"},
     "launch": {"distill"},
     "curves": set(),
     "tables": {"judge"},
