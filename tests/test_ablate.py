@@ -71,12 +71,12 @@ def test_every_answer_is_a_run_that_can_be(teacher, tmp_path):
 def test_runs_table_and_going_on(teacher, tmp_path, capsys, monkeypatch, quick):
     arguments = dict(asked=("objective", "latents", "average"), steps=2, lines=16, **recipe(teacher))
     # Another process has one of the runs in hand: it is left alone.
-    with FileLock(tmp_path / ".average_0.95.lock"):
+    with FileLock(tmp_path / ".teacher_x0.lock"):
         found = ablate.ablate(tmp_path, **arguments)
     said = capsys.readouterr().out
-    assert "6 of 6 runs are to do. One trains for about" in said and "average 0.95: another process is at it." in said
-    assert list(found["runs"]) == ["default", "no average", "untrained", "teacher_x0", "cached latents"]
-    assert [run["updates"] for run in found["runs"].values()] == [2, 2, 0, 2, 2]
+    assert "5 of 5 runs are to do. One trains for about" in said and "teacher_x0: another process is at it." in said
+    assert list(found["runs"]) == ["default", "no average", "untrained", "cached latents"]
+    assert [run["updates"] for run in found["runs"].values()] == [2, 2, 0, 2]
     assert found["runs"]["default"]["seconds"] > 0 and found["runs"]["no average"]["seconds"] is None
     assert json.loads((tmp_path / "results.json").read_text()) == found
     for name, run in found["runs"].items():
@@ -85,14 +85,14 @@ def test_runs_table_and_going_on(teacher, tmp_path, capsys, monkeypatch, quick):
             assert 0 <= of["ned"]["low"] <= of["ned"]["value"] <= of["ned"]["high"] <= 1
             assert len(of["right"]) == found["panel"]["lines"] and of["kernel"]["low"] <= of["kernel"]["high"]
     table = (tmp_path / "table.md").read_text()
-    assert table.splitlines()[2].startswith("| default | 2 |") and table.count("\n| ") == 5
+    assert table.splitlines()[2].startswith("| default | 2 |") and table.count("\n| ") == 4
 
     # The second time the teacher is not read again, and only what was left is done.
     monkeypatch.setattr(ablate.Judge, "_look_at_the_teacher", never)
-    assert set(ablate.ablate(tmp_path, **arguments)["runs"]) == {*found["runs"], "average 0.95"}
+    assert set(ablate.ablate(tmp_path, **arguments)["runs"]) == {*found["runs"], "teacher_x0"}
     monkeypatch.setattr(ablate, "run_distillation", never)
     monkeypatch.setattr(ablate, "Judge", never)
-    assert len(ablate.ablate(tmp_path, **arguments)["runs"]) == 6
+    assert len(ablate.ablate(tmp_path, **arguments)["runs"]) == 5
     for changes in ({"steps": 3}, {"lines": 17}, {"learning_rate": 1.0}):
         with pytest.raises(ValueError, match="belongs to another ablation"):
             ablate.ablate(tmp_path, **arguments | changes)

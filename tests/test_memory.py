@@ -38,7 +38,7 @@ def test_activations_are_those_of_the_real_step(teacher):  # noqa: F811
     kept = {kernel: memory.saved_bytes(on_meta(), SIDE, rank=2, kernel=kernel) for kernel in memory.KERNELS}
     assert kept == pytest.approx({kernel: kept_for_real(2, kernel) for kernel in memory.KERNELS}, rel=0.02)
     assert 100_000 < kept["fused"] < kept["plain"]
-    counted = memory._count(str(teacher / "micro.yaml"), 2, None, "no", False, None, "fused", False)
+    counted = memory._count(str(teacher / "micro.yaml"), 2, None, "no", False, None, "fused")
     assert counted["activations"] == kept["fused"]
     real = lora.attach(micro_network(), 2, 2)
     assert counted["adapter"] == sum(p.numel() for p in lora.adapter_state(real).values())
