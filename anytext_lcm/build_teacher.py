@@ -11,7 +11,7 @@ Eight stages, each of which can be run alone; vae, diffusion and writing go on w
     export      the half-precision file of `anytext_lcm/assets`
 
 Runs on all CPU cores as single-threaded processes that average gradients (two OpenMP threads of one process slow each
-other down on a busy machine), or on one GPU. Each stage has a file in `anytext_lcm/teacher`.
+other down on a busy machine), or on one GPU. The stages are in `anytext_lcm/teacher`.
 """
 
 import argparse
