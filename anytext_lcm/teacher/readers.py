@@ -16,7 +16,7 @@ from anytext_lcm.data.fonts import TEXT_FONTS
 from anytext_lcm.data.glyphs import draw_glyph_line
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.recogniser import ctc_loss, preprocess
-from anytext_lcm.teacher.columns import Lines, open_columns, scaled_parts
+from anytext_lcm.teacher.columns import Lines, scaled_parts
 from anytext_lcm.teacher.reading import Reader, ctc, cut_lines, evenly_spaced, letter_ids, moved, read
 from anytext_lcm.teacher.recipe import CONFIG, Rank, Recipe, parallel, rate, save
 
@@ -72,7 +72,6 @@ def train_reader(rank: Rank, work: Path, recipe: Recipe) -> None:
     model = scaled_parts(work, rank.device)
     to_pictures = picture_maker(model)
     lines, latents = Lines(work), np.load(work / "latents.npy", mmap_mode="r")
-    images = open_columns(work, recipe.pictures)["img"]
     reader = Reader().to(rank.device)
     loss_of = parallel(_ReaderLoss(reader), rank)
     optimiser = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=1e-3)
@@ -80,21 +79,18 @@ def train_reader(rank: Rank, work: Path, recipe: Recipe) -> None:
     kept_back = max(1, recipe.pictures // 50)  # the last pictures: what it reads in them is printed
     bar = tqdm(range(recipe.reader_steps), desc="reader", disable=not rank.main, mininterval=5)
 
-    def cut(rows: np.ndarray, noise: float, move: bool, whole: bool) -> tuple[Tensor, list[list[int]]]:
+    def cut(rows: np.ndarray, noise: float, move: bool) -> tuple[Tensor, list[list[int]]]:
         transforms, place, texts = lines.of(rows, rank.device)
-        transforms = moved(transforms, generator) if move else transforms
-        if whole:  # as the whole decoder draws them
-            pictures = torch.from_numpy(np.array(images[rows])).to(rank.device).float() / 127.5 - 1
-            return cut_lines(pictures, transforms, place), texts
         z = torch.from_numpy(latents[rows][:, 0].astype(np.float32)) * model.scale_factor
         z = z + noise * torch.rand(len(z), 1, 1, 1, generator=generator) * torch.randn(z.shape, generator=generator)
+        transforms = moved(transforms, generator) if move else transforms
         with torch.no_grad():
             return cut_lines(to_pictures(z.to(rank.device)), transforms, place), texts
 
     for step in bar:
         rng = rank.rng(4, step)
         rows = rng.integers(recipe.pictures - kept_back, size=recipe.reader_batch)
-        crops, texts = cut(rows, recipe.reader_noise, move=True, whole=rng.random() < 0.4)
+        crops, texts = cut(rows, recipe.reader_noise, move=True)
         if rng.random() < 0.3:
             crops = F.avg_pool2d(crops, 3, 1, 1)  # estimates of clean latents are blurred
         for group in optimiser.param_groups:
@@ -108,10 +104,8 @@ def train_reader(rank: Rank, work: Path, recipe: Recipe) -> None:
             bar.set_postfix(loss=f"{loss.item():.3f}")
     if rank.main:
         rows = np.arange(recipe.pictures - kept_back, recipe.pictures)[:256]
-        for whole in (False, True):
-            crops, texts = cut(rows, 0.0, move=False, whole=whole)
-            with torch.inference_mode():
-                right = [a == b for a, b in zip(map(letter_ids, read(reader.eval()(crops))), texts, strict=True)]
-            kind = "true pictures" if whole else "linear parts"
-            print(f"reader: {np.mean(right):.3f} of {len(right)} lines of {kind} it did not train on", file=sys.stderr)
+        crops, texts = cut(rows, 0.0, move=False)
+        with torch.inference_mode():
+            right = [a == b for a, b in zip(map(letter_ids, read(reader.eval()(crops))), texts, strict=True)]
+        print(f"reader: {np.mean(right):.3f} of {len(right)} lines it did not train on", file=sys.stderr)
         save(work / "reader.pt", reader.state_dict())

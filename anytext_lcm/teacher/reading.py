@@ -2,8 +2,8 @@
 
 AnyText trains with a text perceptual loss (arXiv:2311.03054): what a recogniser makes of the predicted
 picture is compared with the text that was asked for. Here the recogniser is small, trained on the mock task's true
-pictures alone, and sees most estimates by the linear part of the decoder: forward and backward 0.01 s for 16 pictures on
-a CPU, where the whole takes 1.6 s. It has no part in judging.
+pictures alone, and sees the linear part of the decoder: forward and backward 0.01 s for 16 pictures on a CPU, where the
+whole takes 1.6 s. It has no part in judging.
 
 May import: torch, numpy and the room model.
 """

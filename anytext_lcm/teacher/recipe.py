@@ -49,15 +49,13 @@ class Recipe:
     writing_batch: int = 10  # half-drawn pictures a process
     writing_pool: int = 120  # that many are half drawn at a time, on each process
     writing_ahead: int = 24  # of these are drawn on without being learned from: fewer looks at more prompts
-    writing_strides: tuple[int, ...] = (20, 50, 100)  # timesteps from look to look: fifty steps, twenty or ten
+    writing_strides: tuple[int, ...] = (50, 100)  # timesteps from look to look: twenty steps or ten
     writing_jump: tuple[int, int] = (100, 300)  # timesteps from the first estimate to the second
     writing_true: tuple[int, int] = (3, 3)  # true pictures a process, and noise levels of each, of diffusion's loss
-    writing_weight: float = 0.2  # of the reading loss of each of the two estimates
+    writing_weight: float = 0.3  # of the reading loss of each of the two estimates
     writing_steepest: float = 4.0  # counts as often at most for coming late, where a velocity moves its estimate little
     writing_noise: float = 0.15  # largest noise on the latents that are read
-    writing_legible: int = 650  # levels above are not read: half-legible means of all pictures would be rewarded
-    writing_whole: int = 250  # up to this level an estimate is read as the whole decoder draws it, not its linear part
-    writing_guidance: float = 4.0  # of every DDIM step and of what is read, as in drawing
+    writing_guidance: float = 2.0  # of half of the DDIM steps, half have none; drawing has 4 by now
     writing_ema: float = 0.98
 
 

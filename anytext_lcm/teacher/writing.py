@@ -58,24 +58,14 @@ class Trajectories:
         unet, context = self.model.model.diffusion_model, conditioning.image_context
         return lambda x, t: unet(x, t, context, control=control).float()
 
-    def guided(self, places: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
-        """(latents, timesteps) -> velocity that guidance draws with; the gradient goes through its captions' branch."""
-        with torch.no_grad():
-            bare = self.predictor(self.batch(places, empty=True))
-        told, scale = self.predictor(self.batch(places)), self.recipe.writing_guidance
-
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            with torch.no_grad():
-                unguided = bare(x, t)
-            return unguided + scale * (told(x, t) - unguided)
-
-        return velocity
-
     @torch.no_grad()
     def advance(self, places: np.ndarray, v: Tensor | None = None) -> None:
-        """One DDIM step. v (n, z, h, w): the guided velocity, where it is known already."""
+        """One DDIM step. v (n, z, h, w): the velocity with captions, where it is known already."""
         t, x = self.timesteps(places), self.x[places]
-        v = self.guided(places)(x, t) if v is None else v
+        v = self.predictor(self.batch(places))(x, t) if v is None else v
+        if self.rng.random() < 0.5:
+            bare = self.predictor(self.batch(places, empty=True))(x, t)
+            v = bare + self.recipe.writing_guidance * (v - bare)
         self.t[places] -= self.stride[places]
         done = self.t[places] < 0
         self.x[places] = self.step(x, v, t, self.timesteps(places).clamp(min=0))
@@ -89,54 +79,37 @@ class Trajectories:
 
 
 class WritingLoss(nn.Module):
-    """The diffusion's loss on true pictures, and how badly lines can be read in what the model expects of its own.
+    """The diffusion's loss on true pictures, and how badly lines can be read in what the model expects of its own."""
 
-    readings: of estimates at levels from `writing_whole` to `writing_legible`, by the linear part of the decoder, and
-    of those below, by the whole of it. Above nobody asks an estimate to be legible: it is a mean of many pictures.
-    """
-
-    def __init__(self, diffusion: DiffusionLoss, readings: tuple[ReadingLoss, ReadingLoss], recipe: Recipe):
+    def __init__(self, diffusion: DiffusionLoss, reading: ReadingLoss, recipe: Recipe):
         super().__init__()
-        self.diffusion, (self.early, self.late), self.recipe = diffusion, readings, recipe
-
-    def read(self, x0: Tensor, at: Tensor, lines: tuple, generator: torch.Generator) -> Tensor:
-        """(N,) loss a letter of each line in estimates x0 (B, z, h, w) from levels `at` (B,); 0 where none is asked."""
-        transforms, picture_of, texts = lines
-        level, losses = at[picture_of], x0.new_zeros(len(texts))
-        whole, legible = self.recipe.writing_whole, self.recipe.writing_legible
-        for reading, chosen in ((self.early, (level > whole) & (level <= legible)), (self.late, level <= whole)):
-            rows = chosen.nonzero().flatten()
-            if len(rows):
-                pictures, place = picture_of[rows].unique(return_inverse=True)
-                losses[rows] = reading(
-                    x0[pictures], transforms[rows], place, [texts[i] for i in rows.tolist()], generator
-                )
-        return losses
+        self.diffusion, self.reading = diffusion, reading
+        self.weight, self.steepest, self.jump = recipe.writing_weight, recipe.writing_steepest, recipe.writing_jump
 
     def forward(
-        self, true: tuple, paths: Trajectories, places: np.ndarray, lines: tuple, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(loss, the diffusion's, the readings' (2,), guided velocity at `places` of the paths).
+        self, true: tuple, paths: Trajectories, batch: dict, places: np.ndarray, lines: tuple,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """(loss, the diffusion's, the readings' (2,), velocity at `places` of the paths).
 
         The gradient of the second estimate, a step further on, goes through both: the first has to leave a state
-        behind out of which something legible comes.
+        behind out of which something legible comes, and not only be legible itself.
         """
         diffusion, _ = self.diffusion(*true)
-        guided, schedule, recipe = paths.guided(places), paths.schedule, self.recipe
+        predict, schedule = paths.predictor(batch), paths.schedule
         x, t = paths.x[places], paths.timesteps(places)
-        v = guided(x, t)
-        low, high = recipe.writing_jump
+        v = predict(x, t)
+        low, high = self.jump
         jump = torch.randint(low, high + 1, (len(t),), generator=generator)
         later = (t - jump.to(t.device)).clamp(min=0)
         further = paths.step(x, v, t, later)
         loss, found = diffusion, []
-        for state, velocity, at in ((x, v, t), (further, guided(further, later), later)):
-            readings = self.read(schedule.x0_from_v(state, velocity, at), at, lines, generator)
+        for state, velocity, at in ((x, v, t), (further, predict(further, later), later)):
+            readings = self.reading(schedule.x0_from_v(state, velocity, at), *lines, generator)
             _, sigma = schedule.alpha_sigma(at, state)  # of a velocity so much is in its estimate
-            steepness = (1 / sigma.flatten()).clamp(max=recipe.writing_steepest)[lines[1]]
-            loss = loss + recipe.writing_weight * (steepness * readings).mean()
-            asked = (at[lines[1]] <= recipe.writing_legible).sum().clamp(min=1)
-            found.append(readings.detach().sum() / asked)
+            steepness = (1 / sigma.flatten()).clamp(max=self.steepest)[lines[1]]
+            loss = loss + self.weight * (steepness * readings).mean()
+            found.append(readings.detach().mean())
         return loss, diffusion.detach(), torch.stack(found), v.detach()
 
 
@@ -161,10 +134,9 @@ def train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
     start = restore(path, model, average, *optimisers)
     reader = Reader().to(rank.device)
     reader.load_state_dict(torch.load(work / "reader.pt", map_location="cpu", weights_only=True))
-    makers = picture_maker(model), lambda latents: model.first_stage_model.decode(latents / model.scale_factor)
-    readings = tuple(ReadingLoss(reader, maker, recipe.writing_noise) for maker in makers)
+    reading = ReadingLoss(reader, picture_maker(model), recipe.writing_noise)
     diffusion = DiffusionLoss(model, recipe.copies, recipe.text_weight)
-    loss_of = parallel(WritingLoss(diffusion, readings, recipe), rank)
+    loss_of = parallel(WritingLoss(diffusion, reading, recipe), rank)
     batches, lines = Batches(work, recipe, rank.device, model.scale_factor), Lines(work)
     paths = Trajectories(model, batches, recipe, rank.rng(5, start))
     generator = torch.Generator().manual_seed(1000 * start + rank.index)
@@ -178,10 +150,12 @@ def train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
         places, ahead = np.split(order[: recipe.writing_batch + recipe.writing_ahead], [recipe.writing_batch])
         for group in (g for o in optimisers for g in o.param_groups):
             group["lr"] = rate(step, recipe.writing_steps, recipe.writing_lr, recipe.decay, warmup=20)
+        batch = paths.batch(places)
         with autocast(rank):
-            loss, true, read, v = loss_of(
-                batches.draw(rng, count, SIDE // 8), paths, places, lines.of(paths.rows[places], rank.device), generator
-            )
+            loss, true, readings, v = loss_of(
+                batches.draw(rng, count, SIDE // 8), paths, batch, places, lines.of(paths.rows[places], rank.device),
+                generator,
+            )  # fmt: skip
         for optimiser in optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -192,7 +166,7 @@ def train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
         for optimiser in optimisers:
             optimiser.step()
         average.update_parameters(model)
-        means += [true.item(), *read.tolist()]
+        means += [true.item(), *readings.tolist()]
         if rank.main and step % 25 == 24:
             row = dict(step=step + 1, diffusion=round(means[0] / 25, 4), readings=(means[1:] / 25).round(4).tolist(),
                        seconds=round(time.monotonic() - clock, 1))  # fmt: skip
