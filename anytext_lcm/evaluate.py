@@ -66,10 +66,10 @@ METHODS = (
 COMPARISON = (  # the README's table: every family at equal evaluations; guided steps count twice
     REAL, RECONSTRUCTION,
     *(f"teacher-{n}" for n in (50, 20, 8, 4, 2, 1)),
-    *(f"teacher-{n}-{solver}" for solver in ("dpm++", "unipc") for n in (20, 8, 4, 2)),
-    *(f"untrained-{n}" for n in (2, 4, 8)), "untrained-4-deterministic",
-    *(f"student-{n}" for n in (1, 2, 4, 6, 8, 16)),
-    "student-4-deterministic", "student-4-gamma0.3", "student-8-gamma0.3",
+    *(f"teacher-{n}-eta1" for n in (50, 20, 8, 4, 2)),
+    *(f"teacher-{n}-{solver}" for solver in ("dpm++", "unipc") for n in (8, 4, 2)),
+    *(f"untrained-{n}" for n in (1, 2, 4, 8, 16)),
+    *(f"student-{n}" for n in (1, 2, 4, 6, 8, 16)), "student-4-deterministic",
 )  # fmt: skip
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "peft", "rapidocr", "onnxruntime")
 
@@ -384,8 +384,9 @@ class PanelJudge:
 
 
 def reference_of(methods: Sequence[Method | str]) -> str | None:
-    """The teacher with most DDIM steps: what few-step methods are held against."""
-    teachers = [m for m in methods if isinstance(m, Method) and m.name.startswith("teacher") and m.sampler == "ddim"]
+    """The teacher with most steps of deterministic DDIM: what few-step methods are held against."""
+    ddim = [m for m in methods if isinstance(m, Method) and m.sampler == "ddim" and not m.eta]
+    teachers = [m for m in ddim if m.name.startswith("teacher")]
     return max(teachers, key=lambda m: m.steps).name if teachers else None
 
 
@@ -685,8 +686,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lines", type=int, default=256,
         help="lines of text in the panel; 256 give about 5 points either way (default: %(default)s)")  # fmt: skip
     add("--methods", nargs="+", metavar="METHOD",
-        help="teacher-N, teacher-N-leading, teacher-N-dpm++, teacher-N-unipc, student-N, student-N-deterministic, "
-        f"student-N-gamma0.3, student-N-w0.5, untrained-N, {REAL}, {RECONSTRUCTION} "
+        help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-dpm++, teacher-N-unipc, student-N, "
+        f"student-N-deterministic, student-N-gamma0.3, student-N-w0.5, untrained-N, {REAL}, {RECONSTRUCTION} "
         f"(default: {' '.join(METHODS)})")  # fmt: skip
     add("--comparison", action="store_true",
         help="the methods of the README's table, which need diffusers; instead of --methods")  # fmt: skip

@@ -190,6 +190,7 @@ class Method:
     adapter: bool = False
     spacing: str = "trailing"  # of DDIM
     gamma: float = 0.0  # of tcd: 0 is deterministic
+    eta: float = 0.0  # of DDIM: 0 is deterministic, 1 draws as much fresh noise as DDPM
 
     def __post_init__(self):
         if self.sampler not in self.SAMPLERS:
@@ -201,6 +202,8 @@ class Method:
             raise ValueError(f"The guidance scale must lie in 0..100, not {self.guidance_scale}.")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must lie in 0..1, not {self.gamma}.")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in 0..1, not {self.eta}.")
         if self.sampler in ("lcm", "tcd"):
             lcm_timesteps(self.steps)
         else:
@@ -227,17 +230,19 @@ class Method:
         is drawn on the way.
         """
         if self.sampler == "ddim":
-            return sample_ddim(predict, noise, schedule, self.steps, progress, self.spacing)
+            return sample_ddim(predict, noise, schedule, self.steps, progress, self.spacing, self.eta, fresh)
         if self.sampler == "lcm":
             return sample_lcm(predict, noise, schedule, self.steps, fresh, progress=progress)
         return sample_tcd(predict, noise, schedule, self.steps, self.gamma, fresh, progress=progress)
 
 
-def teacher_method(steps: int = 50, guidance_scale: float = EMBEDDED_GUIDANCE, spacing: str = "") -> Method:
+def teacher_method(
+    steps: int = 50, guidance_scale: float = EMBEDDED_GUIDANCE, spacing: str = "", eta: float = 0.0
+) -> Method:
     """DDIM with guidance. The spacing is the better one of its number of steps unless it is given."""
     chosen = spacing or ("trailing" if steps < TRAILING_BELOW else "leading")
-    name = f"teacher-{steps}" + (f"-{spacing}" if spacing else "")
-    return Method(name, "ddim", steps, guidance_scale, spacing=chosen)
+    name = f"teacher-{steps}" + (f"-{spacing}" if spacing else "") + (f"-eta{eta:g}" if eta else "")
+    return Method(name, "ddim", steps, guidance_scale, spacing=chosen, eta=eta)
 
 
 def _few_steps(kind: str, steps: int, guidance_scale: float, gamma: float | None) -> Method:
@@ -265,23 +270,24 @@ def untrained_method(steps: int = 4, guidance_scale: float = 1.0, gamma: float |
 
 
 def parse_method(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
-    """teacher-50, teacher-4-leading, student-4, student-4-deterministic, student-4-gamma0.3, student-4-w0.5,
-    untrained-4 -> Method. guidance_scale is the teacher's; w is the student's, less 1. Raises ValueError.
+    """teacher-50, teacher-50-eta1, teacher-4-leading, student-4, student-4-deterministic, student-4-gamma0.3,
+    student-4-w0.5, untrained-4 -> Method. guidance_scale is the teacher's; w is the student's, less 1. Raises ValueError.
     """
     found = re.fullmatch(
         r"(teacher|student|untrained)-(\d+)"
-        r"(?:-(?:(leading|trailing)|(deterministic)|gamma(\d*\.?\d+)))?(?:-w(-?\d*\.?\d+))?",
+        r"(?:-(?:(leading|trailing)|(deterministic)|gamma(\d*\.?\d+)))?(?:-w(-?\d*\.?\d+))?"
+        r"(?:-eta(\d*\.?\d+))?",
         name,
     )
     teacher = found is not None and found[1] == "teacher"
-    if found is None or (any(found.group(4, 5, 6)) if teacher else found[3]):
+    if found is None or (any(found.group(4, 5, 6)) if teacher else found[3] or found[7]):
         raise ValueError(
             f"Method {name!r} is unknown: say teacher-N, student-N or untrained-N with N steps, "
             "as in teacher-50 or student-4."
         )
     steps = int(found[2])
     if teacher:
-        return teacher_method(steps, guidance_scale, found[3] or "")
+        return teacher_method(steps, guidance_scale, found[3] or "", float(found[7] or 0))
     gamma = 0.0 if found[4] else None if found[5] is None else float(found[5])
     return _few_steps(found[1], steps, 1.0 + float(found[6] or 0), gamma)
 

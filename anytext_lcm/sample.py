@@ -179,6 +179,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="lcm, deterministic or gamma for the student, ddim for the teacher; default: lcm or ddim")  # fmt: skip
     add("--gamma", type=float, default=0.3,
         help="of --sampler gamma: share of fresh noise, 0 none, 1 almost lcm (default: %(default)s)")  # fmt: skip
+    add("--eta", type=float, default=0.0,
+        help="of the teacher's ddim: share of fresh noise, 0 none, 1 as much as DDPM; default: 0")  # fmt: skip
     add("--guidance_scale", type=float,
         help="1 is none, the student's default; the teacher's depends on the network")  # fmt: skip
     add("--w", type=float, help="the same in the form of LCM's paper: guidance_scale - 1")
@@ -323,7 +325,9 @@ def _method(args: argparse.Namespace, adapter: Path | None, teacher_guidance: fl
     if adapter is None:
         steps = TEACHER_STEPS if args.steps is None else args.steps
         guidance = teacher_guidance if guidance is None else guidance
-        return teacher_method(steps, guidance)
+        return teacher_method(steps, guidance, eta=args.eta)
+    if args.eta:
+        raise ValueError("--eta is of the teacher's ddim: for the student choose --sampler gamma, or --adapter none.")
     steps = STUDENT_STEPS if args.steps is None else args.steps
     gamma = {"deterministic": 0.0, "gamma": args.gamma}.get(args.sampler)
     return student_method(steps, 1.0 if guidance is None else guidance, gamma)

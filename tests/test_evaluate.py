@@ -205,6 +205,7 @@ def test_methods_by_name():
     methods = resolve_methods(["real", "teacher-4", "teacher-8", "teacher-8", "student-4"], 3.0)
     assert len(methods) == 4 and reference_of(methods) == "teacher-8"
     assert reference_of(resolve_methods(["real", "student-4"], 3.0)) is None
+    assert reference_of(resolve_methods(["teacher-50-eta1", "teacher-8"], 3.0)) == "teacher-8"  # its noise is shared
     with pytest.raises(ValueError, match="No method"):
         resolve_methods([], 1.0)
 

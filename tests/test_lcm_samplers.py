@@ -53,6 +53,28 @@ def test_ddim_trajectory_equals_diffusers(steps, spacing):
         torch.testing.assert_close(entry[2], x0, rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("steps, eta", [(1, 1.0), (4, 1.0), (7, 0.4), (50, 1.0)])
+def test_ddim_with_fresh_noise_equals_diffusers(steps, eta, spacing):
+    scheduler = DDIMScheduler(**BETAS, steps_offset=1, set_alpha_to_one=False, timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    x, generator = noise(2, 4, 3, 3), torch.Generator().manual_seed(9)
+    for t in scheduler.timesteps:
+        x = scheduler.step(wavy_eps(x, t.expand(2)), t, x, eta=eta, generator=generator).prev_sample
+    arguments = wavy_eps, noise(2, 4, 3, 3), SCHEDULE, steps, None, spacing
+    mine = sample_ddim(*arguments, eta, torch.Generator().manual_seed(9))
+    torch.testing.assert_close(mine, x, rtol=1e-3, atol=1e-3)
+    assert (mine - sample_ddim(*arguments)).abs().mean() > 0.01
+
+
+def test_fresh_noise_keeps_the_distribution():
+    """A perfect network's pictures have the data's mean and deviation, whatever eta is."""
+    start = torch.randn(4000, 1, 1, 1, generator=torch.Generator().manual_seed(3))
+    for eta in (0.0, 0.5, 1.0):
+        x = sample_ddim(gaussian_eps, start, SCHEDULE, 200, None, "trailing", eta, torch.Generator().manual_seed(4))
+        assert abs(x.mean() - MEAN) < 0.04 and abs(x.std() - SPREAD) < 0.03, eta
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 16])
 def test_lcm_trajectory_equals_diffusers(steps):
     scheduler = LCMScheduler(**BETAS)

@@ -153,6 +153,13 @@ def test_methods_share_noise_and_the_teacher_ignores_the_adapter(model, prepared
             parameter.data.div_(2)
 
 
+def test_fresh_noise_of_ddim_belongs_to_the_picture_and_not_to_its_batch(model, prepared):
+    method = teacher_method(2, 1.0, eta=1.0)
+    together = denoise(model, prepared, method)
+    torch.testing.assert_close(denoise(model, prepared[1:2], method), together[1:2], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(denoise(model, prepared, teacher_method(2, 1.0)), together, atol=0.1)
+
+
 def test_editing_shows_the_picture_to_the_model(model):
     image = np.full((128, 128, 3), 90, np.uint8)
     images = (image, None, image + 9, None)
@@ -193,6 +200,8 @@ def test_bad_methods_and_seeds(model, prepared):
         (lambda: teacher_method(1000), "1 to 999"),
         (lambda: teacher_method(4, float("nan")), "guidance scale"),
         (lambda: Method("m", "euler", 4), "ddim"),
+        (lambda: teacher_method(4, eta=1.5), "eta must lie in 0..1"),
+        (lambda: parse_method("student-4-eta1"), "unknown"),
         (lambda: Method("m", "lcm", 2.5), "integer"),
         (lambda: parse_method("student-4-leading"), "unknown"),
         (lambda: parse_method("student"), "teacher-N"),
@@ -209,7 +218,8 @@ def test_method_names():
     assert parse_method("teacher-50", 3.0) == teacher_method(50, 3.0)
     assert parse_method("teacher-50").spacing == "leading" and parse_method("teacher-4").spacing == "trailing"
     assert parse_method("teacher-4-leading").spacing == "leading"
-    for name in ("teacher-4-leading", "student-8", "untrained-1"):
+    assert parse_method("teacher-4-leading-eta0.5").eta == 0.5 and parse_method("teacher-4").eta == 0
+    for name in ("teacher-4-leading", "teacher-50-eta1", "student-8", "untrained-1"):
         assert parse_method(name).name == name
 
 

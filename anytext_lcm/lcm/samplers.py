@@ -11,7 +11,7 @@ from torch import Tensor
 from anytext_lcm.lcm.consistency import consistency_function
 from anytext_lcm.lcm.objectives import Predict
 from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
-from anytext_lcm.lcm.solver import ddim_step
+from anytext_lcm.lcm.solver import ddim_step, noisy_ddim_step
 
 Progress = Callable[
     [int, int, Tensor], None
@@ -37,11 +37,13 @@ def sample_ddim(
     steps: int = 20,
     progress: Progress | None = None,
     spacing: str = "leading",
+    eta: float = 0.0,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
-    """Deterministic DDIM (arXiv:2010.02502, eta 0): noise (B, C, h, w) at t = 951 of 20 steps -> latents,
-    fp32.
+    """DDIM (arXiv:2010.02502): noise (B, C, h, w) at t = 951 of 20 steps -> latents, fp32.
 
-    predict answers the guided eps. The last step ends at alphas_cumprod[0] and not at clean data, as
+    predict answers the guided eps. eta 0 is deterministic; 1 draws as much fresh noise as DDPM, from `generator` or
+    from one for each picture. The last step ends at alphas_cumprod[0] and not at clean data, as
     upstream's sampler does (ldm/models/diffusion/ddim.py). spacing as in `ddim_timesteps`. Raises ValueError
     for a number of steps that does not fit the schedule.
     """
@@ -52,7 +54,11 @@ def sample_ddim(
         t = _batch(timestep, x)
         eps = predict(x, t)
         x0 = schedule.x0_from_eps(x, eps, t)
-        x = ddim_step(schedule, x0, eps, (t - stride).clamp(min=0))
+        end = (t - stride).clamp(min=0)
+        if eta:
+            x = noisy_ddim_step(schedule, x0, eps, t, end, eta, _fresh_noise(x, generator))
+        else:
+            x = ddim_step(schedule, x0, eps, end)
         if progress is not None:
             progress(done, int(timestep), x0)
     return x

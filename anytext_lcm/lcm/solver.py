@@ -1,4 +1,4 @@
-"""One deterministic DDIM step, and guidance. Imports the schedule."""
+"""One DDIM step, deterministic or with fresh noise, and guidance. Imports the schedule."""
 
 import torch
 from torch import Tensor
@@ -23,6 +23,21 @@ def ddim_step(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, end_timesteps: T
     fp32.
     """
     return schedule.add_noise(x0, eps, end_timesteps)
+
+
+def noisy_ddim_step(
+    schedule: NoiseSchedule, x0: Tensor, eps: Tensor, start_timesteps: Tensor, end_timesteps: Tensor, eta: float,
+    noise: Tensor,
+) -> Tensor:  # fmt: skip
+    """As `ddim_step`, but a part of eps is replaced by fresh noise: DDIM, equations 12 and 16.
+
+    eta 0 replaces none, eta 1 as much as the step of DDPM does. Tensors (B, ...), timesteps int64 (B,), each end below
+    its start; fp32.
+    """
+    alpha, sigma = schedule.alpha_sigma(start_timesteps, x0)
+    later_alpha, later_sigma = schedule.alpha_sigma(end_timesteps, x0)
+    fresh = eta * later_sigma / sigma * (1 - (alpha / later_alpha) ** 2).sqrt()
+    return later_alpha * x0 + (later_sigma**2 - fresh**2).clamp(min=0).sqrt() * eps + fresh * noise
 
 
 class DDIMSolver:
