@@ -271,7 +271,8 @@ def untrained_method(steps: int = 4, guidance_scale: float = 1.0, gamma: float |
 
 def parse_method(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
     """teacher-50, teacher-50-eta1, teacher-4-leading, student-4, student-4-deterministic, student-4-gamma0.3,
-    student-4-w0.5, untrained-4 -> Method. guidance_scale is the teacher's; w is the student's, less 1. Raises ValueError.
+    student-4-w0.5, untrained-4 -> Method. guidance_scale is the teacher's; w is the student's, less 1. Raises
+    ValueError.
     """
     found = re.fullmatch(
         r"(teacher|student|untrained)-(\d+)"
