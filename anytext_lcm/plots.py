@@ -359,8 +359,9 @@ def speed_chart(report: Mapping[str, Any]) -> Figure:
 # -- the comparison (notebook 05) ------------------------------------------------------------------------
 
 _FAMILIES = {
-    "teacher": "teacher, DDIM", "teacher-dpm++": "teacher, DPM-Solver++", "teacher-unipc": "teacher, UniPC",
-    "student": "student", "untrained": "untrained, LCM sampler",
+    "teacher": "teacher, DDIM", "teacher-eta1": "teacher, DDIM with fresh noise",
+    "teacher-dpm++": "teacher, DPM-Solver++", "teacher-unipc": "teacher, UniPC", "student": "student",
+    "untrained": "untrained, LCM sampler",
 }  # fmt: skip
 
 

@@ -14,10 +14,8 @@ import os
 import statistics
 import subprocess
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,14 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from anytext_lcm import memory, tables
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.distill import DistillStep, latent_weight, seeded_generator
-from anytext_lcm.lcm.consistency import consistency_function, pseudo_huber
-from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.distill import DistillStep, seeded_generator
 from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.lcm.solver import DDIMSolver, guide
+from anytext_lcm.ledger import Ledger, attention_flops, now, profile
 from anytext_lcm.lora import adapter_state, attach
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.model.vae import sample_posterior
 from anytext_lcm.pipeline import (
     ASSETS,
     EMBEDDED_CONFIG,
@@ -49,7 +44,6 @@ from anytext_lcm.pipeline import (
     denoise,
     describe_hardware,
     draw,
-    initial_noise,
     load_chosen,
     prepare,
     student_method,
@@ -57,6 +51,7 @@ from anytext_lcm.pipeline import (
     to_uint8,
     use_available_cores,
 )
+from anytext_lcm.reference import reference_denoise, reference_prepare, reference_step
 from anytext_lcm.settings import PRECISIONS
 
 FULL_CONFIG = EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
@@ -81,81 +76,6 @@ VARIANTS = {
     "ours, checkpointed": Variant(False, checkpointing=True),
     "ours, decoder only": Variant(False, DECODER),
 }
-
-# -- the reference, written plainly ---------------------------------------------------------------------
-
-
-def reference_step(
-    student: AnyText2,
-    teacher: AnyText2,
-    batch: Mapping[str, Any],
-    generator: torch.Generator | None,
-    guidance_scale: float,
-    negative_prompt: str = "",
-) -> Tensor:
-    """Loss of one step as the scripts for Stable Diffusion do it (diffusers' LCM-LoRA script), carried over to
-    AnyText2: a second network as teacher, each pass by itself, WriteNet and the texts anew in each, pictures encoded on
-    the way. Draws from the generator in the order of `DistillStep`.
-    """
-    schedule = NoiseSchedule(student.alphas_cumprod)
-    solver = DDIMSolver(schedule)
-    with torch.no_grad():
-        latents = student.encode(batch["img"], generator)
-        masked = student.encode(batch["masked_img"], generator)
-        batch = dict(batch) | {"masked_latents": masked}
-        count = len(latents)
-        device = latents.device if generator is None else generator.device
-        index = torch.randint(len(solver), (count,), generator=generator, device=device).to(latents.device)
-        noise = torch.randn(latents.shape, generator=generator, device=device).to(latents.device)
-        t, s = solver.start_timesteps(index), solver.previous_timesteps(index)
-        noisy = schedule.add_noise(latents, noise, t)
-        cond = teacher.condition(batch)
-        uncond = teacher.uncondition(cond, negative_prompt)
-        eps_cond = teacher.predict_noise(noisy, t, cond, teacher.control(cond))
-        eps_uncond = teacher.predict_noise(noisy, t, uncond, teacher.control(uncond))
-        eps = guide(eps_cond, eps_uncond, guidance_scale)
-        earlier = solver.step(schedule.x0_from_eps(noisy, eps, t), eps, index)
-        own = student.condition(batch)
-        answer = student.predict_noise(earlier, s, own, student.control(own))
-        target = consistency_function(earlier, answer, s, schedule)
-    answer = student.predict_noise(noisy, t, own, student.control(own))
-    pred = consistency_function(noisy, answer, t, schedule)
-    weight = latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None
-    return pseudo_huber(pred, target, weight=weight)
-
-
-@torch.no_grad()
-def reference_prepare(
-    model: AnyText2, batch: Mapping[str, Any], seeds: Sequence[int], negative_prompt: str
-) -> Prepared:
-    """As upstream's sampling: every masked picture through the encoder, texts and lines for both branches."""
-    mean, logvar = model.first_stage_model.encode(batch["masked_img"].to(model.device, model.dtype))
-    masked = model.scale_factor * sample_posterior(mean.float(), logvar.float())
-    batch, count = dict(batch) | {"masked_latents": masked}, len(seeds)
-    negative = batch | {"img_caption": [negative_prompt] * count, "text_caption": [""] * count}
-    return Prepared(model.condition(batch), model.condition(negative), tuple(seeds), tuple(masked.shape[1:]))
-
-
-@torch.no_grad()
-def reference_denoise(
-    model: AnyText2, prepared: Prepared, steps: int, guidance_scale: float, keep: bool = False
-) -> Tensor:
-    """Two calls a step, one after the other, WriteNet in each; keep: its residuals once a branch, as upstream's sampler
-    caches them. Latents (B, C, h, w).
-    """
-    cond, uncond = prepared.conditional, prepared.unconditional
-    kept = [model.control(branch) for branch in (cond, uncond)] if keep else [None, None]
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        eps_cond, eps_uncond = (
-            model.predict_noise(x, t, branch, control or model.control(branch))
-            for branch, control in zip((cond, uncond), kept, strict=True)
-        )
-        return guide(eps_cond, eps_uncond, guidance_scale)
-
-    noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
-    return sample_ddim(predict, noise, NoiseSchedule(model.alphas_cumprod), steps)
-
 
 # -- what is measured -----------------------------------------------------------------------------------
 
@@ -331,94 +251,11 @@ def compare_sampling(model: AnyText2, prepared: Prepared, guidance_scale: float,
 # -- where it goes --------------------------------------------------------------------------------------
 
 
-def _now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-class Ledger:
-    """What `read` counts (FLOPs, seconds), by part: of nested parts the innermost has it."""
-
-    def __init__(self, read: Callable[[], float]):
-        self.read, self.totals, self.stack, self.last = read, Counter(), ["rest"], read()
-
-    def _turn(self) -> None:
-        now = self.read()
-        self.totals[self.stack[-1]] += now - self.last
-        self.last = now
-
-    def enter(self, name: str) -> None:
-        self._turn()
-        self.stack.append("recomputation" if "backward" in self.stack else name)
-
-    def leave(self) -> None:
-        self._turn()
-        self.stack.pop()
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self.enter(name)
-        yield
-        self.leave()
-
-    @contextmanager
-    def watch(self, *models: AnyText2) -> Iterator["Ledger"]:
-        """Inside, the networks tell when they work. A UNet counts by its blocks: its two halves may be called apart.
-
-        Checkpointing ends a block's recomputation by an exception, so the hooks that leave a part are always called.
-        """
-        handles = []
-        for model in models:
-            unet, control, stage = model.model.diffusion_model, model.control_model, model.first_stage_model
-            blocks = (unet.time_embed, *unet.input_blocks, unet.middle_block, *unet.output_blocks, unet.out)
-            parts = {
-                "UNet": blocks,
-                "WriteNet": (control, *control.input_blocks, control.middle_block),  # its blocks are run again alone
-                "autoencoder": (stage.encoder, stage.decoder, stage.quant_conv, stage.post_quant_conv),
-            }
-            for call in ("condition", "uncondition"):
-                setattr(model, call, self._within("texts and lines", getattr(model, call)))
-            for name, modules in parts.items():
-                for module in modules:
-                    handles += [
-                        module.register_forward_pre_hook(lambda *_, name=name: self.enter(self._named(name))),
-                        module.register_forward_hook(lambda *_: self.leave(), always_call=True),
-                    ]
-        self.last = self.read()
-        try:
-            yield self
-        finally:
-            self._turn()
-            for handle in handles:
-                handle.remove()
-            for model in models:
-                del model.condition, model.uncondition
-
-    def _within(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **named: Any) -> Any:
-            with self.part(name):
-                return call(*arguments, **named)
-
-        return counted
-
-    @staticmethod
-    def _named(name: str) -> str:
-        if name != "UNet":
-            return name
-        return "UNet, student" if torch.is_grad_enabled() else "UNet, teacher and target"
-
-
-def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
-    batch, heads, rows, width = q
-    return 2 * batch * heads * rows * k[2] * (width + v[3])
-
-
 def count(training: Training) -> dict[str, float]:
     """FLOPs of forward and backward pass by part, for one picture: two a multiplication with its addition, matrix
     products and convolutions alone. One kernel of attention that torch's counter does not know is added.
     """
-    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
     models = [training.model] + ([] if training.teacher is None else [training.teacher])
     meta = training.model.device.type == "meta"
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
@@ -446,26 +283,12 @@ def count_on_shapes(variant: Variant, options: Options) -> dict[str, float]:
 
 def seconds_by_part(training: Training, repeats: int) -> dict[str, float]:
     """Seconds of a whole update by part, for one picture."""
-    ledger = Ledger(lambda: _now(training.options.device))
+    ledger = Ledger(lambda: now(training.options.device))
     with ledger.watch(training.model, *([] if training.teacher is None else [training.teacher])):
         for _ in range(repeats):
             training(ledger.part)
     size = repeats * training.options.batch
     return {name: seconds / size for name, seconds in ledger.totals.items()}
-
-
-def profile(call: Callable[[], Any], device: str, top: int = 12) -> list[dict[str, Any]]:
-    """The kernels that take longest: name, share of the time of all, calls."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    activities += [torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else []
-    with torch.profiler.profile(activities=activities) as found:
-        call()
-        _now(device)
-    field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    rows = found.key_averages()
-    total = sum(getattr(row, field) for row in rows) or 1
-    rows = sorted(rows, key=lambda row: -getattr(row, field))[:top]
-    return [{"name": row.key, "share": round(getattr(row, field) / total, 4), "calls": row.count} for row in rows]
 
 
 def matmul_rate(options: Options) -> float:
@@ -474,9 +297,9 @@ def matmul_rate(options: Options) -> float:
     a = torch.randn(side, side, device=options.device, dtype=options.dtype)
     best = float("inf")
     for _ in range(6):
-        began = _now(options.device)
+        began = now(options.device)
         a @ a
-        best = min(best, _now(options.device) - began)
+        best = min(best, now(options.device) - began)
     return 2 * side**3 / best
 
 
@@ -535,10 +358,10 @@ def alone(variant: Variant, options: Options, updates: int = 3) -> dict[str, flo
             gc.collect()
             torch.cuda.reset_peak_memory_stats()
         training()
-        began = _now(options.device)
+        began = now(options.device)
         for _ in range(updates):
             training()
-        speed = options.batch * updates / (_now(options.device) - began)
+        speed = options.batch * updates / (now(options.device) - began)
     except torch.OutOfMemoryError:
         return {"peak_gib": None, "samples_per_second": None}
     peak = torch.cuda.max_memory_allocated() if cuda else _resident(peak=True) - before

@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[1]
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 IMAGES = ROOT / "notebooks" / "images"
 FIRST_PAGE = (
-    "real", "reconstruction", "teacher-50", "teacher-20", "teacher-8", "teacher-4", "teacher-4-dpm++",
-    "teacher-4-unipc", "teacher-2", "untrained-4", "student-1", "student-2", "student-4", "student-8", "student-16",
-    "student-4@seed1", "student-8@seed1", "student-4@x0", "student-8@x0",
+    "real", "reconstruction", "teacher-50", "teacher-50-eta1", "teacher-20", "teacher-8", "teacher-4",
+    "teacher-4-dpm++", "teacher-4-unipc", "teacher-2", "untrained-4", "student-1", "student-2", "student-4",
+    "student-4-deterministic", "student-8", "student-16", "student-4@seed1", "student-8@seed1", "student-4@x0",
+    "student-8@x0",
 )  # fmt: skip
 PICTURES = ("grid", "zoom", "accuracy_evaluations", "distance_evaluations", "speed")
 

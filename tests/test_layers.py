@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "teacher": {"lcm", "model", "data"},
     "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings", "checkpoints", "latents", "watch"},
     "launch": {"distill"},
+    "reference": {"lcm", "model", "pipeline", "distill"},
+    "ledger": {"model"},
     "curves": set(),
     "tables": {"judge"},
     "plots": {"lcm", "toy", "model", "data", "lora", "judge", "pipeline", "settings", "distill"},

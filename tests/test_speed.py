@@ -8,6 +8,7 @@ import torch
 from micro_network import SIDE, micro_batch, micro_network
 
 from anytext_lcm import lora, speed
+from anytext_lcm.ledger import Ledger, attention_flops
 from anytext_lcm.pipeline import Clock, prepare
 from anytext_lcm.plots import speed_chart
 
@@ -81,12 +82,12 @@ def test_attention_counts_as_the_two_products_that_it_is():
     q, k = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4)
     with FlopCounterMode(display=False) as counter:
         torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ k
-    assert speed._attention_flops(q.shape, k.shape, k.shape) == counter.get_total_flops()
+    assert attention_flops(q.shape, k.shape, k.shape) == counter.get_total_flops()
 
 
 def test_nested_parts_are_counted_once():
-    now = iter(range(100))
-    ledger = speed.Ledger(lambda: next(now))
+    clock = iter(range(100))
+    ledger = Ledger(lambda: next(clock))
     with ledger.part("outer"):
         with ledger.part("inner"):
             pass
