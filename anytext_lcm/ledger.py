@@ -12,6 +12,7 @@ from anytext_lcm.model.anytext2 import AnyText2
 
 
 def now(device: str) -> float:
+    """Seconds of a clock, once the device has done what it was asked for."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -24,9 +25,9 @@ class Ledger:
         self.read, self.totals, self.stack, self.last = read, Counter(), ["rest"], read()
 
     def _turn(self) -> None:
-        now = self.read()
-        self.totals[self.stack[-1]] += now - self.last
-        self.last = now
+        reading = self.read()
+        self.totals[self.stack[-1]] += reading - self.last
+        self.last = reading
 
     def enter(self, name: str) -> None:
         self._turn()
@@ -90,6 +91,7 @@ class Ledger:
 
 
 def attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of attention from the shapes (batch, heads, rows, width) of its inputs: its two matrix products."""
     batch, heads, rows, width = q
     return 2 * batch * heads * rows * k[2] * (width + v[3])
 
