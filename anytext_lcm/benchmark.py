@@ -38,6 +38,7 @@ from anytext_lcm.pipeline import (
     load_chosen,
     parse_method,
     prepare,
+    reference_of,
     resolve_adapter,
     use_available_cores,
 )
@@ -281,7 +282,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="gets a folder of pictures for each method, and report.json; goes on where it stopped "
         "(default: %(default)s)")  # fmt: skip
     add("--methods", nargs="+", default=list(METHODS), metavar="METHOD",
-        help=f"as of anytext_lcm.evaluate (default: {' '.join(METHODS)})")  # fmt: skip
+        help="teacher-N, teacher-N-eta1, student-N, student-N-deterministic, student-N-gamma0.3, student-N-w0.5 or "
+        f"untrained-N in N steps (default: {' '.join(METHODS)})")  # fmt: skip
     add("--limit", type=int, help="prompts, the first ones; default: all")
     add("--samples", type=int, default=SAMPLES, help="pictures a prompt (default: %(default)s, upstream's)")
     add("--seed", type=int, default=SEED, help="of the first picture of each prompt (default: %(default)s, upstream's)")
@@ -346,8 +348,7 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         folder = output / method.name
         seconds[method.name] = draw_tasks(model, tasks, method, folder, settings)
         scores[method.name] = read(folder=folder)
-    teachers = [method for method in methods if method.name.startswith("teacher")]
-    reference = max(teachers, key=lambda method: method.steps).name if teachers else None
+    reference = reference_of(methods)
     rows = summarise(scores, reference)
     for name, row in rows.items():
         row["seconds_this_run"] = seconds[name]

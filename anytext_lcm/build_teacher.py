@@ -15,10 +15,12 @@ other down on a busy machine), or on one GPU. The stages are in `anytext_lcm/tea
 """
 
 import argparse
+import json
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +35,7 @@ from anytext_lcm.teacher.columns import (
     open_columns,
     prepare_features,
     scale_factor,
+    write_json,
 )
 from anytext_lcm.teacher.diffusion import train_diffusion
 from anytext_lcm.teacher.readers import train_reader, train_recogniser
@@ -40,6 +43,24 @@ from anytext_lcm.teacher.recipe import CONFIG, Recipe, averaged, launch, save
 from anytext_lcm.teacher.writing import train_writing
 
 STAGES = ("data", "vae", "recogniser", "features", "diffusion", "reader", "writing", "export")
+
+
+def claim(work: Path, **asked: Any) -> dict[str, Any]:
+    """What a work folder was begun with, noted by its first run: a later one may leave it out (None), and nothing else.
+
+    Raises ValueError when it asks for something else, which would be ignored where a stage is done already.
+    """
+    note = work / "begun_with.json"
+    if not note.exists():
+        write_json(note, asked)
+        return asked
+    before = json.loads(note.read_text(encoding="utf-8"))
+    for name, value in asked.items():
+        if value is not None and value != before[name]:
+            raise ValueError(
+                f"{work} was begun with --{name} {before[name]}, not {value}; leave it out, or name another --work."
+            )
+    return before
 
 
 def start_from(checkpoint: Path, work: Path, recipe: Recipe) -> None:
@@ -72,10 +93,14 @@ def stage_features(work: Path, recipe: Recipe, world: int) -> None:
 
 
 def load_average(work: Path) -> AnyText2:
-    """The averaged weights of the last saved step, of the last of the two stages that there is."""
+    """The averaged weights of the last saved step, of the last of the two stages that there is. Raises
+    FileNotFoundError when there is none.
+    """
+    states = [work / name for name in ("writing.pt", "diffusion.pt") if (work / name).exists()]
+    if not states:
+        raise FileNotFoundError(f"{work} holds neither writing.pt nor diffusion.pt; run the stages before export.")
     model = AnyText2.from_config(CONFIG)
-    last = work / "writing.pt"
-    model.load_state_dict(averaged(last if last.exists() else work / "diffusion.pt"))
+    model.load_state_dict(averaged(states[0]))
     model.scale_factor = scale_factor(work)
     return model.eval()
 
@@ -93,33 +118,42 @@ def stage_export(work: Path, target: Path) -> None:
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB; set scale_factor: {model.scale_factor} in {CONFIG}")
 
 
-def main(argv: list[str] | None = None) -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m anytext_lcm.build_teacher", description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/teacher"), help="columns and checkpoints go here")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--steps", type=int, default=Recipe.diffusion_steps, help="diffusion steps")
     parser.add_argument("--lr", type=float, default=Recipe.diffusion_lr, help="of the diffusion at its peak")
     parser.add_argument("--decay", type=float, default=Recipe.decay, help="share of the steps over which it falls")
-    parser.add_argument("--pictures", type=int, default=Recipe.pictures)
-    parser.add_argument("--seed", type=int, default=Recipe.seed, help="another one gives a later run other pictures")
+    parser.add_argument("--pictures", type=int, help=f"default: {Recipe.pictures}, or as the work folder was begun")
+    parser.add_argument("--seed", type=int,
+        help=f"another one gives other pictures; default: {Recipe.seed}, or as the work folder was begun")  # fmt: skip
     parser.add_argument("--vae_steps", type=int, default=Recipe.vae_steps)
     parser.add_argument("--writing_steps", type=int, default=Recipe.writing_steps)
     parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
     parser.add_argument("--target", type=Path, default=Path("anytext_lcm/assets/teacher.safetensors"))
-    parser.add_argument("--start_from", type=Path, help="weights to go on from, for instance the shipped ones")
-    args = parser.parse_args(argv)
+    parser.add_argument("--start_from", type=Path, help="weights that a new work folder goes on from")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """The stages that were asked for. Raises ValueError or OSError."""
+    if args.start_from is not None and not args.start_from.is_file():
+        raise FileNotFoundError(f"--start_from {args.start_from} does not exist.")
     args.work.mkdir(parents=True, exist_ok=True)
+    start = None if args.start_from is None else str(args.start_from)
+    begun = claim(args.work, pictures=args.pictures, seed=args.seed, start_from=start)
     recipe = Recipe(
-        seed=args.seed,
-        pictures=args.pictures,
+        seed=Recipe.seed if begun["seed"] is None else begun["seed"],
+        pictures=Recipe.pictures if begun["pictures"] is None else begun["pictures"],
         vae_steps=args.vae_steps,
         diffusion_steps=args.steps,
         writing_steps=args.writing_steps,
         diffusion_lr=args.lr,
         decay=args.decay,
     )
-    if args.start_from is not None and not (args.work / "diffusion.pt").exists():
-        start_from(args.start_from, args.work, recipe)
+    if begun["start_from"] is not None and not (args.work / "diffusion.pt").exists():
+        start_from(Path(begun["start_from"]), args.work, recipe)
     for stage in args.stage:
         began = time.monotonic()
         if stage == "data":
@@ -143,5 +177,16 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{stage}: {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 with one sentence on stderr for what is asked and cannot be."""
+    args = build_parser().parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

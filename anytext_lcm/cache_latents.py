@@ -1,7 +1,7 @@
 """Command: encode a data set's pictures once, for training with --latents. `python -m anytext_lcm.cache_latents
 --config models_yaml/anytext2_sd15.yaml --teacher_ckpt FILE --data_list data.json --latents FOLDER`
 
-Imports torch and the rooms distill, latents, settings.
+Imports torch and the rooms distill, latents, pipeline, settings.
 """
 
 import argparse

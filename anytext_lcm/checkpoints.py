@@ -1,6 +1,6 @@
 """A run on disk: checkpoints that are whole or not there, and going on from them exactly.
 
-Imports torch, Accelerate, filelock and the rooms lora, outputs, settings. Noise, timesteps and the order of the
+Imports torch, Accelerate, filelock and the rooms lora, model, outputs, settings. Noise, timesteps and the order of the
 data need no state: seed, process and step decide them (`anytext_lcm/distill.py`).
 """
 

@@ -31,7 +31,16 @@ from anytext_lcm.exchange import (
     write_merged,
 )
 from anytext_lcm.lcm.schedule import lcm_timesteps
-from anytext_lcm.lora import CONFIG_FILE, WEIGHTS_FILE, load_adapter, merge, read_adapter, save_adapter
+from anytext_lcm.lora import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    adapter_layers,
+    adapter_state,
+    load_adapter,
+    merge,
+    read_adapter,
+    save_adapter,
+)
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.outputs import whole_directory, whole_file
 from anytext_lcm.pipeline import EMBEDDED_CONFIG, load_chosen, resolve_adapter, use_available_cores
@@ -63,8 +72,20 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
     }
 
 
+def adapter_size(model: AnyText2) -> dict[str, Any]:
+    """Rank, alpha, layers and parameters of what is attached: a mixture's are not those of its parts."""
+    layers = adapter_layers(model)
+    config = next(iter(model.peft_config.values()))
+    return {
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "layers": len(layers),
+        "parameters": sum(value.numel() for value in adapter_state(model).values()),
+    }
+
+
 def _metrics(report: Mapping[str, Any] | None) -> list[str]:
-    """Rows of the card's table: the teacher with most steps and every method of the student."""
+    """Rows of the card's table: the reference and every method of the student."""
     if report is None:
         return ["Not measured. `python -m anytext_lcm.evaluate --adapter .` does it, and `--report` puts it here."]
     try:
@@ -314,11 +335,14 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         about["mixed_from"] = [{"name": part.source.name, "scale": part.scale} for part in parts]
     if args.ckpt is not None and Path(args.ckpt).is_file():
         about["base_sha256"] = _sha256(args.ckpt)
-    card = model_card(about, _read_report(args.report), args.license, args.base_model, Path(args.config).name)
+    evaluated = _read_report(args.report)
+    model_card(about, evaluated)  # a report of another form shows here, before any weight is loaded
     output = Path(args.output)
     with whole_directory(output, mark=REPORT) as folder:
         use_available_cores()
         model = load_parts(load_chosen(args.config, args.ckpt, args.device), parts)
+        about |= adapter_size(model)
+        card = model_card(about, evaluated, args.license, args.base_model, Path(args.config).name)
         written = about["training"] | {k: v for k, v in about.items() if k in ("mixed_from", "base_sha256")}
         report = export(
             model, folder, args.layouts, card, written, args.precision, f".{args.checkpoint_format}",

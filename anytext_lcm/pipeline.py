@@ -293,6 +293,13 @@ def parse_method(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method
     return _few_steps(found[1], steps, 1.0 + float(found[6] or 0), gamma)
 
 
+def reference_of(methods: Sequence[Method | str]) -> str | None:
+    """The teacher with most steps of deterministic DDIM: what few-step methods are held against."""
+    ddim = [m for m in methods if isinstance(m, Method) and m.sampler == "ddim" and not m.eta]
+    teachers = [m for m in ddim if m.name.startswith("teacher")]
+    return max(teachers, key=lambda m: m.steps).name if teachers else None
+
+
 # -- random numbers -------------------------------------------------------------------------------------
 
 _INITIAL, _MASKED, _FRESH = range(3)  # streams of a picture's seed

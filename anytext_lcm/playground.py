@@ -1,6 +1,6 @@
 """One picture and all that is worth knowing about it: what the playground of notebook 05 draws, without the widgets.
 
-Imports numpy, cv2, Pillow, the rooms data and pipeline, editing; the reader comes in as an argument.
+Imports numpy, cv2, Pillow, the rooms data, model and pipeline, editing; the reader comes in as an argument.
 """
 
 import time

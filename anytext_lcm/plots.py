@@ -1,7 +1,7 @@
 """The figures of the notebooks: each function returns a matplotlib Figure and leaves no state behind.
 
 Imports matplotlib without pyplot, numpy, torch, cv2, the rooms lcm, model and data, the judge and the toy. Notebooks,
-the evaluation and the speed command import this, nothing else does.
+the evaluation, the speed command and the script of the READMEs' tables import this.
 """
 
 import re

@@ -11,7 +11,7 @@ import torch
 
 from anytext_lcm.lcm.objectives import OBJECTIVES
 from anytext_lcm.lcm.schedule import lcm_timesteps, solver_grid
-from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT, EMBEDDED_CONFIG, defaults_for
+from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT, EMBEDDED_CONFIG, EMBEDDED_GUIDANCE, defaults_for
 
 LOSSES, OPTIMIZERS = ("huber", "l2"), ("adamw", "adamw8bit")
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -54,7 +54,8 @@ class TrainSettings:
     # objective
     objective: str = _setting("lcm", f"what the student matches: {' or '.join(OBJECTIVES)}")
     guidance_scale: float | None = _setting(
-        None, "the teacher's guidance, built into the student; by default 7.5, for the embedded network 2"
+        None, "the teacher's guidance, built into the student; by default 7.5, for the embedded network "
+        f"{EMBEDDED_GUIDANCE:g}",
     )
     guidance_spread: float = _setting(
         0.0, "half width of the range each picture's guidance is drawn from; 0: the student is not told which, "
@@ -63,7 +64,10 @@ class TrainSettings:
     negative_prompt: str | None = _setting(
         None, "what the teacher is guided away from, built in too; by default what the network is drawn with"
     )
-    solver_steps: int = _setting(50, "points of the solver's grid; its step skips 1000 over that, 20 as LCM's")
+    solver_steps: int = _setting(
+        50, "points of the solver's grid; its step skips 1000 over that, 20 as LCM's; a multiple of 50, for samplers "
+        "ask the student at the points of 50",
+    )
     loss: str = _setting("huber", f"distance of student and target: {' or '.join(LOSSES)}")
     huber_c: float = _setting(
         1e-3, "where the loss turns from quadratic to absolute; small, since latents are about 1"
@@ -74,7 +78,8 @@ class TrainSettings:
         64, "scales the adapter by alpha / rank; equal to the rank it leaves it alone"
     )
     lora_targets: tuple[str, ...] | None = _setting(
-        None, "target groups, modules, or .txt files that list them; by default all groups"
+        None, "target groups, modules, or .txt files that list them; by default the five groups of zero convolutions "
+        "and attention",
     )
     # optimisation
     train_batch_size: int = _setting(12, "pictures a step and process; 12 at 512 px were meant for 24 GB")
@@ -101,7 +106,9 @@ class TrainSettings:
     seed: int = _setting(0, "decides adapter, order of data, noise and timesteps")
     # watching
     checkpointing_steps: int = _setting(500, "updates between checkpoints; the last one is always saved")
-    checkpoints_total_limit: int = _setting(0, "latest checkpoints to keep, 0 for all; one takes 0.4 GB at full size")
+    checkpoints_total_limit: int = _setting(
+        0, "latest checkpoints to keep, 0 for all; one takes 0.3 GB at full size, 0.4 with an average"
+    )
     resume_from_checkpoint: str | None = _setting(None, "a checkpoint directory, or latest")
     sample_steps: int = _setting(500, "updates between sample pictures, 0 for none")
     panel_prompts: int = _setting(
@@ -156,7 +163,7 @@ class TrainSettings:
                 raise ValueError(f"--{name} must be a positive integer, not {value!r}.")
         for name in (
             "num_workers", "lr_warmup_steps", "sample_steps", "checkpoints_total_limit", "panel_prompts", "patience",
-            "guidance_spread",
+            "guidance_spread", "seed",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must not be negative, it is {getattr(self, name)}.")
@@ -177,6 +184,11 @@ class TrainSettings:
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name} {getattr(self, name)!r} is unknown; choose {' or '.join(known)}.")
         solver_grid(self.solver_steps)
+        if self.solver_steps % 50:
+            raise ValueError(
+                f"--solver_steps must be a multiple of 50, not {self.solver_steps}: samplers ask the student at "
+                "t = 19, 39, ..., and other grids leave some of these untrained."
+            )
         if self.mixed_precision not in (None, *PRECISIONS):
             raise ValueError(
                 f"--mixed_precision {self.mixed_precision!r} is unknown; choose {', '.join(PRECISIONS)}."

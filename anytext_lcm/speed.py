@@ -3,7 +3,8 @@
 On a CPU the embedded network, on a GPU the full-size one with random weights. Both sides work on the same weights,
 pictures, LoRA targets, noise and timesteps; that they answer the same is checked first. Then times (medians, the two
 sides in turn), peak memory (each variant in a process of its own), FLOPs by part (torch's counter), a profile. Writes
-speed.json, speed.md and speed.png. Imports torch, psutil and everything below the notebooks but the evaluation.
+speed.json, speed.md and speed.png. Imports torch, OmegaConf, psutil and the rooms that
+train and draw, with reference, ledger, memory, tables, plots.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.ledger import Ledger, attention_flops, now, profile
 from anytext_lcm.lora import adapter_state, attach
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.outputs import check_writable, whole_file
 from anytext_lcm.pipeline import (
     ASSETS,
     EMBEDDED_CONFIG,
@@ -619,7 +621,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=7, help="timed turns of each step; half as many of the samplers")
     parser.add_argument("--steps", type=int, default=50, help="of the teacher's sampler")
     parser.add_argument("--out", default="outputs/speed", help="folder of speed.json, speed.md and speed.png")
-    parser.add_argument("--alone", choices=VARIANTS, help=argparse.SUPPRESS)  # one variant, in its own process
+    parser.add_argument("--alone", choices=VARIANTS, help="one variant in this process: prints its peak memory and its "
+        "speed as JSON, for a network of which several do not fit side by side")  # fmt: skip
     return parser
 
 
@@ -653,6 +656,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if arguments.alone:
             print(json.dumps(alone(VARIANTS[arguments.alone], options)))
             return 0
+        folder = check_writable(Path(arguments.out) / "speed.json")
         report = measure(options, arguments.batches if options.device == "cuda" else ())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -662,12 +666,12 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     from anytext_lcm.plots import speed_chart
 
-    folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
     table = format_report(report)
-    (folder / "speed.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    (folder / "speed.md").write_text(table, encoding="utf-8")
-    speed_chart(report).savefig(folder / "speed.png")
+    for name, text in (("speed.json", json.dumps(report, indent=2) + "\n"), ("speed.md", table)):
+        with whole_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    with whole_file(folder / "speed.png") as temporary:
+        speed_chart(report).savefig(temporary)
     print(table)
     return 0
 

@@ -45,10 +45,12 @@ def times_of(report: Mapping[str, Any]) -> tuple[str, str, str]:
     return "seconds_a_picture", "speedup_wall", "s"
 
 
-def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = ()) -> list[str]:
+def cost_and_reading(
+    report: Mapping[str, Any], methods: Sequence[str] = (), columns: Sequence[str] = ()
+) -> list[str]:
     """The first table: what a picture takes, how its text reads, how far the pictures are from real ones.
 
-    methods: which of the report's; all of them by default.
+    methods: which of the report's; columns: which of the table's, by their headings; all of them by default.
     """
     times, speed, unit = times_of(report)
     prepare = report["prepare_seconds_a_picture"]["cores" if times.startswith("core") else "wall"]
@@ -72,7 +74,8 @@ def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = ()) -> 
             _interval(row.get("retention")),
             _interval(row["distribution"] and row["distribution"]["kernel"], 2),
         ])  # fmt: skip
-    return table(head, rows)
+    kept = [place for place, name in enumerate(head) if not columns or name in columns]
+    return table([head[i] for i in kept], ([row[i] for i in kept] for row in rows))
 
 
 def by_height(report: Mapping[str, Any]) -> list[str]:
@@ -92,6 +95,15 @@ def by_height(report: Mapping[str, Any]) -> list[str]:
         for name, shown in _names(report).items()
     ]
     return table(["method", *(words(b) for b in first if b["from"] in kept)], rows)
+
+
+def by_kind(report: Mapping[str, Any]) -> list[str]:
+    """Lines right by what they say; empty for a report of an earlier version, which did not ask."""
+    kinds = next(iter(report["methods"].values())).get("by_kind", ())
+    if not kinds:
+        return []
+    rows = [[shown, *map(_interval, report["methods"][name]["by_kind"])] for name, shown in _names(report).items()]
+    return table(["method", *(f"{found['kind']} ({found['lines']} lines)" for found in kinds)], rows)
 
 
 def likeness(report: Mapping[str, Any]) -> list[str]:
@@ -190,6 +202,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "What it takes and how it reads": cost_and_reading(report),
         "At equal evaluations": equal_evaluations(report),
         "Lines right by height of the box": by_height(report),
+        "Lines right by what they say": by_kind(report),
         "What reading does not see": likeness(report),
         "Targets": targets(report),
     }

@@ -1,7 +1,7 @@
 """A fixed panel whose text is read while a student trains. The loss compares the student with itself and stays small
 when pictures go bad; a text reader that has no part in the training notices.
 
-Imports torch and the rooms data, judge, model, pipeline, settings.
+Imports the rooms data, judge, model, pipeline, settings.
 """
 
 from anytext_lcm.data.batch import collate

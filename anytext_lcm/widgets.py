@@ -1,5 +1,5 @@
 """Sliders over figures, and the playground: thin covers over plain functions, for the notebooks. Imports ipywidgets,
-matplotlib, pipeline and playground.
+matplotlib, playground and the rooms data, model, pipeline.
 
 Every explorer is a function that returns a Figure, and controls named as its arguments. A cell calls the
 function too, so that it is run where no browser is. Nothing imports this.

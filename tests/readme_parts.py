@@ -1,9 +1,10 @@
-"""The parts of both READMEs that are made, not written: `python tests/readme_parts.py [FOLDER ...]`.
+"""The parts of READMEs and RESULTS.md that are made, not written: `python tests/readme_parts.py [FOLDER ...]`.
 
 Between a pair of marks <!-- NAME --> and <!-- /NAME --> stands what this file makes: the training settings from
-TrainSettings, and the tables of what was measured. A folder is that of an evaluation, of ablations, or of the
-speed benchmark; its pictures come along. Without one only the settings and the workflow are made anew. The Chinese
-settings keep their own reasons, line by line.
+TrainSettings, and the tables of what was measured, whole in RESULTS.md, the rows that matter most in the READMEs. A
+folder is that of an evaluation, of ablations, or of the speed benchmark; its pictures come along, and the numbers that
+notebook 05 draws. Without one only the settings and the workflow are made anew. The Chinese settings keep their own
+reasons, line by line.
 """
 
 import json
@@ -12,19 +13,23 @@ import shutil
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 from anytext_lcm import plots, tables
 from anytext_lcm.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+RESULTS = ROOT / "RESULTS.md"
 IMAGES = ROOT / "notebooks" / "images"
+MEASURED = ROOT / "notebooks" / "measured" / "comparison.json"  # for notebook 05
 FIRST_PAGE = (
-    "real", "reconstruction", "teacher-50", "teacher-50-eta1", "teacher-20", "teacher-8", "teacher-4",
-    "teacher-4-dpm++", "teacher-4-unipc", "teacher-2", "untrained-4", "student-1", "student-2", "student-4",
-    "student-4-deterministic", "student-8", "student-16", "student-4@seed1", "student-8@seed1", "student-4@x0",
-    "student-8@x0",
+    "real", "reconstruction", "teacher-50", "teacher-50-eta1", "teacher-8", "teacher-4", "teacher-2", "teacher-2-dpm++",
+    "teacher-2-unipc", "untrained-4", "student-1", "student-2", "student-4", "student-8", "student-4-deterministic",
+    "student-4@seed1", "student-4@x0",
 )  # fmt: skip
+FIRST_COLUMNS = ("method", "evaluations", "faster, denoising / whole", "lines right", "retention", "distance to real")
+LISTS = ("read", "texts", "noise_seeds")  # of a report: what no table or chart needs
 PICTURES = ("grid", "zoom", "accuracy_evaluations", "distance_evaluations", "speed")
 
 
@@ -64,39 +69,64 @@ def put(text: str, name: str, lines: list[str]) -> str:
     return f"{before}<!-- {name} -->\n" + "".join(f"{line}\n" for line in lines) + f"<!-- /{name} -->{after}"
 
 
+def put_all(text: str, parts: dict[str, list[str]]) -> str:
+    for name, lines in parts.items():
+        text = put(text, name, lines)
+    return text
+
+
+def first_page(report: dict) -> list[str]:
+    """What the READMEs begin with: conditions, the methods that matter most, and what was to be reached."""
+    lines = [tables.legend(report), "", *tables.cost_and_reading(report, FIRST_PAGE, FIRST_COLUMNS)]
+    return [*lines, "", *tables.targets(report)]
+
+
 def results(report: dict) -> list[str]:
-    """The README's tables: the methods that the first page is about, what was to be reached, and the rest folded."""
+    """Every table of a report, each but the first folded."""
     folded = {
-        "Every method": tables.cost_and_reading(report),
         "The student against every rival at equal evaluations": tables.equal_evaluations(report),
+        "By what the line says": tables.by_kind(report),
         "By height of the letters' box": tables.by_height(report),
         "What reading does not see": tables.likeness(report),
     }
-    lines = [tables.legend(report), "", *tables.cost_and_reading(report, FIRST_PAGE), "", *tables.targets(report)]
+    lines = [tables.legend(report), "", *tables.cost_and_reading(report)]
     for title, table in folded.items():
         if table:
             lines += ["", f"<details><summary>{title}</summary>", "", *table, "", "</details>"]
     return lines
 
 
-def measured(folder: Path) -> tuple[str, list[str]]:
-    """The name of the part that a folder is for, and its lines. Raises OSError or ValueError."""
+def without_lists(part: Any) -> Any:
+    """A report without what was read, letter by letter: a hundredth of its size."""
+    if isinstance(part, dict):
+        return {key: without_lists(value) for key, value in part.items() if key not in LISTS}
+    return [without_lists(value) for value in part] if isinstance(part, list) else part
+
+
+def measured(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """{"first page" or "whole": {name of a part: its lines}} that a folder is for. Raises OSError or ValueError."""
     if (folder / "report.json").exists():
-        return "results", results(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        MEASURED.parent.mkdir(exist_ok=True)
+        MEASURED.write_text(json.dumps(without_lists(report), indent=1) + "\n", encoding="utf-8")
+        return {"first page": {"results": first_page(report)}, "whole": {"results": results(report)}}
     name, file = ("speed", "speed.md") if (folder / "speed.md").exists() else ("ablations", "table.md")
     lines = (folder / file).read_text(encoding="utf-8").strip().splitlines()
-    if name == "speed":
-        lines = ["![Where the time of a picture goes](notebooks/images/speed.png)", "", *lines]
-    return name, lines
+    if name == "ablations":
+        return {"first page": {}, "whole": {name: lines}}
+    picture = ["![Where the time of a picture goes](notebooks/images/speed.png)", ""]
+    most = lines[: next(i for i, line in enumerate(lines) if line.startswith("GFLOP for one picture"))]
+    return {"first page": {name: picture + most[:-1]}, "whole": {name: picture + lines}}
 
 
 def main(folders: list[str]) -> None:
-    """Writes the pictures and both READMEs."""
+    """Writes the pictures, both READMEs and RESULTS.md."""
     plots.workflow().savefig(IMAGES / "workflow.png", dpi=2 * plots.DPI, metadata={"Software": None})
-    parts = {}
+    parts: dict[str, dict[str, list[str]]] = {"first page": {}, "whole": {}}
     for folder in map(Path, folders):
         try:
-            name, parts[name] = measured(folder)
+            for place, found in measured(folder).items():
+                parts[place] |= found
         except (OSError, ValueError) as error:
             sys.exit(f"error: {folder} holds nothing measured: neither evaluation, ablations nor speed ({error}).")
         for picture in PICTURES:
@@ -106,9 +136,8 @@ def main(folders: list[str]) -> None:
         text = path.read_text(encoding="utf-8")
         head = part(text, "settings").splitlines()[:2]
         text = put(text, "settings", head + settings_rows(reasons_of(text) if language == "zh" else None))
-        for name, lines in parts.items():
-            text = put(text, name, lines)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(put_all(text, parts["first page"]), encoding="utf-8")
+    RESULTS.write_text(put_all(RESULTS.read_text(encoding="utf-8"), parts["whole"]), encoding="utf-8")
 
 
 if __name__ == "__main__":

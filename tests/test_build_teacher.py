@@ -27,6 +27,28 @@ TINY_RECIPE = Recipe(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pictures", "30"], "was begun with --pictures 24, not 30"),
+        (["--seed", "5"], "was begun with --seed 3, not 5"),
+        (["--start_from", __file__], "was begun with --start_from None"),
+        (["--start_from", "nowhere.safetensors"], "--start_from nowhere.safetensors does not exist"),
+        (["--stage", "export"], "holds neither writing.pt nor diffusion.pt"),
+    ],
+)
+def test_what_a_work_folder_was_begun_with_stays(words, said, tmp_path, capsys):
+    """It would be ignored silently where the stage is done already."""
+    begun = {"pictures": 24, "seed": 3, "start_from": None}
+    assert build_teacher.claim(tmp_path, **begun) == begun
+    assert build_teacher.claim(tmp_path, pictures=None, seed=3, start_from=None) == begun
+    command = ["--work", str(tmp_path), *(["--stage", "data"] if "--stage" not in words else []), *words]
+    assert build_teacher.main(command) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and said in printed and printed.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["begun_with.json"]
+
+
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12)])
 def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(shape):
     matrix = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))

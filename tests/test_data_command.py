@@ -93,6 +93,7 @@ def test_preview_counts_and_names_what_is_wrong(tmp_path, capsys):
     (["preview", "--data_list", "no.json"], "There is no file no.json"),
     (["preview", "--mock", "3", "--image_size", "100"], "multiple of 8"),
     (["convert", "--output", "x"], "--mock N"),
+    (["benchmark", "--items", "0"], "--items must be 1 or more"),
 ])  # fmt: skip
 def test_what_cannot_be_ends_with_code_2_and_a_sentence(arguments, message, capsys):
     assert command.main(arguments) == 2

@@ -27,6 +27,7 @@ from anytext_lcm.distill import (
     seeded_generator,
 )
 from anytext_lcm.lcm.consistency import consistency_function
+from anytext_lcm.lcm.schedule import lcm_timesteps, solver_grid
 from anytext_lcm.lcm.solver import guide
 from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT
 from anytext_lcm.settings import TrainSettings
@@ -523,6 +524,12 @@ def test_the_command_has_a_flag_for_every_setting():
     assert parsed.train_batch_size == 12 and parsed.guidance_scale is None and parsed.image_size is None
 
 
+@pytest.mark.parametrize("points", [50, 100, 200, 250, 500, 1000])
+def test_every_grid_that_may_be_trained_holds_what_samplers_ask(points):
+    asked = {t for steps in range(1, 51) for t in lcm_timesteps(steps).tolist()}
+    assert asked <= set(solver_grid(points).tolist())
+
+
 def test_bad_flags_end_with_code_2_and_a_sentence(teacher, tmp_path, capsys):
     flags = ["--config", str(teacher / "micro.yaml"), "--output_dir", str(tmp_path), "--use_mock_dataset"]
     good = [*flags, "--teacher_ckpt", str(teacher / "micro.safetensors")]
@@ -530,6 +537,9 @@ def test_bad_flags_end_with_code_2_and_a_sentence(teacher, tmp_path, capsys):
         ([*flags, "--teacher_ckpt", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
         ([*good, "--lora_rank", "0"], "lora_rank"),
         ([*good, "--lora_targets", "zero_conv"], "zero_conv"),
+        ([*good, "--seed", "-1"], "--seed must not be negative"),
+        ([*good, "--solver_steps", "20"], "--solver_steps must be a multiple of 50, not 20"),
+        ([*good, "--solver_steps", "150"], "does not divide 1000"),
     ):
         assert train.main(bad) == 2
         error = capsys.readouterr().err.strip().splitlines()

@@ -9,8 +9,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from PIL import Image
 
-from anytext_lcm import evaluate, pipeline, tables
-from anytext_lcm.evaluate import Panel, PanelJudge, compare, reference_of, resolve_methods, run_method
+from anytext_lcm import evaluate, judge, pipeline, tables
+from anytext_lcm.data.words import kind_of
+from anytext_lcm.evaluate import Panel, PanelJudge, compare, resolve_methods, run_method
 from anytext_lcm.judge import LineReader
 from anytext_lcm.lcm.samplers import sample_ddim
 from anytext_lcm.lcm.schedule import NoiseSchedule
@@ -85,6 +86,24 @@ def test_judge_knows_good_from_bad(panel):
     assert good["text_colour_obeyed"]["value"] > noise["text_colour_obeyed"]["value"]
     assert good["distribution"]["kernel"]["value"] < noise["distribution"]["kernel"]["value"]
     assert len(good["read"]) == len(panel.groups)
+    kinds = good["by_kind"]
+    assert sum(found["lines"] for found in kinds) == len(panel.groups)
+    right = sum(found["lines"] * found["value"] for found in kinds)
+    assert right == pytest.approx(scores.correct.sum()) and all(f["low"] <= f["value"] <= f["high"] for f in kinds)
+
+
+def test_kinds_of_text():
+    said = ("Ocean", "BAKE", "007", "k7Q", "Xqzt", "a1b2c3")
+    assert [kind_of(text) for text in said] == ["words", "words", "numbers", "mixed", "mixed", "mixed"]
+    scores = judge.LineScores(said, said, np.arange(6), np.full(6, 20.0), np.array([1, 0, 1, 0, 0, 1], bool),
+                              np.ones(6, bool), np.ones(6))  # fmt: skip
+    found = {f["kind"]: (f["lines"], f["value"]) for f in evaluate.by_kind(scores)}
+    assert found == {"words": (2, 0.5), "numbers": (1, 1.0), "mixed": (3, pytest.approx(1 / 3))}
+    report = {"reference": None, "methods": {"teacher-50": {"by_kind": evaluate.by_kind(scores)}}}
+    head, _, row = tables.by_kind(report)
+    assert head == "| method | words (2 lines) | numbers (1 lines) | mixed (3 lines) |"
+    assert row.startswith("| teacher-50 | 0.500 [0.00, 1.00] | 1.000 [1.00, 1.00] | 0.333 [")
+    assert tables.by_kind({"methods": {"teacher-50": {}}}) == []  # of an earlier version
 
 
 def test_methods_share_noise_and_real_ones_need_none(model, panel):
@@ -203,9 +222,9 @@ def test_labels_of_adapters(model, tmp_path):
 
 def test_methods_by_name():
     methods = resolve_methods(["real", "teacher-4", "teacher-8", "teacher-8", "student-4"], 3.0)
-    assert len(methods) == 4 and reference_of(methods) == "teacher-8"
-    assert reference_of(resolve_methods(["real", "student-4"], 3.0)) is None
-    assert reference_of(resolve_methods(["teacher-50-eta1", "teacher-8"], 3.0)) == "teacher-8"  # its noise is shared
+    assert len(methods) == 4 and pipeline.reference_of(methods) == "teacher-8"
+    assert pipeline.reference_of(resolve_methods(["real", "student-4"], 3.0)) is None
+    assert pipeline.reference_of(resolve_methods(["teacher-50-eta1", "teacher-8"], 3.0)) == "teacher-8"  # its noise is shared
     with pytest.raises(ValueError, match="No method"):
         resolve_methods([], 1.0)
 
@@ -289,7 +308,7 @@ def test_fast_solvers_draw_pictures(model):
     small = Panel.build(prompts=2)
     result = run_method(model, small, "teacher-2-dpm++")
     assert result.evaluations == 4 and result.images.shape == small.images.shape
-    assert reference_of(resolve_methods(["teacher-50-unipc", "teacher-4"], 2.0)) == "teacher-4"
+    assert pipeline.reference_of(resolve_methods(["teacher-50-unipc", "teacher-4"], 2.0)) == "teacher-4"
 
 
 def test_fast_solvers_without_diffusers(monkeypatch):

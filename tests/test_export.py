@@ -325,9 +325,24 @@ def test_command(folder, tmp_path, monkeypatch, capsys):
     assert export.distance(on, probe(merged)) < 1e-5
     more = ["--layouts", "merged", "--precision", "fp16", "--checkpoint_format", "ckpt", "--adapter_scale", "0.5"]
     assert export.main([*command, *more, "--mix", f"{folder}@0.5"]) == 0  # two halves; its own folder is replaced
+    about = json.loads((tmp_path / "out" / "export.json").read_text())["about"]
+    assert [part["scale"] for part in about["mixed_from"]] == [0.5, 0.5]
     [merged] = (tmp_path / "out" / "merged").iterdir()
     assert merged.name == "anytext2_lcm.ckpt" and not (tmp_path / "out" / "kohya").exists()
     assert export.distance(on, probe(micro_network(seed=5).load_checkpoint(merged))) < 1e-2
+
+
+def test_card_of_a_mixture_is_of_the_mixture(folder, tmp_path, monkeypatch):
+    """Two adapters of rank 3 side by side are one of rank 6, with twice the parameters."""
+    monkeypatch.setattr(export, "load_chosen", lambda *_: micro_network())
+    before = export.describe_adapter(folder)
+    command = ["--adapter", folder, "--mix", f"{folder}@0.5", "--layouts", "peft", "--output", tmp_path / "out"]
+    assert export.main([str(word) for word in command]) == 0
+    card = (tmp_path / "out" / "peft" / "README.md").read_text()
+    after = export.describe_adapter(tmp_path / "out" / "peft")
+    assert after["rank"] == 2 * before["rank"] and after["parameters"] == 2 * before["parameters"]
+    assert f"| Rank, alpha | {after['rank']}, {after['alpha']:g} |" in card
+    assert f"| Adapted layers | {after['layers']} ({after['parameters'] / 1e6:.2f} M parameters) |" in card
 
 
 @pytest.mark.parametrize(

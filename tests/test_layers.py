@@ -25,14 +25,14 @@ MAY_IMPORT = {
     "latents": {"model", "data", "outputs", "checkpoints"},
     "watch": {"model", "data", "judge", "pipeline", "settings"},
     "memory": {"model", "lora"},
-    "teacher": {"lcm", "model", "data"},
+    "teacher": {"lcm", "model", "data", "outputs"},
     "distill": {"lcm", "model", "data", "lora", "pipeline", "outputs", "settings", "checkpoints", "latents", "watch"},
     "launch": {"distill"},
     "reference": {"lcm", "model", "pipeline", "distill"},
     "ledger": {"model"},
     "curves": set(),
-    "tables": {"judge"},
-    "plots": {"lcm", "toy", "model", "data", "lora", "judge", "pipeline", "settings", "distill"},
+    "tables": set(),
+    "plots": {"lcm", "toy", "model", "data", "judge"},
 }
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT["widgets"] = LIBRARY

@@ -154,6 +154,7 @@ def test_flops_are_counted_on_shapes_as_on_numbers(options, monkeypatch):
         (["--batch", "0"], "--batch must be a positive integer"),
         (["--config", "no.yaml"], "no.yaml does not exist"),
         (["--precision", "fp16", "--device", "cpu"], "fp16 needs a GPU"),
+        (["--out", "/dev/null/x", "--device", "cpu"], "Nothing can be written to /dev/null/x"),
     ],
 )
 def test_bad_flags(words, said, capsys):

@@ -117,6 +117,8 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
+    if options.items < 1:
+        raise ValueError(f"--items must be 1 or more, not {options.items}.")
     with tempfile.TemporaryDirectory() as folder:
         dataset = benchmark.example_set(Path(folder))
         for name, value in benchmark.measure_items(dataset, options.items).items():

@@ -317,7 +317,9 @@ def read_picture(path: str | Path) -> np.ndarray:
 
 
 def _chosen(index, wm_thresh: float, share: float) -> np.ndarray | range:
-    """Places of the records to use: those without too sure a watermark, then the first share of them."""
+    """Places of the records to use: those without too sure a watermark, of these the first ones, `share` of
+    all records in number, as upstream counts.
+    """
     places: np.ndarray | range = range(len(index))
     scores = index.column("wm_score")
     if scores.null_count < len(scores):

@@ -3,7 +3,7 @@
 FOLDER/data.json and FOLDER/imgs/00000000.png, ... The polygons are those a model is told (`condition_polygons`), so
 that `AnyWordDataset` makes the same masks of them.
 
-May import: numpy, Pillow, anytext_lcm.outputs, anytext_lcm.data.batch.
+May import: numpy, Pillow, torch, anytext_lcm.outputs, anytext_lcm.data.batch.
 """
 
 from __future__ import annotations

@@ -32,7 +32,6 @@ CHINESE_WORDS = tuple(
 )
 """Words and phrases that the mock data write in Chinese, simplified and some traditional."""
 
-LATIN_SAMPLE = "ABCabc0189"
 CHINESE_SAMPLE = "国中文北京"
 _BOX = {True: "国", False: "bdfghjklpqyABCQ0"}  # text that spans a font's box: Chinese or not
 _TRIES = 40  # crowded draws of so many lines before one line fewer is drawn

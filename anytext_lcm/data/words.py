@@ -91,5 +91,10 @@ def split_of(text: str) -> str:
     return "test" if zlib.crc32(text.lower().encode()) % TEST_SHARE == 0 else "train"
 
 
+def kind_of(text: str) -> str:
+    """Of a line of the mock data: "words", "numbers" or "mixed", letters and digits that nobody can guess."""
+    return "numbers" if text.isdigit() else "words" if text.lower() in WORDS else "mixed"
+
+
 WORDS_OF = {split: tuple(word for word in WORDS if split_of(word) == split) for split in ("train", "test")}
 """The words of each split."""

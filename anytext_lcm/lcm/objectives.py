@@ -42,19 +42,19 @@ def lcm(
     latents: Tensor,
     noise: Tensor,
     index: Tensor,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | Tensor = 7.5,
     loss: Callable[..., Tensor] = pseudo_huber,
     weight: Tensor | None = None,
 ) -> LossParts:
     """Latent consistency: f(x_t, t) of the student = f(x_s, s) of itself, where the teacher's ODE leads from
     x_t to x_s.
 
-    LCM (arXiv:2310.04378), algorithm 1, with a fixed guidance scale and, as for LCM-LoRA (arXiv:2311.05556),
-    the student's own weights instead of a moving average as target. Guidance acts on eps; on x0 it would be
-    the same, x0 being linear in eps.
+    LCM (arXiv:2310.04378), algorithm 1, with a guidance scale that the student is not told and, as for LCM-LoRA
+    (arXiv:2311.05556), the student's own weights instead of a moving average as target. Guidance acts on eps; on x0
+    it would be the same, x0 being linear in eps.
 
-    latents, noise: (B, C, h, w); index: int64 (B,) of the solver's grid; weight: (B, 1, h, w) in 0..1, what
-    the mean keeps.
+    latents, noise: (B, C, h, w); index: int64 (B,) of the solver's grid; guidance_scale: one, or (B, 1, 1, 1), one for
+    each picture; weight: (B, 1, h, w) in 0..1, what the mean keeps.
     """
     t = solver.start_timesteps(index)
     # 5. add noise: one point x_t on the way from the picture to pure noise
@@ -71,7 +71,7 @@ def lcm(
         wanted = consistency_function(earlier_latents, target(earlier_latents, s), s, schedule)
     # 9. student: the consistency function at (x_t, t)
     pred = consistency_function(noisy_latents, student(noisy_latents, t), t, schedule)
-    # 10. loss: pseudo-Huber distance of the two
+    # 10. loss: distance of the two
     return LossParts(loss(pred, wanted, weight=weight), pred, wanted, teacher_x0, noisy_latents, t, s)
 
 
@@ -84,7 +84,7 @@ def teacher_x0(
     latents: Tensor,
     noise: Tensor,
     index: Tensor,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | Tensor = 7.5,
     loss: Callable[..., Tensor] = pseudo_huber,
     weight: Tensor | None = None,
 ) -> LossParts:
@@ -104,7 +104,7 @@ def teacher_x0(
     # 7. and 8. have no counterpart: no solver, and the target is the teacher
     # 9. student: its estimate of the clean latents at the same (x_t, t)
     pred = schedule.x0_from_eps(noisy_latents, student(noisy_latents, t), t)
-    # 10. loss: pseudo-Huber distance of the two
+    # 10. loss: distance of the two
     return LossParts(loss(pred, wanted, weight=weight), pred, wanted, wanted, noisy_latents, t, t)
 
 

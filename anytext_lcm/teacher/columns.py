@@ -1,9 +1,10 @@
 """The pictures of the mock task with their conditioning, drawn once into memory-mapped columns; their latents and
-recogniser features; batches of them. May import: the rooms data and model.
+recogniser features; batches of them. May import: outputs, the rooms data and model.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.outputs import whole_file
 from anytext_lcm.teacher.reading import letter_ids, line_transform
 from anytext_lcm.teacher.recipe import CONFIG, Rank, Recipe, autocast, averaged
 
@@ -59,12 +61,18 @@ def draw(rank: Rank, work: Path, recipe: Recipe) -> None:
     (work / f"captions.{rank.index}.json").write_text(json.dumps(captions))
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all: that the file is there says that a stage is done."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
 def finish_data(work: Path, world: int) -> None:
     """Puts together what the processes wrote of captions and lines."""
     parts = [work / f"captions.{i}.json" for i in range(world)]
     rows = sorted(row for p in parts for row in json.loads(p.read_text()))
-    (work / "lines.json").write_text(json.dumps([[texts, quads] for *_, texts, quads in rows]))
-    (work / "captions.json").write_text(json.dumps([[image, text] for _, image, text, *_ in rows]))
+    write_json(work / "lines.json", [[texts, quads] for *_, texts, quads in rows])
+    write_json(work / "captions.json", [[image, text] for _, image, text, *_ in rows])
     for p in parts:
         p.unlink()
 
@@ -170,7 +178,7 @@ def finish_features(work: Path) -> None:
     """Notes that the columns are complete, and the scale that gives the latents a deviation of 1."""
     latents = np.load(work / "latents.npy", mmap_mode="r")[:2000].astype(np.float32)
     spread = float(np.sqrt(latents[:, 0].var() + np.exp(latents[:, 1]).mean()))
-    (work / "features.done").write_text(json.dumps({"scale_factor": round(1 / spread, 5)}))
+    write_json(work / "features.done", {"scale_factor": round(1 / spread, 5)})
 
 
 def scale_factor(work: Path) -> float:
