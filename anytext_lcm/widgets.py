@@ -141,7 +141,8 @@ class LineRow(ipywidgets.VBox):
         self.down = span(wish.top, wish.bottom, height, "top to bottom")
         self.angle = ipywidgets.IntSlider(value=round(wish.angle), min=-90, max=90, description="angle", **_WIDE)
         self.color = ipywidgets.Dropdown(
-            options=[playground.ANY, *COLORS], value=wish.color, description="colour", **_WIDE
+            options=[playground.ANY, *COLORS], value=wish.color, description="colour", **_WIDE,
+            tooltip="told as numbers; the embedded network follows the caption alone: yellow text on a blue wall",
         )
         super().__init__([self.text, self.across, self.down, self.angle, self.color])
 

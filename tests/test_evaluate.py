@@ -224,7 +224,8 @@ def test_methods_by_name():
     methods = resolve_methods(["real", "teacher-4", "teacher-8", "teacher-8", "student-4"], 3.0)
     assert len(methods) == 4 and pipeline.reference_of(methods) == "teacher-8"
     assert pipeline.reference_of(resolve_methods(["real", "student-4"], 3.0)) is None
-    assert pipeline.reference_of(resolve_methods(["teacher-50-eta1", "teacher-8"], 3.0)) == "teacher-8"  # its noise is shared
+    # A deterministic one, whose noise the student shares.
+    assert pipeline.reference_of(resolve_methods(["teacher-50-eta1", "teacher-8"], 3.0)) == "teacher-8"
     with pytest.raises(ValueError, match="No method"):
         resolve_methods([], 1.0)
 

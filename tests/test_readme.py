@@ -1,6 +1,7 @@
 """The READMEs say what the package does: settings, quoted sentences, commands, links, in both languages."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import readme_parts
 
 ROOT = Path(__file__).parents[1]
+RESULTS = readme_parts.RESULTS.read_text(encoding="utf-8")
 TEXTS = {language: path.read_text(encoding="utf-8") for language, path in readme_parts.READMES.items()}
 
 
@@ -53,9 +55,13 @@ def test_what_is_quoted_is_what_the_package_says(language):
             assert piece.strip() in said, quote
 
 
-@pytest.mark.parametrize("language", TEXTS)
+@pytest.mark.parametrize("language", [*TEXTS, "results"])
 def test_links_and_modules_exist(language):
-    text = TEXTS[language]
+    text = (TEXTS | {"results": RESULTS})[language]
+    for place, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text):
+        within = (ROOT / place).read_text(encoding="utf-8") if place else text
+        titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", within, flags=re.S), re.M)
+        assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (ROOT / target).exists(), target
     for name in set(re.findall(r"-m anytext_lcm\.(\w+)", text)):
@@ -70,6 +76,16 @@ def test_both_languages_have_the_same_form():
     assert headings(english) == headings(chinese)
     for pattern in (r"!\[[^]]*\]\(([^)]*)\)", r"python -m anytext_lcm\.(\w+)", r"`(--\w+)"):
         assert set(re.findall(pattern, english)) == set(re.findall(pattern, chinese)), pattern
+
+
+def test_what_was_measured_is_the_same_everywhere():
+    """The rows of both READMEs are rows of RESULTS.md, and its numbers those that notebook 05 draws."""
+    report = json.loads(readme_parts.MEASURED.read_text(encoding="utf-8"))
+    assert readme_parts.part(RESULTS, "results").splitlines() == readme_parts.results(report)
+    for text in TEXTS.values():
+        assert readme_parts.part(text, "results").splitlines() == readme_parts.first_page(report)
+        rows = readme_parts.part(text, "speed").splitlines()
+        assert len(rows) > 10 and rows == readme_parts.part(RESULTS, "speed").splitlines()[: len(rows)]
 
 
 def test_parts_are_put_between_their_marks():
