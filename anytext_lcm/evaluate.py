@@ -297,11 +297,14 @@ def run_method(
 # -- judging --------------------------------------------------------------------------------------------
 
 
-def by_kind(scores: judge.LineScores) -> list[dict[str, Any]]:
-    """Lines right for each kind of text there is (`words.kind_of`), with how many there are; intervals over prompts."""
+def by_kind(scores: judge.LineScores, repeats: int = 1) -> list[dict[str, Any]]:
+    """Lines right for each kind of text there is (`words.kind_of`), with how many there are; intervals over prompts.
+
+    repeats: how often each line was drawn, from other noise.
+    """
     kinds = np.array([kind_of(text) for text in scores.wanted])
     return [
-        {"kind": kind, "lines": int((kinds == kind).sum())}
+        {"kind": kind, "lines": int((kinds == kind).sum()) // repeats}
         | asdict(judge.bootstrap_mean(scores.correct[kinds == kind], scores.group[kinds == kind]))
         for kind in ("words", "numbers", "mixed")
         if (kinds == kind).any()
@@ -347,9 +350,9 @@ class PanelJudge:
             "ned": asdict(judge.bootstrap_mean(scores.ned, scores.group)),
             "by_height": [
                 {"from": low, "to": None if np.isinf(high) else high, **asdict(interval)}
-                for low, high, interval in judge.accuracy_by_height(scores)
+                for low, high, interval in judge.accuracy_by_height(scores, repeats=panel.repeats)
             ],
-            "by_kind": by_kind(scores),
+            "by_kind": by_kind(scores, panel.repeats),
             "distribution": None,
             "sharpness": sharp | {f"{k}_to_real": v / self.real_sharpness[k] for k, v in sharp.items()},
             **self._colours(images),
@@ -363,7 +366,7 @@ class PanelJudge:
             }
         features = self.features(images) if len(panel) >= DISTRIBUTION_FROM or panel.repeats > 1 else None
         if len(panel) >= DISTRIBUTION_FROM:
-            measures["distribution"] = asdict(judge.distribution_distance(features, self.real))
+            measures["distribution"] = asdict(judge.distribution_distance(features, self.real, groups=panel.prompt_of))
         if panel.repeats > 1:
             measures["accuracy_by_seed"] = scores.correct.reshape(panel.repeats, -1).mean(axis=1).tolist()
             distance = judge.diversity(features, panel.repeats, self.real.std(axis=0))

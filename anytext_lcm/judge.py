@@ -332,7 +332,7 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.96) -> Interval:
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> Interval:
     """Wilson's (1927) interval of a share of n independent trials: within 0..1, and wide at small n."""
     if not 0 <= successes <= n or n == 0:
         raise ValueError(
@@ -386,17 +386,19 @@ def paired_bootstrap(student, teacher, groups, draws: int = 10_000, seed: int = 
 
 
 def accuracy_by_height(
-    scores: LineScores, edges: Sequence[float] = (0, 16, 20, 24, 32, np.inf)
+    scores: LineScores, edges: Sequence[float] = (0, 16, 20, 24, 32, np.inf), repeats: int = 1
 ) -> list[tuple[float, float, Interval]]:
     """(from, to, accuracy) for each range of line heights in pixels that has any line; `to` is excluded.
 
-    The interval is Wilson's, for lines taken as independent: most pictures have one line in a range, if any.
+    The interval is Wilson's, for lines taken as independent: most pictures have one line in a range, if any. repeats:
+    how often each line was drawn, from other noise; it counts once, for its drawings are alike.
     """
     buckets = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         inside = (scores.height >= low) & (scores.height < high)
         if inside.any():
-            buckets.append((low, high, wilson_interval(int(scores.correct[inside].sum()), int(inside.sum()))))
+            right, lines = scores.correct[inside].sum() / repeats, int(inside.sum()) // repeats
+            buckets.append((low, high, wilson_interval(float(right), lines)))
     return buckets
 
 
@@ -477,30 +479,41 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(mean @ mean + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray, draws: int = 1000, seed: int = 0) -> Interval:
+def kernel_distance(
+    a: np.ndarray, b: np.ndarray, draws: int = 1000, seed: int = 0, groups: np.ndarray | None = None
+) -> Interval:
     """Squared maximum mean discrepancy with kernel (x.y / D + 1)^3: the KID of arXiv:1801.01401.
 
     a, b: features (N, D), (M, D). Unbiased: 0 on average for equal distributions, hence at times below 0.
     The interval resamples pictures; one drawn twice is not compared with itself, which would bias it upward.
+    groups (N,): pictures of a that belong together, as of one prompt from several noises; they are not compared with
+    each other either, and are resampled together. Each picture is its own group when not given.
     """
     _check_features(a, b)
+    _, group_of = np.unique(np.arange(len(a)) if groups is None else np.asarray(groups), return_inverse=True)
+    if len(group_of) != len(a):
+        raise ValueError(f"{len(group_of)} groups for {len(a)} pictures: give one each.")
+    sizes = np.bincount(group_of)
     dim = a.shape[1]
     k_aa, k_bb, k_ab = ((x @ y.T / dim + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
+    k_aa[group_of[:, None] == group_of] = 0
+    np.fill_diagonal(k_bb, 0)
 
     def discrepancy(w: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """One value for each row of weights w (draws, N), v (draws, M)."""
+        """One value for each row of weights of the groups w (draws, G) and of the pictures v (draws, M)."""
+        alone = ((w * sizes) ** 2).sum(axis=1), (v**2).sum(axis=1)  # weight of the pairs that are left out
+        w = w[:, group_of]
         value = -2 * ((w @ k_ab) * v).sum(axis=1) / (w.sum(axis=1) * v.sum(axis=1))
-        for weights, kernel in ((w, k_aa), (v, k_bb)):
-            pairs = weights.sum(axis=1) ** 2 - (weights**2).sum(axis=1)
-            value += (((weights @ kernel) * weights).sum(axis=1) - weights**2 @ np.diag(kernel)) / pairs
+        for weights, kernel, left_out in ((w, k_aa, alone[0]), (v, k_bb, alone[1])):
+            value += ((weights @ kernel) * weights).sum(axis=1) / (weights.sum(axis=1) ** 2 - left_out)
         return value
 
-    rng = np.random.default_rng(seed)
-    w, v = (rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=draws).astype(float) for x in (a, b))
+    rng, counts = np.random.default_rng(seed), (len(sizes), len(b))
+    w, v = (rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(float) for n in counts)
     with np.errstate(invalid="ignore"):  # of very few pictures, a draw can be one alone: no pair, no value
         low, high = np.nanquantile(discrepancy(w, v), [0.025, 0.975])
-    value = discrepancy(np.ones((1, len(a))), np.ones((1, len(b))))[0]
-    return Interval(float(value), float(low), float(high), min(len(a), len(b)))
+    value = discrepancy(np.ones((1, len(sizes))), np.ones((1, len(b))))[0]
+    return Interval(float(value), float(low), float(high), min(counts))
 
 
 @dataclass(frozen=True)
@@ -514,13 +527,15 @@ class DistributionDistance:
     n: int
 
 
-def distribution_distance(drawn: np.ndarray, real: np.ndarray, seed: int = 0) -> DistributionDistance:
+def distribution_distance(
+    drawn: np.ndarray, real: np.ndarray, seed: int = 0, groups: np.ndarray | None = None
+) -> DistributionDistance:
     """Distances of features drawn (N, D) from one half of real (M, D), beside those of the other half.
 
     The latter are the floor: what two sets of real pictures are apart by chance. The three sets are cut to
     one size, because the Frechet distance depends on it, and scaled by the deviations of the reference, so
     that no channel dominates. The real pictures must not be those whose prompts were drawn: shared texts and
-    layouts would bring the distances below the floor.
+    layouts would bring the distances below the floor. groups (N,): of drawn pictures, as in `kernel_distance`.
     Raises ValueError for fewer than 2 drawn or 4 real pictures.
     """
     n = min(len(drawn), len(real) // 2)
@@ -530,7 +545,7 @@ def distribution_distance(drawn: np.ndarray, real: np.ndarray, seed: int = 0) ->
     centre, scale = reference.mean(axis=0), reference.std(axis=0) + 1e-6
     reference, floor, drawn = ((x - centre) / scale for x in (reference, floor, drawn[:n]))
     return DistributionDistance(
-        kernel=kernel_distance(drawn, reference, seed=seed),
+        kernel=kernel_distance(drawn, reference, seed=seed, groups=None if groups is None else groups[:n]),
         kernel_floor=kernel_distance(floor, reference, seed=seed),
         frechet=frechet_distance(drawn, reference),
         frechet_floor=frechet_distance(floor, reference),

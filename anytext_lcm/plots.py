@@ -370,16 +370,18 @@ def report_curves(
 ) -> dict[str, list[dict[str, float]]]:
     """Methods of a report (of `evaluate`) by family, each a row of points with steps, x, value, low, high, rising in x.
 
-    x: "evaluations" of the UNet, or "time" of a whole picture with decoding, in core seconds on a CPU and in seconds on
-    a GPU. measure: "accuracy", the share of lines right, "ned", or "distance", the kernel distance to real pictures.
-    Pictures that were not drawn (real ones, reconstructions) have no point, nor has what was not measured. Raises
-    ValueError for another x or measure.
+    x: "evaluations" of the UNet, or "time" of a whole picture with its condition and decoding, in core seconds on a
+    CPU and in seconds on a GPU. measure: "accuracy", the share of lines right, "ned", or "distance", the kernel
+    distance to real pictures. Pictures that were not drawn (real ones, reconstructions) have no point, nor has what
+    was not measured. Raises ValueError for another x or measure.
     """
     if x not in ("evaluations", "time"):
         raise ValueError(f"x must be evaluations or time, not {x!r}.")
     if measure not in MEASURES:
         raise ValueError(f"The measure must be {', '.join(MEASURES)}, not {measure!r}.")
-    times = "core_seconds_a_picture" if report["hardware"]["device"] == "cpu" else "seconds_a_picture"
+    on_cpu = report["hardware"]["device"] == "cpu"
+    times = "core_seconds_a_picture" if on_cpu else "seconds_a_picture"
+    prepare = report["prepare_seconds_a_picture"]["cores" if on_cpu else "wall"]
     families: dict[str, list[dict[str, float]]] = {}
     for name, row in report["methods"].items():
         found = re.fullmatch(r"(teacher|student|untrained)-(\d+)(?:-([^@]+))?(?:@(.+))?", name)
@@ -390,7 +392,7 @@ def report_curves(
         family = _FAMILIES.get(kind, kind.replace("-", ", ", 1))
         if label := found[4]:
             family += f", seed {label}" if label.isdecimal() else f", {label}"
-        place = row["evaluations"] if x == "evaluations" else sum(row[times].values())
+        place = row["evaluations"] if x == "evaluations" else prepare + sum(row[times].values())
         point = {"steps": int(found[2]), "x": place} | {k: values[k] for k in ("value", "low", "high")}
         families.setdefault(family, []).append(point)
     return {family: sorted(points, key=lambda p: p["x"]) for family, points in families.items()}

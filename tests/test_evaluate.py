@@ -239,6 +239,8 @@ def test_several_sampling_seeds():
     scores, same = judged(three.images)
     assert same["diversity"]["value"] == 0 and len(same["accuracy_by_seed"]) == 3
     assert np.mean(same["accuracy_by_seed"]) == pytest.approx(same["accuracy"]["value"])
+    _, single = PanelJudge(one)(one.images)
+    assert same["by_height"] == single["by_height"] and same["by_kind"] == single["by_kind"]
     assert same["accuracy"]["n"] == 4 and same["background_obeyed"]["n"] == 4  # prompts are resampled, not pictures
     noisy = three.images.copy()
     noisy[4:] = np.random.default_rng(0).integers(0, 255, noisy[4:].shape)

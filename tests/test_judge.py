@@ -213,6 +213,9 @@ def test_accuracy_by_height_splits_every_line_once():
     assert [(low, high, share.value, share.n) for low, high, share in buckets] == [
         (0, 16, 0, 1), (16, 24, 0.5, 2), (24, np.inf, 1, 1)
     ]  # fmt: skip
+    fields = {name: np.tile(value, 3) for name, value in vars(scores).items() if name not in ("wanted", "read")}
+    thrice = judge.LineScores(wanted=scores.wanted * 3, read=scores.read * 3, **fields)
+    assert judge.accuracy_by_height(thrice, (0, 16, 24, np.inf), repeats=3) == buckets  # no surer than once
 
 
 # ---- distributions ----
@@ -251,6 +254,23 @@ def test_kernel_distance_is_the_unbiased_sum_over_pairs():
 
     expected = mean_kernel(a, a, True) + mean_kernel(b, b, True) - 2 * mean_kernel(a, b, False)
     assert judge.kernel_distance(a, b).value == pytest.approx(expected)
+
+
+def test_kernel_distance_of_groups_is_over_pairs_of_different_groups():
+    rng = np.random.default_rng(0)
+    a, b, groups = rng.normal(size=(6, 3)), rng.normal(size=(4, 3)) + 0.5, [7, 7, 2, 2, 2, 5]
+    kernel = {name: (x @ y.T / 3 + 1) ** 3 for name, x, y in (("aa", a, a), ("bb", b, b), ("ab", a, b))}
+    apart = [kernel["aa"][i, j] for i in range(6) for j in range(6) if groups[i] != groups[j]]
+    others = [kernel["bb"][i, j] for i in range(4) for j in range(4) if i != j]
+    expected = np.mean(apart) + np.mean(others) - 2 * kernel["ab"].mean()
+    assert judge.kernel_distance(a, b, groups=groups).value == pytest.approx(expected)
+    once, alone = judge.kernel_distance(a, b), judge.kernel_distance(a, b, groups=np.arange(6))
+    assert once == alone
+    # The same pictures again say nothing new.
+    twice = judge.kernel_distance(np.tile(a, (2, 1)), b, groups=np.tile(np.arange(6), 2))
+    assert [twice.value, twice.low, twice.high, twice.n] == pytest.approx([once.value, once.low, once.high, once.n])
+    with pytest.raises(ValueError, match="5 groups for 6 pictures"):
+        judge.kernel_distance(a, b, groups=np.arange(5))
 
 
 def test_kernel_distance_is_zero_on_average_and_grows_with_the_shift():

@@ -69,7 +69,7 @@ def test_solutions_are_collapsed_and_run(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_links_lead_somewhere(path):
     for source, _ in read(path, "markdown"):
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", source):
+        for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", source):
             assert (path.parent / target).exists(), target
 
 

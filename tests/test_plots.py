@@ -18,6 +18,7 @@ INTERVAL = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 4}
 REPORT = {
     "hardware": {"device": "cpu"},
     "reference": "teacher-50",
+    "prepare_seconds_a_picture": {"cores": 0.3, "wall": 0.6},
     "methods": {
         name: {
             "evaluations": evaluations,
@@ -117,7 +118,7 @@ def test_the_comparison_as_curves():
     assert [(p["steps"], p["x"], p["value"]) for p in curves["teacher, DDIM"]] == [(4, 8, 0.5), (50, 100, 0.5)]
     on_cpu = plots.report_curves(REPORT, "time")["student"][0]["x"]
     on_gpu = plots.report_curves(REPORT | {"hardware": {"device": "cuda"}}, "time")["student"][0]["x"]
-    assert on_cpu == pytest.approx(0.15) and on_gpu == pytest.approx(0.29)
+    assert on_cpu == pytest.approx(0.45) and on_gpu == pytest.approx(0.89)  # preparing, denoising, decoding
     with pytest.raises(ValueError, match="evaluations or time"):
         plots.report_curves(REPORT, "steps")
     with pytest.raises(ValueError, match="measure"):

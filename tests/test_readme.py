@@ -62,7 +62,7 @@ def test_links_and_modules_exist(language):
         within = (ROOT / place).read_text(encoding="utf-8") if place else text
         titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", within, flags=re.S), re.M)
         assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+    for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", text):
         assert (ROOT / target).exists(), target
     for name in set(re.findall(r"-m anytext_lcm\.(\w+)", text)):
         assert any((ROOT / "anytext_lcm" / place).exists() for place in (f"{name}.py", f"{name}/__main__.py")), name
