@@ -11,6 +11,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import cached_property
@@ -433,6 +434,9 @@ def compare(
         if isinstance(method, SolverMethod):
             # Before anything is drawn: diffusers may be missing, and threads that import it side by side fail.
             method.scheduler(NoiseSchedule(model.alphas_cumprod))
+    with _own_adapter(model):  # one that does not fit shows here, not after the drawing
+        for folder in (more_adapters or {}).values():
+            load_adapter(model, folder)
     clock = Clock()
     with clock("prepare", model.device):
         prepared = prepare_panel(model, panel, negative_prompt)
@@ -509,14 +513,21 @@ def _by_other_adapters(
     """The student's methods by each of the adapters. Raises ValueError for an adapter of other modules or rank than
     the model's.
     """
-    own = {key: value.detach().clone() for key, value in adapter_state(model).items()}
-    try:
+    with _own_adapter(model):
         for label, folder in folders.items():
             load_adapter(model, folder)
             for method in methods:
                 if isinstance(method, Method) and method.adapter:
                     method = replace(method, name=f"{method.name}@{label}")
                     yield method, run_method(model, panel, method, prepared, show)
+
+
+@contextmanager
+def _own_adapter(model: AnyText2) -> Iterator[None]:
+    """Puts the weights of the model's adapter back at the end, if it has one."""
+    own = {key: value.detach().clone() for key, value in adapter_state(model).items()}
+    try:
+        yield
     finally:
         for key, parameter in adapter_state(model).items():
             parameter.data.copy_(own[key])

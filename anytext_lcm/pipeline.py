@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from anytext_lcm.data.batch import Line, build_conditioning, collate
+from anytext_lcm.data.batch import PLACEHOLDER, Line, build_conditioning, collate
 from anytext_lcm.data.fonts import PLAIN_FONT
 from anytext_lcm.lcm.objectives import Predict
 from anytext_lcm.lcm.samplers import Progress, sample_ddim, sample_lcm, sample_tcd
@@ -60,6 +60,7 @@ class Defaults:
     max_lines: int
     guidance_scale: float  # of the teacher
     negative_prompt: str
+    multiple: int = 64  # of pixels, that height and width must be: latents are halved once a level of the UNet
 
 
 def defaults_for(config: str | Path) -> Defaults:
@@ -70,12 +71,16 @@ def defaults_for(config: str | Path) -> Defaults:
             f"Configuration {path} does not exist; use models_yaml/anytext2_sd15.yaml or anytext2_tiny.yaml."
         )
     try:
-        side = 8 * int(OmegaConf.load(path).model.params.image_size)
+        params = OmegaConf.load(path).model.params
+        side, levels = 8 * int(params.image_size), len(params.unet_config.params.channel_mult)
     except Exception as error:
-        raise ValueError(f"Configuration {path} does not say model.params.image_size.") from error
+        raise ValueError(
+            f"Configuration {path} does not say model.params.image_size and unet_config.params.channel_mult."
+        ) from error
+    multiple = 8 * 2 ** (levels - 1)
     if path.name == EMBEDDED_CONFIG.name:
-        return Defaults((side, side), 2, EMBEDDED_GUIDANCE, "")
-    return Defaults((side, side), 20, FULL_GUIDANCE, FULL_NEGATIVE_PROMPT)
+        return Defaults((side, side), 2, EMBEDDED_GUIDANCE, "", multiple)
+    return Defaults((side, side), 20, FULL_GUIDANCE, FULL_NEGATIVE_PROMPT, multiple)
 
 
 def default_device() -> torch.device:
@@ -149,7 +154,8 @@ def prompts_to_batch(
 ) -> dict[str, Any]:
     """The batch (see anytext_lcm/data/batch.py) that `prepare` wants; it has no `img`, which nobody reads.
 
-    size: height and width, multiples of 8. Raises ValueError for no prompt, too many or too long lines,
+    size: height and width, multiples of 8. A * in a caption becomes a space, as in the data: it would take a line's
+    embedding. Raises ValueError for no prompt, too many or too long lines,
     characters that the font lacks, polygons outside, a picture of another size.
     """
     if any(side % 8 or side < 8 for side in size):
@@ -166,7 +172,7 @@ def prompts_to_batch(
             image = prompt.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
         mode = "generate" if image is None else "edit"
         item = build_conditioning(prompt.lines, size, max_lines, font=font, mode=mode, image=image)
-        items.append({**item, "img_caption": prompt.caption})
+        items.append({**item, "img_caption": prompt.caption.replace(PLACEHOLDER, " ")})
     return collate(items)
 
 
@@ -429,6 +435,11 @@ def _masked_latents(model: AnyText2, masked: Tensor, seeds: Sequence[int]) -> Te
     return model.scale_factor * (mean + torch.exp(0.5 * logvar) * noise.to(mean))
 
 
+def _pick(batch: dict[str, Any], places: list[int]) -> dict[str, Any]:
+    """Some pictures of a batch, in this order."""
+    return {k: v[places] if isinstance(v, Tensor) else [v[place] for place in places] for k, v in batch.items()}
+
+
 def prepare(
     model: AnyText2, batch: dict[str, Any], seeds: Sequence[int], negative_prompt: str = ""
 ) -> Prepared:
@@ -444,7 +455,14 @@ def prepare(
     def encode(rows: slice) -> tuple[Conditioning, Conditioning]:
         part = {name: value[rows] for name, value in batch.items()}
         part["masked_latents"] = _masked_latents(model, part["masked_img"], seeds[rows])
-        conditional = model.condition(part)
+        # By chunks: padded to a longer one, a caption would be told with end tokens that it does not have alone.
+        places: dict[int, list[int]] = {}
+        for place, caption in enumerate(part["img_caption"]):
+            chunks = model.cond_stage_model.chunk(model.tokenizer.image_ids([caption]).to(model.device)).shape[1]
+            places.setdefault(chunks, []).append(place)
+        groups = list(places.values())
+        conditional = Conditioning.cat([model.condition(_pick(part, group)) for group in groups])
+        conditional = conditional[np.argsort([place for group in groups for place in group])]
         return conditional, model.uncondition(conditional, negative_prompt)
 
     parts = _spread(encode, _chunks(count, BATCH_SIZE), model.device)
@@ -527,8 +545,11 @@ def draw(model: AnyText2, prepared: Prepared, method: Method, show: bool = False
             with lock:
                 bar.update(count)
 
+        # In bf16 a small update is lost in the sum with its weight, so there the adapter stays beside it.
+        merges = torch.finfo(model.dtype).eps < 1e-3
+        switch = adapter_off if not method.adapter else adapter_merged if merges else nullcontext
         # Chunks that run side by side share the model: the switch is thrown here, around all of them.
-        with clock("denoise", model.device), (adapter_merged if method.adapter else adapter_off)(model):
+        with clock("denoise", model.device), switch(model):
             latents = _spread(
                 lambda rows: denoise(model, prepared[rows], method, progress).cpu(), chunks, model.device
             )

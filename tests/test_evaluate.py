@@ -162,6 +162,16 @@ def test_retention_when_the_teacher_reads(model, monkeypatch):
     assert buckets and all(bucket["value"] == 0 and bucket["from"] >= 0 for bucket in buckets)
 
 
+def test_another_adapter_that_does_not_fit_stops_before_the_drawing(model, tmp_path, monkeypatch):
+    other = AnyText2.from_config(pipeline.EMBEDDED_CONFIG)
+    folder = save_adapter(attach(other, rank=3, alpha=3), tmp_path / "other")
+    monkeypatch.setattr(evaluate, "run_method", lambda *_, **__: pytest.fail("something was drawn"))
+    before = {key: value.clone() for key, value in adapter_state(model).items()}
+    with pytest.raises(ValueError, match="differs from the attached one"):
+        compare(model, Panel.build(prompts=2), ("real", "student-1"), show=False, more_adapters={"x": folder})
+    assert all(torch.equal(value, before[key]) for key, value in adapter_state(model).items())
+
+
 def test_rivals_at_equal_evaluations(model, monkeypatch, tmp_path):
     """Real pictures stand in for the student's, blank ones for everybody else's."""
     small = Panel.build(prompts=9)

@@ -83,6 +83,53 @@ def test_a_picture_does_not_depend_on_its_batch(model, method):
     )
 
 
+def test_a_picture_does_not_depend_on_a_longer_caption_beside_it(model):
+    """Each caption is told in its own number of chunks of 75 tokens, the second in two; the order is kept."""
+    long = Prompt(" and ".join(["a red background with a blue circle"] * 12), PROMPTS[2].lines)
+    assert model.tokenizer.image_ids([long.caption]).shape[1] > 77
+    prompts, method = [PROMPTS[0], long, PROMPTS[1]], teacher_method(2)
+    together = denoise(model, prepare(model, prompts_to_batch(prompts, (128, 128), 2), [3, 4, 5]), method)
+    for place, prompt in enumerate(prompts):
+        alone = prepare(model, prompts_to_batch([prompt], (128, 128), 2), [3 + place])
+        torch.testing.assert_close(
+            together[place : place + 1], denoise(model, alone, method), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_a_star_in_a_caption_takes_no_line(model):
+    starred, plain = (Prompt(f"a 5{mark}5 red background", PROMPTS[0].lines) for mark in "* ")
+    batch = prompts_to_batch([starred], (128, 128), 2)
+    assert batch["img_caption"] == ["a 5 5 red background"] and batch["text_caption"][0].count("*") == 1
+    pictures = [draw_prompts(model, [prompt], student_method(1), DEFAULTS) for prompt in (starred, plain)]
+    assert np.array_equal(*pictures)
+
+
+@pytest.mark.parametrize(("dtype", "merges"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_an_adapter_is_merged_where_the_sum_holds_it(dtype, merges, monkeypatch):
+    """In bf16 pictures are those of the adapter beside its weights, bit for bit; it would be lost in the sum."""
+    network = micro_network().to(dtype)
+    attach(network, rank=2, alpha=2)
+    for parameter in adapter_state(network).values():
+        parameter.data.normal_(std=0.02, generator=torch.Generator().manual_seed(parameter.numel()))
+    network.requires_grad_(False)
+    used, merged = [], pipeline.adapter_merged
+
+    def watched(model):
+        used.append(model)
+        return merged(model)
+
+    monkeypatch.setattr(pipeline, "adapter_merged", watched)
+    batch = prompts_to_batch([Prompt("a", (Line("A", box(4, 4, 60, 40)),))], (64, 64), 2)
+    prepared = prepare(network, batch, [1])
+    drawn = draw(network, prepared, student_method(2)).latents
+    assert bool(used) == merges
+    beside = denoise(network, prepared, student_method(2))
+    if merges:
+        torch.testing.assert_close(drawn, beside, rtol=1e-3, atol=1e-3)
+    else:
+        assert torch.equal(drawn, beside)
+
+
 def test_threads_do_not_change_pictures(model, monkeypatch):
     monkeypatch.setattr(pipeline, "BATCH_SIZE", 1)
     before = torch.get_num_threads()
@@ -277,9 +324,10 @@ def test_missing_files(tmp_path, monkeypatch):
 
 
 def test_defaults_and_adapters(model, tmp_path):
-    assert defaults_for(EMBEDDED_CONFIG) == Defaults((128, 128), 2, pipeline.EMBEDDED_GUIDANCE, "")
+    multiple = 8 * model.model.diffusion_model.downsampling
+    assert defaults_for(EMBEDDED_CONFIG) == Defaults((128, 128), 2, pipeline.EMBEDDED_GUIDANCE, "", multiple)
     full = defaults_for(EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml"))
-    assert full.size == (512, 512) and full.guidance_scale == 7.5
+    assert full.size == (512, 512) and full.guidance_scale == 7.5 and full.multiple == 64
     assert pipeline.resolve_adapter("none") is None
     assert pipeline.resolve_adapter(save_adapter(model, tmp_path / "a")) == tmp_path / "a"
 
