@@ -9,6 +9,7 @@ draws four from one generator. A run that was cut off goes on where it stopped.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +28,11 @@ from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, covers, font_path
 from anytext_lcm.data.json_stream import read_records
 from anytext_lcm.data.records import clean
 from anytext_lcm.exchange import Part, load_parts
+from anytext_lcm.lora import CONFIG_FILE, WEIGHTS_FILE
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.outputs import check_writable, whole_file
 from anytext_lcm.pipeline import (
+    EMBEDDED_CHECKPOINT,
     EMBEDDED_CONFIG,
     Method,
     defaults_for,
@@ -49,6 +52,7 @@ ADDED_WORDS = "best quality, extremely detailed"  # upstream's, behind every cap
 JPEG_QUALITY = 95  # of cv2.imwrite, which upstream saves with
 METHODS = ("teacher-20", "student-4", "student-8")
 SETTINGS, REPORT = "settings.json", "report.json"
+END = 2**20  # bytes at the beginning and the end of a checkpoint that tell it from another
 BLANK = Line(" ", np.array([[0, 0], [50, 0], [50, 50], [0, 50]]))  # upstream's line of a picture without text
 
 # AnyText2's README, read by ModelScope's recogniser: sentence accuracy and NED of 20 steps.
@@ -155,27 +159,78 @@ def picture_paths(folder: Path, task: Task, samples: int) -> list[Path]:
     return [folder / f"{task.name}_{k}.jpg" for k in range(samples)]
 
 
+def content_of(path: str | Path, ends: bool = False) -> str:
+    """What tells a file from others wherever it lies: its length and 16 digits of its SHA-256.
+
+    ends: of its first and last MB, which takes no minute for a checkpoint of several GB. Raises FileNotFoundError.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}: check its name.")
+    with Path(path).open("rb") as file:
+        length = file.seek(0, 2)
+        file.seek(0)
+        if ends and length > 2 * END:
+            digest = hashlib.sha256(file.read(END))
+            file.seek(length - END)
+            digest.update(file.read())
+        else:
+            digest = hashlib.file_digest(file, "sha256")
+    return f"{length} bytes, {digest.hexdigest()[:16]}"
+
+
+def settings_of(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the settings of `run` a method's pictures depend on, and the method: ready for JSON.
+
+    The adapter is the student's alone, and only guidance looks at the negative prompt.
+    """
+    found = {**settings, "method": asdict(method)}
+    if not method.adapter:
+        for key in ("names", "contents"):
+            found[key] = {what: value for what, value in settings[key].items() if what != "adapter"}
+    if not method.guided:
+        found.pop("negative_prompt")
+    return found
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError when there are pictures of other settings (see `settings_of`) in a folder. Files are compared
+    by what they hold, since the benchmark's own have the same names: `names` are there for people.
+    """
+    note = folder / SETTINGS
+    if not note.is_file():
+        return
+
+    def flat(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in found.items() if key not in ("names", "contents")} | found["contents"]
+
+    try:
+        earlier = flat(json.loads(note.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{note} does not say what its pictures were drawn from; name another --output.") from None
+    wanted = flat(json.loads(json.dumps(settings)))
+    if other := sorted(key for key in earlier.keys() | wanted.keys() if earlier.get(key) != wanted.get(key)):
+        raise ValueError(f"{folder} holds pictures of other settings ({', '.join(other)}); name another --output.")
+
+
 def draw_tasks(
     model: AnyText2, tasks: Sequence[Task], method: Method, folder: Path, settings: Mapping[str, Any], show: bool = True
 ) -> dict[str, float]:
     """Draws what is not there yet, each prompt's pictures together. Returns the seconds this run took, by phase.
 
-    settings: of `run`; those of an earlier run in the folder have to be the same. Raises ValueError when not.
+    settings: of `run`. Raises ValueError when there are pictures of others.
     """
-    text = json.dumps({**settings, "method": asdict(method)}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    note = folder / SETTINGS
-    if note.is_file() and note.read_text(encoding="utf-8") != text:
-        raise ValueError(f"{folder} holds pictures of other settings; name another --output.")
+    own, note = settings_of(method, settings), folder / SETTINGS
+    check_settings(folder, own)
     if not note.is_file():
         with whole_file(note) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(json.dumps(own, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     size, samples = tuple(settings["size"]), settings["samples"]
     seconds = {"denoise": 0.0, "decode": 0.0, "pictures": 0.0}
     for task in tqdm(tasks, desc=method.name, leave=False, disable=None if show else True):
         paths = picture_paths(folder, task, samples)
         if paths[-1].is_file():  # written last, so the others are there too
             continue
-        batch = make_batch(task, size, samples, settings["font"], settings["font_hint"], settings["words"])
+        batch = make_batch(task, size, samples, settings["names"]["font"], settings["font_hint"], settings["words"])
         seeds = range(settings["seed"], settings["seed"] + samples)
         drawing = draw(model, prepare(model, batch, list(seeds), settings["negative_prompt"]), method)
         for path, image in zip(paths, drawing.images, strict=True):
@@ -308,6 +363,19 @@ def _methods(args: argparse.Namespace, adapter: Path | None, guidance: float) ->
     return methods
 
 
+def _contents(args: argparse.Namespace, adapter: Path | None) -> dict[str, str]:
+    """What the named files hold. Raises FileNotFoundError."""
+    found = {
+        "data": content_of(args.data),
+        "config": content_of(args.config),
+        "ckpt": content_of(args.ckpt or EMBEDDED_CHECKPOINT, ends=True),
+        "font": content_of(font_path(args.font)),
+    }
+    if adapter is not None:  # alpha stands in the configuration
+        found["adapter"] = "; ".join(content_of(adapter / name) for name in (WEIGHTS_FILE, CONFIG_FILE))
+    return found
+
+
 def run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """Checks what can be checked before the weights are loaded, then draws, reads and writes."""
     for name in ("samples", "limit"):
@@ -324,19 +392,25 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     unwritten = check_font(tasks, args.font)
     output = Path(args.output)
     check_writable(output / REPORT)
-    settings = {
+    names = {
         "data": Path(args.data).name,
         "config": Path(args.config).name,
         "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
         "adapter": args.adapter,
+        "font": str(args.font),
+    }
+    settings = {
+        "names": names,
+        "contents": _contents(args, adapter),
         "size": list(defaults.size),
         "samples": args.samples,
         "seed": args.seed,
-        "font": str(args.font),
         "font_hint": not args.no_font_hint,
         "words": args.words,
         "negative_prompt": negative,
     }
+    for method in methods:
+        check_settings(output / method.name, settings_of(method, settings))
 
     use_available_cores()
     model = load_chosen(args.config, args.ckpt, args.device)

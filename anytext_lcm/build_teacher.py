@@ -16,7 +16,6 @@ other down on a busy machine), or on one GPU. The stages are in `anytext_lcm/tea
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -43,6 +42,15 @@ from anytext_lcm.teacher.recipe import CONFIG, Recipe, averaged, launch, save
 from anytext_lcm.teacher.writing import train_writing
 
 STAGES = ("data", "vae", "recogniser", "features", "diffusion", "reader", "writing", "export")
+_FEATURES = ("captions.json", "vae.pt", "recogniser.pt", "features.done")
+READS = {  # files of the work folder; export says itself what it lacks
+    "vae": ("captions.json",),
+    "features": ("captions.json", "vae.pt", "recogniser.pt"),
+    "diffusion": _FEATURES,
+    "reader": _FEATURES,
+    "writing": (*_FEATURES, "diffusion.pt", "reader.pt"),
+}
+MADE_BY = {"captions.json": "data", "features.done": "features"}  # the others are called after their stage
 
 
 def claim(work: Path, **asked: Any) -> dict[str, Any]:
@@ -61,6 +69,14 @@ def claim(work: Path, **asked: Any) -> dict[str, Any]:
                 f"{work} was begun with --{name} {before[name]}, not {value}; leave it out, or name another --work."
             )
     return before
+
+
+def check_inputs(stage: str, work: Path) -> None:
+    """Raises FileNotFoundError, naming the stage to run first, when what this one reads is not in the work folder."""
+    for name in READS.get(stage, ()):
+        if not (work / name).exists():
+            maker = MADE_BY.get(name, Path(name).stem)
+            raise FileNotFoundError(f"--stage {stage} reads {work / name}, which is not there; run {maker} first.")
 
 
 def start_from(checkpoint: Path, work: Path, recipe: Recipe) -> None:
@@ -119,6 +135,8 @@ def stage_export(work: Path, target: Path) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from anytext_lcm.pipeline import available_cores  # here, for each stage's processes import this module again
+
     parser = argparse.ArgumentParser(prog="python -m anytext_lcm.build_teacher", description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/teacher"), help="columns and checkpoints go here")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
@@ -130,7 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"another one gives other pictures; default: {Recipe.seed}, or as the work folder was begun")  # fmt: skip
     parser.add_argument("--vae_steps", type=int, default=Recipe.vae_steps)
     parser.add_argument("--writing_steps", type=int, default=Recipe.writing_steps)
-    parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else os.cpu_count())
+    parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else available_cores())
     parser.add_argument("--target", type=Path, default=Path("anytext_lcm/assets/teacher.safetensors"))
     parser.add_argument("--start_from", type=Path, help="weights that a new work folder goes on from")
     return parser
@@ -138,6 +156,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """The stages that were asked for. Raises ValueError or OSError."""
+    for name in ("processes", "pictures"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name} must be 1 or more, not {value}.")
     if args.start_from is not None and not args.start_from.is_file():
         raise FileNotFoundError(f"--start_from {args.start_from} does not exist.")
     args.work.mkdir(parents=True, exist_ok=True)
@@ -156,6 +177,7 @@ def run(args: argparse.Namespace) -> None:
         start_from(Path(begun["start_from"]), args.work, recipe)
     for stage in args.stage:
         began = time.monotonic()
+        check_inputs(stage, args.work)
         if stage == "data":
             stage_data(args.work, recipe, args.processes)
         elif stage == "vae":

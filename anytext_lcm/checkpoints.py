@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -87,11 +88,13 @@ class Ema:
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for key, parameter in self.parameters.items():
             parameter.copy_(values[key])
+        torch.clear_autocast_cache()  # it holds half-precision copies of what was there before
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """State of this process's global generators: Python, numpy, torch and the GPU. The run's own noise comes from
-    none of them, but a data set of one's own may draw from them.
+    none of them, but a data set of one's own may draw from them; one that works in processes of its own
+    (--num_workers) finds them begun anew for each batch.
     """
     version, words, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()
@@ -146,14 +149,19 @@ def fingerprint(model: nn.Module) -> str:
 # -- finding --------------------------------------------------------------------------------------------
 
 
-def checkpoints(output_dir: str | Path) -> dict[int, Path]:
-    """The complete checkpoints of a run by their step, rising. Sizes are compared, contents not: `defect` does."""
+def _numbered(output_dir: str | Path) -> dict[int, Path]:
+    """Whatever bears the name of a checkpoint, by its step, rising."""
     found = {}
     for path in Path(output_dir).glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
-        if number.isdigit() and defect(path, contents=False) is None:
+        if number.isdigit():
             found[int(number)] = path
     return dict(sorted(found.items()))
+
+
+def checkpoints(output_dir: str | Path) -> dict[int, Path]:
+    """The complete checkpoints of a run by their step, rising. Sizes are compared, contents not: `defect` does."""
+    return {step: path for step, path in _numbered(output_dir).items() if defect(path, contents=False) is None}
 
 
 def defect(directory: Path, contents: bool = True) -> str | None:
@@ -191,13 +199,13 @@ def find_resume(settings: TrainSettings) -> Path | None:
     existing = checkpoints(settings.output_dir)
     wanted = settings.resume_from_checkpoint
     if wanted == "latest":
-        for step in reversed(existing):
-            problem = defect(existing[step])
+        for path in reversed(_numbered(settings.output_dir).values()):
+            problem = defect(path)
             if problem is None:
-                return existing[step]
-            print(f"{existing[step]} is passed over: {problem}.", file=sys.stderr)
-        if not existing and any((Path(settings.output_dir) / "logs").rglob("events.out.tfevents.*")):
-            print(f"{settings.output_dir} was stopped before its first checkpoint; it starts anew.", file=sys.stderr)
+                return path
+            print(f"{path} is passed over: {problem}.", file=sys.stderr)
+        if not existing and begun(settings.output_dir):
+            print(f"{settings.output_dir} holds no complete checkpoint; it starts anew.", file=sys.stderr)
             return None
         raise FileNotFoundError(
             f"{settings.output_dir} holds no checkpoint to resume from; leave the flag out to start."
@@ -219,6 +227,15 @@ def _read_state(directory: Path) -> dict[str, Any]:
     return torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)
 
 
+def _lock_file(output_dir: str | Path) -> Path:
+    return Path(output_dir) / "logs" / "run.lock"
+
+
+def begun(output_dir: str | Path) -> bool:
+    """Whether a run was ever at work there: it makes its lock before anything else, and leaves it behind."""
+    return _lock_file(output_dir).exists()
+
+
 @contextmanager
 def owned(output_dir: str | Path) -> Iterator[None]:
     """Inside, the output directory is this run's alone, and swept of what a killed run left half-written.
@@ -226,7 +243,8 @@ def owned(output_dir: str | Path) -> Iterator[None]:
     Raises ValueError when another run is at work there, or nothing can be written.
     """
     folder = Path(output_dir)
-    lock = FileLock(check_writable(folder / "logs" / "run.lock") / "run.lock")
+    check_writable(_lock_file(folder))
+    lock = FileLock(_lock_file(folder))
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
@@ -263,7 +281,8 @@ def save_checkpoint(
     """Adapter and training state, complete or not at all; then older checkpoints beyond
     `settings.checkpoints_total_limit` go. Collective: every process has to call it.
 
-    The average, if there is one, is an adapter of its own in ema/. Raises ValueError on every process when it
+    The average, if there is one, is an adapter of its own in ema/. A damaged checkpoint of the same step is renamed, to
+    `checkpoint-N.damaged-` and a number. Raises ValueError on every process when it
     cannot be written; the checkpoints that were there stay.
     """
     randoms = gather_object([random_state(accelerator.device)])
@@ -307,6 +326,11 @@ def _write(
         "ema_updates": ema.updates if ema is not None else None,
         "random": randoms,
     }
+    if directory.exists() and (problem := defect(directory)) is not None:
+        # One that was passed over, or something else by that name: it is kept, and not in the way.
+        aside = directory.with_name(f"{directory.name}.damaged-{time.time_ns()}")
+        os.replace(directory, aside)
+        print(f"{directory} is now {aside.name}: {problem}.", file=sys.stderr)
     with whole_directory(directory, mark=STATE_FILE) as temporary:
         save_adapter(model, temporary, metadata)
         if ema is not None:

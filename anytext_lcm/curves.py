@@ -10,8 +10,9 @@ def read_curves(output_dir: str | Path) -> dict[str, tuple[list[int], list[float
     checkpoint is replaced by what the resumed one logged. Empty before anything is written.
     """
     points: dict[str, dict[int, float]] = {}
-    for file in sorted((Path(output_dir) / "logs").rglob("events.out.tfevents.*")):
-        log = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+    # A folder at a time: that the later file makes steps of the earlier one void, is seen where both are read in a row.
+    for folder in sorted({file.parent for file in (Path(output_dir) / "logs").rglob("events.out.tfevents.*")}):
+        log = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         for tag in log.Tags()["scalars"]:
             points.setdefault(tag, {}).update((event.step, event.value) for event in log.Scalars(tag))
     return {tag: (sorted(found), [found[step] for step in sorted(found)]) for tag, found in points.items()}

@@ -29,13 +29,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from anytext_lcm.checkpoints import (
     Ema,
     Progress,
     adapter_norm,
+    begun,
     find_resume,
     owned,
     restore,
@@ -223,7 +224,7 @@ def batch_generator(seed: int, rank: int, world: int, step: int) -> torch.Genera
 
 
 class _Order:
-    """`batch_indices` from one micro-batch to another, for a DataLoader."""
+    """(step, `batch_indices`) from one micro-batch to another, for a DataLoader over `_Batches`."""
 
     def __init__(self, start: int, stop: int, **arguments: int):
         self.start, self.stop, self.arguments = start, stop, arguments
@@ -231,8 +232,28 @@ class _Order:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (batch_indices(step=step, **self.arguments) for step in range(self.start, self.stop))
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        return ((step, batch_indices(step=step, **self.arguments)) for step in range(self.start, self.stop))
+
+
+class _Batches(Dataset):
+    """The items of a micro-batch at once. In a worker the global generators, from which a data set of one's own may
+    draw, begin each of them anew, as its place in the run decides: no checkpoint can ask a worker for their state.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, rank: int, world: int):
+        self.dataset, self.seed, self.rank, self.world = dataset, seed, rank, world
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, batch: tuple[int, list[int]]) -> list[Any]:
+        step, indices = batch
+        if get_worker_info() is not None:
+            place = step * self.world + self.rank
+            seed_random_state(seeded_generator(self.seed, place, 1 << 22).initial_seed())
+        together = getattr(self.dataset, "__getitems__", None)  # where it can, as torch asks it itself
+        return together(indices) if together else [self.dataset[i] for i in indices]
 
 
 def build_dataset(settings: TrainSettings) -> Dataset:
@@ -298,7 +319,8 @@ def run_distillation(
     place of the one that the settings name. on_sample(model, batch, settings, step) gives pictures and numbers for
     TensorBoard; beside it the settings' panel is read. Several nodes need an output_dir that all of them see.
     Raises ValueError or FileNotFoundError for what the settings ask and cannot be, FloatingPointError when too many
-    updates in a row are not finite. Of several processes the first to fail says why on stderr.
+    updates in a row are not finite. Of several processes the first to fail says why on stderr, before they have met
+    the first of each node.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
@@ -316,12 +338,23 @@ def run_distillation(
     except Exception as error:
         if world > 1 and _fails_first(rank):
             known = isinstance(error, ValueError | FileNotFoundError | FloatingPointError)
-            sys.stderr.write(f"error: {error}\n" if known else f"[rank {rank}] {traceback.format_exc()}")
+            sys.stderr.write(f"error: {in_words(error)}\n" if known else f"[rank {rank}] {traceback.format_exc()}")
         raise
     finally:
         if alone:  # so that a notebook can start the next run with another precision
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
+
+
+def in_words(error: Exception) -> str:
+    """What an error says; of one in a process that prepares batches, which torch wraps in its traceback, the last line
+    without the name of its class.
+    """
+    said = str(error)
+    if " in DataLoader worker process " not in said:
+        return said
+    last = said.strip().splitlines()[-1]
+    return last.partition(": ")[2] or last
 
 
 def await_younger_siblings(place: int, count: int, limit: float = 60.0) -> None:
@@ -346,10 +379,10 @@ def await_younger_siblings(place: int, count: int, limit: float = 60.0) -> None:
 def _fails_first(rank: int) -> bool:
     """Whether this process is the first of the run to fail: it knows the cause, the others have lost a partner.
 
-    Before the processes have met, they fail over the settings, all alike.
+    Before the processes have met, those of a node fail over the same settings and files, so its first one speaks.
     """
     if not torch.distributed.is_initialized():
-        return rank == 0
+        return rank == 0 or os.environ.get("LOCAL_RANK", "0") == "0"
     try:  # the store has no public name; it counts for all processes, on all nodes
         return torch.distributed.distributed_c10d._get_default_store().add("failures", 1) == 1
     except Exception:  # the process that kept the store is gone, so this one was not the first
@@ -421,6 +454,8 @@ def _run(settings: TrainSettings, on_sample: OnSample | None, dataset: Dataset |
         resume, problem = None, None
         if accelerator.is_main_process:  # one process looks, so that all see the same
             try:
+                if not begun(settings.output_dir):
+                    find_resume(settings)  # a mistyped folder is refused before anything is made in it
                 held.enter_context(owned(settings.output_dir))
                 resume = find_resume(settings)
             except (ValueError, OSError) as error:
@@ -568,7 +603,7 @@ def _train(
         else {},
     )
     loader = DataLoader(
-        dataset,
+        _Batches(dataset, settings.seed, rank, world),
         batch_sampler=_Order(
             progress.step * accumulation,
             settings.max_train_steps * accumulation,
@@ -594,8 +629,17 @@ def _train(
         panel = PanelReader(settings)
 
     def look(step: int) -> dict[str, np.ndarray | float]:
-        pictures = dict(on_sample(model, first, settings, step)) if drawing else {}
-        return pictures | (panel(model) if panel is not None else {})
+        """Pictures and scores by tag; none, and a sentence, when they cannot be drawn after training has begun: an
+        adapter whose pictures are not numbers may recover, and the steps it took shall be saved.
+        """
+        try:
+            pictures = dict(on_sample(model, first, settings, step)) if drawing else {}
+            return pictures | (panel(model) if panel is not None else {})
+        except ValueError as error:
+            if not step:
+                raise
+            tqdm.write(f"No sample pictures at step {step}: {error}")
+            return {}
 
     def show(step: int) -> None:
         """Pictures and scores of this moment to TensorBoard; all processes learn the best step. Collective."""

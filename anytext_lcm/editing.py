@@ -3,29 +3,52 @@
 Imports numpy, cv2 and Pillow. Nothing here knows the networks: what comes out goes into `pipeline.Prompt`.
 """
 
+import struct
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 SPECK = 16  # pixels: a smaller region of a mask is a slip of the pen
 ORDERS = ("down", "right")
+BRIGHT = 127  # of 255: what is darker in a mask is the noise of JPEG, or a soft edge
+STEEPEST = 90  # degrees: glyphs of a line that is turned further are those of the line turned by 180 less
 
 
 def turned_box(left: float, top: float, right: float, bottom: float, angle: float = 0.0) -> np.ndarray:
     """The four corners (4, 2) int of a box turned clockwise by `angle` degrees about its middle, from where its text
-    starts. Raises ValueError for an empty box or an angle that is no number.
+    starts. Raises ValueError for an empty box or an angle outside -90..90.
     """
     if left >= right or top >= bottom:
         raise ValueError(f"The box {left:g},{top:g},{right:g},{bottom:g} is empty: give LEFT,TOP,RIGHT,BOTTOM.")
-    if not abs(angle) <= 360:  # also catches nan
-        raise ValueError(f"The angle must lie in -360..360 degrees, not {angle:g}.")
+    if not abs(angle) <= STEEPEST:  # also catches nan
+        raise ValueError(
+            f"The angle must lie in -{STEEPEST}..{STEEPEST} degrees, not {angle:g}: no text stands on its head, and "
+            "letters of a line that is almost upright stand below each other."
+        )
     middle = np.array([left + right, top + bottom]) / 2
     corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]]) - middle
     turn = np.deg2rad(angle)  # y points down, so this way round is clockwise on the screen
     turned = corners @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     return np.rint(turned + middle).astype(int)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """A picture as viewers show it: turned as its EXIF says, where that can be read. Raises as Pillow does."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except (struct.error, SyntaxError):  # a broken EXIF spoils no pixels; where these are, whoever reads them says so
+        return picture
+
+
+def mask_levels(picture: Image.Image) -> np.ndarray:
+    """A drawn mask -> how bright each pixel is, (H, W) uint8: its strongest channel, before black where the picture is
+    transparent. Above `BRIGHT` is where text goes.
+    """
+    drawn = picture.convert("RGBA")
+    black = Image.new("RGBA", drawn.size, "black")
+    return np.array(Image.alpha_composite(black, drawn).convert("RGB")).max(axis=2)
 
 
 def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -76,6 +76,7 @@ def write_latents(
             if progress is not None:
                 progress(len(found))
         moments.flush()
+        del moments  # Windows renames no folder with a mapped file in it
         np.save(temporary / PICTURES, checksums)
         about = {"autoencoder": fingerprint(model.first_stage_model), "pictures": len(dataset)}
         (temporary / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -88,6 +89,14 @@ class WithLatents(Dataset):
     def __init__(self, dataset: Dataset, moments: np.ndarray, checksums: np.ndarray, folder: Path):
         self.dataset, self.moments, self.checksums, self.folder = dataset, moments, checksums, folder
         self.redraws = getattr(dataset, "redraws", False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the latents: pickled, they would be copied into every worker that is spawned."""
+        return {name: value for name, value in vars(self).items() if name != "moments"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.moments = np.load(self.folder / MOMENTS, mmap_mode="r")
 
     def __len__(self) -> int:
         return len(self.dataset)

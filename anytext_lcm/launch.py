@@ -19,6 +19,8 @@ from accelerate import notebook_launcher
 
 from anytext_lcm.distill import run_distillation
 
+_cpu_is_ours = False  # whether ACCELERATE_USE_CPU stands in the environment because `launch_options` put it there
+
 
 def launch_options(processes: int) -> dict[str, Any]:
     """The arguments to give `notebook_launcher` beside the function, its arguments and num_processes; settles in the
@@ -34,8 +36,13 @@ def launch_options(processes: int) -> dict[str, Any]:
             "This process has used CUDA already, and CUDA does not survive a fork: restart the kernel and launch "
             "before anything goes to the GPU, or launch from a shell with accelerate launch -m anytext_lcm.train."
         )
+    global _cpu_is_ours
     if torch.cuda.device_count() < processes:  # asks the driver, which leaves CUDA untouched
+        _cpu_is_ours = _cpu_is_ours or "ACCELERATE_USE_CPU" not in os.environ
         os.environ["ACCELERATE_USE_CPU"] = "1"  # else each process would train for itself
+    elif _cpu_is_ours:  # of an earlier launch with more processes; what the user set stays
+        os.environ.pop("ACCELERATE_USE_CPU", None)
+        _cpu_is_ours = False
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     return {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0"}

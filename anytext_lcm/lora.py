@@ -21,6 +21,7 @@ from anytext_lcm.outputs import whole_directory, whole_file
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _NAME = "default"  # PEFT's name for the only adapter
 _PREFIX = "base_model.model."  # in front of every key that PEFT writes and reads
+_TRAINED = ("model.diffusion_model.", "control_model.")  # the loss reaches nothing else
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 # -- targets --------------------------------------------------------------------------------------------
@@ -120,8 +121,8 @@ def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> l
     `find_targets`. The groups "unet_rest" (`find_unet_rest`) and "unet_decoder" (`find_unet_decoder`) have to be named.
 
     What ends in .txt is a file with one target a line, as `python -m anytext_lcm.inspect_modules` writes it.
-    Raises ValueError for a file that cannot be read, and for a name that is neither group nor module, which
-    PEFT would pass over without a word as long as another one fits.
+    Raises ValueError for a file that cannot be read, for a module outside UNet and WriteNet, and for a name that is
+    neither group nor module, which PEFT would pass over without a word as long as another one fits.
     """
     groups = find_targets(model)
     defaults = tuple(groups)
@@ -143,6 +144,10 @@ def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> l
         if not isinstance(module, nn.Linear | nn.Conv2d):
             raise ValueError(
                 f"LoRA target {target!r} is a {type(module).__name__}; only Linear and Conv2d can be adapted."
+            )
+        if not target.startswith(_TRAINED):
+            raise ValueError(
+                f"LoRA target {target!r} would get no gradient; name one under {' or '.join(_TRAINED)}"
             )
         chosen.add(target)
     if not chosen:
@@ -234,7 +239,8 @@ def adapter_merged(model: nn.Module) -> Iterator[nn.Module]:
     try:
         with torch.no_grad(), adapter_off(model):
             for layer, weight in zip(layers, weights, strict=True):
-                weight.data = (weight.float() + layer.get_delta_weight(_NAME)).to(weight.dtype)
+                with torch.autocast(weight.device.type, enabled=False):  # it would round the product to half precision
+                    weight.data = (weight.float() + layer.get_delta_weight(_NAME)).to(weight.dtype)
             yield model
     finally:
         for weight, data in zip(weights, before, strict=True):

@@ -200,8 +200,13 @@ def estimate(
     """GiB on each GPU by part, "total" last. latents: they are precomputed, so no picture is encoded; kernel: as in
     `saved_bytes`.
 
-    Raises ValueError or FileNotFoundError for a configuration, rank, target or kernel that cannot be.
+    Raises ValueError or FileNotFoundError for a configuration, batch, side, rank, target or kernel that cannot be.
     """
+    if batch_size < 1:
+        raise ValueError(f"The batch must hold at least one picture, not {batch_size}.")
+    unit = 8 * 2 ** (len(OmegaConf.load(config).model.params.unet_config.params.channel_mult) - 1)
+    if image_size is not None and (image_size < 1 or image_size % unit):
+        raise ValueError(f"The pictures' side must be a positive multiple of {unit} pixels, not {image_size}.")
     targets = None if targets is None else tuple(targets)
     found = _count(str(config), rank, targets, precision, gradient_checkpointing, image_size, kernel)
     weights = 4 * found["adapter"]  # fp32 whatever the network is in

@@ -72,7 +72,8 @@ def whole_directory(path: str | Path, mark: str = "report.json") -> Iterator[Pat
         yield temporary
         if path.exists():
             former = fresh()
-            os.replace(path, former)  # an empty folder may be replaced by another
+            former.rmdir()  # its name alone is wanted: Windows replaces no folder, not even an empty one
+            os.replace(path, former)
         try:
             os.replace(temporary, path)
         except OSError:

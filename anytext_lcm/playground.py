@@ -16,7 +16,7 @@ from PIL import Image
 from anytext_lcm.data.batch import Line
 from anytext_lcm.data.fonts import PLAIN_FONT
 from anytext_lcm.data.mock import COLORS
-from anytext_lcm.editing import fit_picture, paste_back, turned_box
+from anytext_lcm.editing import fit_picture, paste_back, turned_box, upright
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.pipeline import Defaults, Method, Prompt, draw, prepare, prompts_to_batch
 
@@ -32,8 +32,8 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Wish:
-    """A line of text, its box in pixels, how far it is turned (degrees clockwise) and its colour: "any", a name of
-    `data.mock.COLORS`, or #rrggbb.
+    """A line of text, its box in pixels, how far it is turned (-90..90 degrees clockwise) and its colour: "any", a name
+    of `data.mock.COLORS`, or #rrggbb.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Wish:
     color: str = ANY
 
     def line(self) -> Line:
-        """Raises ValueError for an empty box and an unknown colour."""
+        """Raises ValueError for an empty box, an angle beyond 90 degrees and an unknown colour."""
         return Line(self.text, turned_box(self.left, self.top, self.right, self.bottom, self.angle), self.rgb())
 
     def rgb(self) -> tuple[int, int, int] | None:
@@ -167,10 +167,10 @@ def png(image: np.ndarray, scale: int = 1) -> bytes:
 
 
 def read_upload(content: bytes) -> np.ndarray:
-    """The bytes of a picture file as (H, W, 3) uint8. Raises ValueError when they are none."""
+    """The bytes of a picture file as (H, W, 3) uint8, turned as its EXIF says. Raises ValueError when they are none."""
     try:
         with Image.open(BytesIO(bytes(content))) as picture:
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(upright(picture).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"The file is no picture that can be read ({error}).") from error
 

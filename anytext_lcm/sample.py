@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,22 @@ from anytext_lcm import __version__
 from anytext_lcm.data.batch import Line
 from anytext_lcm.data.fonts import PLAIN_FONT, font_path
 from anytext_lcm.data.mock import COLORS
-from anytext_lcm.editing import ORDERS, boxes_of_mask, fit_picture, paste_back, turned_box
+from anytext_lcm.editing import (
+    BRIGHT,
+    ORDERS,
+    STEEPEST,
+    boxes_of_mask,
+    fit_picture,
+    mask_levels,
+    paste_back,
+    turned_box,
+    upright,
+)
 from anytext_lcm.exchange import Part, load_parts, parse_part
 from anytext_lcm.outputs import check_writable, whole_file
 from anytext_lcm.pipeline import (
     EMBEDDED_CONFIG,
+    Defaults,
     Method,
     Prompt,
     defaults_for,
@@ -52,8 +63,8 @@ def parse_colour(text: str) -> tuple[int, int, int]:
 
 
 def parse_line(text: str, hint_font: str | None = None, polygon: np.ndarray | None = None) -> Line:
-    """TEXT@LEFT,TOP,RIGHT,BOTTOM or TEXT@X,Y,X,Y,X,Y,..., in pixels, maybe with /ANGLE (degrees clockwise, of a box)
-    and #COLOUR -> Line.
+    """TEXT@LEFT,TOP,RIGHT,BOTTOM or TEXT@X,Y,X,Y,X,Y,..., in pixels, maybe with /ANGLE (-90..90 degrees clockwise,
+    of a box) and #COLOUR -> Line.
 
     TEXT may hold @, / and #. With a polygon (4, 2), from a mask, TEXT or TEXT#COLOUR is enough; there a # belongs to
     the text unless a colour follows it. Raises ValueError.
@@ -88,15 +99,25 @@ def parse_line(text: str, hint_font: str | None = None, polygon: np.ndarray | No
     return Line(words, box, parse_colour(colour) if colour else None, hint_font)
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """A picture file as (H, W, 3) uint8 RGB. Raises FileNotFoundError or ValueError."""
+def _read(path: str | Path, take: Callable[[Image.Image], Any]) -> np.ndarray:
+    """What `take` makes of a picture file, turned as its EXIF says. Raises FileNotFoundError or ValueError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"Picture {path} does not exist.")
     try:
         with Image.open(path) as picture:
-            return np.array(picture.convert("RGB"))
+            return np.array(take(upright(picture)))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"Picture {path} cannot be read ({error}).") from error
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """A picture file as (H, W, 3) uint8 RGB, turned as its EXIF says. Raises FileNotFoundError or ValueError."""
+    return _read(path, lambda picture: picture.convert("RGB"))
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """The file of a mask as (H, W) uint8, see `mask_levels`. Raises FileNotFoundError or ValueError."""
+    return _read(path, mask_levels)
 
 
 # -- settings in a picture ------------------------------------------------------------------------------
@@ -167,7 +188,8 @@ def build_parser() -> argparse.ArgumentParser:
         "instead of --prompt and --line; files get the entry's number")  # fmt: skip
     add("--line", action="append", metavar="TEXT@BOX/ANGLE#COLOUR",
         help="a line of text, its box LEFT,TOP,RIGHT,BOTTOM (or a polygon's X,Y,X,Y,...) in pixels, maybe the degrees "
-        "it is turned clockwise and its colour; once for each line")  # fmt: skip
+        f"it is turned clockwise (-{STEEPEST} to {STEEPEST}; letters of steep lines stand below each other) and its "
+        "colour; once for each line")  # fmt: skip
     add("--max_lines", type=int, help="lines at most; default: what the network was trained with")
     add("--adapter", default="shipped", metavar="DIR|shipped|none",
         help="the student's adapter; none draws with the teacher (default: %(default)s)")  # fmt: skip
@@ -191,11 +213,14 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: %(default)s)")  # fmt: skip
     add("--image", help="picture to edit: the lines are written into it; without it all is drawn")
     add("--fit", action="store_true", help="scale and crop the picture to edit, and the mask, to the size asked for")
-    add("--mask", help="picture that is not black where the lines go, one region a line; lines are TEXT or TEXT#COLOUR")
+    add("--mask",
+        help=f"picture that is bright where the lines go (a channel above {BRIGHT} of 255; transparent counts as "
+        "black), one region a line; lines are TEXT or TEXT#COLOUR")  # fmt: skip
     add("--mask_order", choices=ORDERS, default=ORDERS[0], help="in which lines take regions (default: %(default)s)")
     add("--paste_back", action="store_true", help="keep the edited picture's own pixels away from the lines")
-    add("--width", type=int, help="in pixels, best a multiple of 64; default: what the network was made for")
-    add("--height", type=int)
+    add("--width", type=int,
+        help="in pixels, at full size a multiple of 64; default: what the network was made for")  # fmt: skip
+    add("--height", type=int, help="likewise")
     add("--font", default=PLAIN_FONT, help="file or matplotlib font that tells the letters' shapes")
     add("--font_hint", metavar="FONT", help="font the text should look like; default: any")
     add("--output", default="sample.png", help="a PNG carries all settings in its text (default: %(default)s)")
@@ -208,20 +233,20 @@ def build_parser() -> argparse.ArgumentParser:
 def _prompt(args: argparse.Namespace, size: tuple[int, int]) -> Prompt:
     """The wish in the arguments, checked as far as it can be without a network."""
     image = None if args.image is None else read_picture(args.image)
-    mask = None if args.mask is None else read_picture(args.mask).max(axis=2)
+    mask = None if args.mask is None else read_mask(args.mask)
     if image is None and args.paste_back:
         raise ValueError("There is nothing to paste back into: name the picture to edit with --image.")
     if image is not None and args.fit:
         image = fit_picture(image, size)
     if mask is not None and args.fit:
-        mask = fit_picture(np.repeat(mask[..., None], 3, axis=2), size)[..., 0] > 127
+        mask = fit_picture(np.repeat(mask[..., None], 3, axis=2), size)[..., 0]
     if mask is not None and mask.shape != size:
         raise ValueError(
             f"The mask is {mask.shape[1]} x {mask.shape[0]} pixels and the picture {size[1]} x {size[0]}: "
             "make them alike or say --fit."
         )
     texts = args.line or ()
-    boxes = [None] * len(texts) if mask is None else boxes_of_mask(mask, len(texts), args.mask_order)
+    boxes = [None] * len(texts) if mask is None else boxes_of_mask(mask > BRIGHT, len(texts), args.mask_order)
     lines = [parse_line(text, args.font_hint, box) for text, box in zip(texts, boxes, strict=True)]
     return Prompt(args.prompt, tuple(lines), image)
 
@@ -273,9 +298,7 @@ def _jobs(args: argparse.Namespace, size: tuple[int, int]) -> list[tuple[Prompt,
 
 def run(args: argparse.Namespace) -> list[Path]:
     """Checks everything that can be checked before the weights are loaded, then draws and writes."""
-    defaults = defaults_for(args.config)
-    height, width = args.height or defaults.size[0], args.width or defaults.size[1]
-    defaults = replace(defaults, size=(height, width), max_lines=args.max_lines or defaults.max_lines)
+    defaults = _asked(args, defaults_for(args.config))
     adapter = resolve_adapter(args.adapter)
     if adapter is None and (args.mix or args.adapter_scale != 1.0):
         raise ValueError("The teacher is drawn without adapters: name one, or drop --mix and --adapter_scale.")
@@ -313,6 +336,21 @@ def run(args: argparse.Namespace) -> list[Path]:
         settings = describe(prompt, method, seed, defaults.size, defaults.negative_prompt, **more)
         save_picture(path, picture, settings)
     return [path for _, _, path in jobs]
+
+
+def _asked(args: argparse.Namespace, defaults: Defaults) -> Defaults:
+    """The defaults with size and lines as they were asked for. Raises ValueError for what the network cannot draw."""
+    height, width = defaults.size
+    for name, side in (("width", args.width), ("height", args.height)):
+        if side is not None and (side < 1 or side % defaults.multiple):
+            raise ValueError(f"--{name} must be a multiple of {defaults.multiple} pixels for this network, not {side}.")
+    if args.max_lines is not None and args.max_lines < 1:
+        raise ValueError(f"--max_lines must be 1 or more, not {args.max_lines}.")
+    return replace(
+        defaults,
+        size=(height if args.height is None else args.height, width if args.width is None else args.width),
+        max_lines=defaults.max_lines if args.max_lines is None else args.max_lines,
+    )
 
 
 def _method(args: argparse.Namespace, adapter: Path | None, teacher_guidance: float) -> Method:

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from anytext_lcm import memory
-from anytext_lcm.distill import run_distillation
+from anytext_lcm.distill import in_words, run_distillation
 from anytext_lcm.pipeline import defaults_for
 from anytext_lcm.settings import TrainSettings, add_flags, collect
 
@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         last = run_distillation(settings)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # of several processes one has said it already
-            print(f"error: {error}", file=sys.stderr)
+        if estimating or int(os.environ.get("WORLD_SIZE", 1)) == 1:  # of several processes one has said it already
+            print(f"error: {in_words(error)}", file=sys.stderr)
         return 2
     if os.environ.get("RANK", "0") == "0":  # one line, however many processes were launched
         print(f"The adapter is in {last}")

@@ -234,6 +234,19 @@ def test_a_thousand_damaged_records_stop_nothing_and_each_is_named(tmp_path):
     assert len(counted) == len(MUTATIONS) and len(dataset) == 2000 - counted["no object"]
 
 
+def test_a_last_line_without_room_leaves_its_slot_empty(tmp_path):
+    Image.new("RGB", (512, 512)).save(tmp_path / "ok.png")
+    lines = [
+        {"polygon": [[10, 10], [300, 10], [300, 90], [10, 90]], "text": "HELLO"},
+        {"polygon": [[10, 200], [310, 200], [310, 201], [10, 201]], "text": "flat"},
+    ]
+    record = {"img_name": "ok.png", "caption": "a wall", "annotations": lines}
+    (tmp_path / "data.json").write_text(json.dumps({"data_root": ".", "data_list": [record]}))
+    item = AnyWordDataset(tmp_path / "data.json", rules=ReadingRules())[0]
+    assert item["texts"] == ["HELLO"] and ", glyph: " in item["problems"][0]
+    validate(expand(collate([item])))
+
+
 def test_strict_stops_at_the_first(tmp_path):
     for name, (kind, damage) in MUTATIONS.items():
         folder = tmp_path / name.replace(" ", "_")

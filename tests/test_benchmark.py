@@ -10,7 +10,7 @@ from PIL import Image
 
 from anytext_lcm import benchmark, judge
 from anytext_lcm.benchmark import make_batch, polygons_of, read_tasks
-from anytext_lcm.lora import attach, save_adapter
+from anytext_lcm.lora import adapter_state, attach, save_adapter
 
 
 def square(left, top, width=400, height=120):
@@ -143,10 +143,76 @@ def test_the_whole_way(command, tmp_path, capsys):
     assert "other settings" in capsys.readouterr().err
 
 
+def written(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "report.json"}
+
+
+def test_another_set_of_the_same_name_is_not_scored_by_the_first_ones_pictures(command, data, tmp_path, capsys):
+    assert benchmark.main([*command, "--samples", "1"]) == 0
+    before = written(tmp_path / "out")
+    other = tmp_path / "wukong_word" / data.name
+    other.parent.mkdir()
+    other.write_text(data.read_text().replace("HELLO", "WORLD"))
+    capsys.readouterr()
+    assert benchmark.main([*command, "--samples", "1", "--data", str(other)]) == 2
+    error = capsys.readouterr().err
+    assert "other settings (data)" in error and error.count("\n") == 1 and written(tmp_path / "out") == before
+    same = tmp_path / "copy.json"
+    same.write_bytes(data.read_bytes())
+    assert benchmark.main([*command, "--samples", "1", "--data", str(same)]) == 0
+    assert written(tmp_path / "out") == before
+
+
+def test_an_adapter_replaced_in_its_place_counts_as_another(command, tmp_path, capsys, monkeypatch):
+    assert benchmark.main([*command, "--samples", "1"]) == 0
+    before = written(tmp_path / "out")
+    trained = attach(micro_network(), 2, 2)
+    for parameter in adapter_state(trained).values():
+        parameter.data += 0.1
+    save_adapter(trained, tmp_path / "adapter")
+    capsys.readouterr()
+    assert benchmark.main([*command, "--samples", "1"]) == 2
+    assert "student-1 holds pictures of other settings (adapter)" in capsys.readouterr().err
+    # A folder of another method that would come first is not begun either.
+    assert benchmark.main([*command, "--samples", "1", "--methods", "untrained-1", "student-1"]) == 2
+    assert written(tmp_path / "out") == before
+    # The teacher's pictures do not depend on it: nothing is drawn again.
+    monkeypatch.setattr(benchmark, "draw", None)
+    assert benchmark.main([*command, "--samples", "1", "--methods", "teacher-2"]) == 0
+    assert benchmark.main([*command, "--samples", "1", "--methods", "teacher-2", "--adapter", "none"]) == 0
+    assert written(tmp_path / "out") == before
+
+
+def test_checkpoints_are_told_apart_by_their_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "END", 4)
+    (tmp_path / "a").write_bytes(b"abcd" + bytes(20) + b"wxyz")
+    found = benchmark.content_of(tmp_path / "a", ends=True)
+    for content in (b"Abcd" + bytes(20) + b"wxyz", b"abcd" + bytes(20) + b"wxyZ", b"abcd" + bytes(19) + b"wxyz"):
+        (tmp_path / "b").write_bytes(content)
+        assert benchmark.content_of(tmp_path / "b", ends=True) != found
+    (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes())
+    assert benchmark.content_of(tmp_path / "b", ends=True) == found and found.startswith("28 bytes")
+    (tmp_path / "b").write_bytes(b"abcd" + bytes(19) + b"\1wxyz")
+    assert benchmark.content_of(tmp_path / "b") != benchmark.content_of(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="check its name"):
+        benchmark.content_of(tmp_path / "c")
+
+
+def test_a_note_that_cannot_be_read(command, tmp_path, capsys):
+    note = tmp_path / "out" / "teacher-2" / "settings.json"
+    note.parent.mkdir(parents=True)
+    for text in ("{", "[]", "{}"):
+        note.write_text(text)
+        assert benchmark.main(command) == 2
+        error = capsys.readouterr().err
+        assert "does not say what its pictures were drawn from" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--data", "nowhere.json"], "nowhere.json"),
+        (["--ckpt", "nowhere.ckpt"], "nowhere.ckpt"),
         (["--adapter", "none"], "no student without"),
         (["--methods", "euler-4"], "unknown"),
         (["--samples", "0"], "--samples"),

@@ -35,6 +35,9 @@ TINY_RECIPE = Recipe(
         (["--start_from", __file__], "was begun with --start_from None"),
         (["--start_from", "nowhere.safetensors"], "--start_from nowhere.safetensors does not exist"),
         (["--stage", "export"], "holds neither writing.pt nor diffusion.pt"),
+        (["--stage", "vae"], "captions.json, which is not there; run data first"),
+        (["--processes", "0"], "--processes must be 1 or more, not 0"),
+        (["--pictures", "0"], "--pictures must be 1 or more, not 0"),
     ],
 )
 def test_what_a_work_folder_was_begun_with_stays(words, said, tmp_path, capsys):
@@ -47,6 +50,23 @@ def test_what_a_work_folder_was_begun_with_stays(words, said, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and said in printed and printed.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["begun_with.json"]
+
+
+def test_a_stage_says_which_one_has_to_run_first(tmp_path, capsys):
+    steps = ("captions.json", "data"), ("vae.pt", "vae"), ("recogniser.pt", "recogniser"), ("features.done", "features")
+    for stage, further in (("diffusion", ()), ("writing", (("diffusion.pt", "diffusion"), ("reader.pt", "reader")))):
+        work = tmp_path / stage
+        for name, maker in steps + further:
+            assert build_teacher.main(["--work", str(work), "--stage", stage]) == 2
+            said = capsys.readouterr().err
+            assert said == f"error: --stage {stage} reads {work / name}, which is not there; run {maker} first.\n"
+            (work / name).touch()
+
+
+def test_processes_are_as_many_as_there_are_cores_to_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("anytext_lcm.pipeline.available_cores", lambda: 3)
+    assert build_teacher.build_parser().parse_args([]).processes == 3
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12)])

@@ -485,6 +485,13 @@ def test_records_on_disk_train_and_resume_exactly(teacher, tmp_path, capsys):
         assert torch.equal(weights(resumed)[key], value), key
     with pytest.raises(ValueError, match="record 4, picture"):
         run_distillation(options(teacher, tmp_path / "three", **named, strict=True))
+    strict = ["--config", str(teacher / "micro.yaml"), "--teacher_ckpt", str(teacher / "micro.safetensors"),
+              "--output_dir", str(tmp_path / "three"), "--data_list", str(tmp_path / "data.json"), "--strict",
+              "--num_workers", "1", "--sample_steps", "0", "--no-progress", "--lora_rank", "1"]  # fmt: skip
+    capsys.readouterr()
+    assert train.main(strict) == 2  # what a worker says is one sentence too
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ") and "record 4, picture" in said and "\n" not in said and "Bad" not in said
     with pytest.raises(ValueError, match="Both data sets were named"):
         run_distillation(options(teacher, tmp_path / "four", data_list=("a.json",)))
     with pytest.raises(ValueError, match="No data set was named; pass --use_mock_dataset or --data_list"):

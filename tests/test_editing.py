@@ -1,21 +1,60 @@
 """Boxes that are turned, masks with several regions, pixels that stay."""
 
+import struct
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
-from anytext_lcm.editing import boxes_of_mask, fit_picture, paste_back, turned_box
+from anytext_lcm.editing import boxes_of_mask, fit_picture, mask_levels, paste_back, turned_box, upright
 
 
 def test_a_turned_box():
     assert turned_box(10, 20, 50, 40).tolist() == [[10, 20], [50, 20], [50, 40], [10, 40]]
-    assert turned_box(10, 20, 50, 40, 180).tolist() == [[50, 40], [10, 40], [10, 20], [50, 20]]
+    assert turned_box(10, 20, 50, 40, 90).tolist() == [[40, 10], [40, 50], [20, 50], [20, 10]]
     clockwise = turned_box(10, 20, 50, 40, 10)
     assert clockwise[1, 1] > clockwise[0, 1]  # the text goes downhill
     assert np.allclose(clockwise.mean(axis=0), [30, 30], atol=1)
-    for box in ((10, 20, 10, 40, 0), (10, 40, 50, 20, 0), (0, 0, 9, 9, float("nan")), (0, 0, 9, 9, 400)):
+    for box in ((10, 20, 10, 40, 0), (10, 40, 50, 20, 0), (0, 0, 9, 9, float("nan")), (0, 0, 9, 9, -400)):
         with pytest.raises(ValueError):
             turned_box(*box)
+
+
+@pytest.mark.parametrize("angle", [180, -180, 90.5, -91, 360])
+def test_a_line_that_would_stand_on_its_head_is_refused(angle):
+    """Its glyph would be that of the line turned by 180 degrees less, bit for bit."""
+    with pytest.raises(ValueError, match=r"-90..90 degrees, not .* below each other"):
+        turned_box(10, 20, 110, 40, angle)
+
+
+def test_a_mask_is_bright_and_not_transparent():
+    seen = Image.new("RGBA", (4, 1), "white")
+    for x, pixel in enumerate([(255, 255, 255, 0), (255, 255, 255, 255), (0, 0, 0, 255), (255, 0, 0, 200)]):
+        seen.putpixel((x, 0), pixel)
+    assert mask_levels(seen).tolist() == [[0, 255, 0, 200]]
+    assert mask_levels(seen.convert("RGB")).tolist() == [[255, 255, 0, 255]]
+    for mode in ("1", "L", "LA", "P", "CMYK"):
+        assert mask_levels(Image.new("L", (2, 3), 255).convert(mode)).tolist() == [[255, 255]] * 3, mode
+
+
+def test_pictures_are_turned_as_their_exif_says(tmp_path):
+    picture, exif = Image.new("RGB", (30, 20), "red"), Image.Exif()
+    picture.paste("blue", (0, 0, 30, 8))
+    for orientation in (1, 6):
+        exif[0x0112] = orientation
+        picture.save(tmp_path / f"{orientation}.png", exif=exif)
+    assert np.array_equal(upright(Image.open(tmp_path / "1.png")), picture)
+    assert np.array_equal(upright(Image.open(tmp_path / "6.png")), np.rot90(picture, -1))
+
+
+@pytest.mark.parametrize("error", [struct.error, SyntaxError])
+def test_a_broken_exif_spoils_no_picture(error, monkeypatch):
+    def fail(picture):
+        raise error("not a TIFF file")
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    assert upright(Image.new("RGB", (3, 2))).size == (3, 2)
 
 
 def test_pictures_are_scaled_to_cover_and_cropped():

@@ -1,7 +1,10 @@
 """Latents on disk: the same training without the autoencoder, and never those of other pictures."""
 
 import json
+import os
+import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +45,27 @@ def test_a_step_with_stored_latents_is_the_step(stored):
     assert parts[1].start_timesteps.tolist() == parts[0].start_timesteps.tolist()
     batches[1].pop("img")  # nobody looks at it
     DistillStep(model)(batches[1], seeded_generator(4)).loss.backward()
+
+
+def test_pickled_they_stay_on_disk(stored):
+    """A worker that is spawned gets the data set pickled."""
+    dataset = with_latents(pictures(), stored, micro_network())
+    sent = pickle.dumps(dataset)
+    assert len(sent) < (stored / "moments.npy").stat().st_size
+    assert np.array_equal(pickle.loads(sent)[1]["latent_moments"], dataset[1]["latent_moments"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at mapped files through /proc")
+def test_nothing_is_mapped_when_the_folder_gets_its_name(tmp_path, monkeypatch):
+    real, mapped = os.replace, []
+
+    def replace(source, target):
+        mapped.append(f"{source}/moments.npy" in Path("/proc/self/maps").read_text())
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write_latents(tmp_path / "latents", pictures(), micro_network())
+    assert mapped == [False]
 
 
 def test_epochs_that_redraw_share_the_latents_of_a_picture(stored):

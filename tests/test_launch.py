@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch):
+    monkeypatch.setattr(launch, "_cpu_is_ours", False)
     for name in ("ACCELERATE_USE_CPU", "GLOO_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -31,8 +32,15 @@ def test_options(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert launch.launch_options(3) == {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0"}
     assert "ACCELERATE_USE_CPU" not in os.environ
-    launch.launch_options(4)
-    assert os.environ["ACCELERATE_USE_CPU"] == "1"
+    for _ in range(2):
+        launch.launch_options(4)
+        assert os.environ["ACCELERATE_USE_CPU"] == "1"
+    launch.launch_options(3)
+    assert "ACCELERATE_USE_CPU" not in os.environ
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")  # a wish of the user's
+    for processes in (3, 4, 3):
+        launch.launch_options(processes)
+        assert os.environ["ACCELERATE_USE_CPU"] == "1"
 
 
 def test_what_cannot_be_launched(monkeypatch):

@@ -24,6 +24,9 @@ GROUPS = {  # ours -> the reference list's
 }
 
 
+MLP = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1"
+
+
 def stir(model, seed=1):
     """Gives the adapter something to say: B starts at zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -121,6 +124,9 @@ def test_a_choice_of_targets():
         ({"targets": ["zero_convs", "unet_atention"]}, "unet_atention"),
         ({"targets": ["zero_convs", "model.diffusion_model.middle_block.9"]}, "middle_block.9"),
         ({"targets": ["model.diffusion_model.out.0"]}, "GroupNorm"),
+        ({"targets": ["zero_convs", "embedding_manager.proj.0"]}, "proj.0' would get no gradient; name one under"),
+        ({"targets": ["first_stage_model.quant_conv"]}, "would get no gradient"),
+        ({"targets": [MLP]}, "would get no gradient"),
     ],
 )
 def test_what_attach_refuses(options, words):
@@ -214,6 +220,19 @@ def test_merged_equals_attached():
     with pytest.raises(ValueError, match="no adapter"):
         lora.merge(model)
     lora.attach(model, 2, 2)  # and a merged model can take the next one
+
+
+def test_under_autocast_merged_weights_are_the_same():
+    """The adapter's product is not rounded to half precision on its way into the weights."""
+    model = stir(lora.attach(micro_network(), 4, 4))
+
+    def merged():
+        with lora.adapter_merged(model):
+            return [layer.get_base_layer().weight.clone() for layer in lora.adapter_layers(model).values()]
+
+    plain = merged()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(merged(), plain)
 
 
 # -- disk -------------------------------------------------------------------------------------------------

@@ -80,6 +80,23 @@ def test_the_flag_prints_and_does_not_train(teacher, capsys):  # noqa: F811
         assert train.main(bad) == 2 and words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--train_batch_size", "0"], "at least one picture, not 0"),
+        (["--train_batch_size", "-5"], "at least one picture, not -5"),
+        (["--image_size", "100"], "multiple of 16 pixels, not 100"),
+        (["--image_size", "-16"], "multiple of 16 pixels, not -16"),
+        (["--image_size", "-8"], "multiple of 16 pixels, not -8"),
+        (["--image_size", "0"], "multiple of 16 pixels, not 0"),
+    ],
+)
+def test_no_estimate_of_what_cannot_be(teacher, capsys, flags, words):  # noqa: F811
+    assert train.main(["--estimate", "--config", str(teacher / "micro.yaml"), *flags]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
 @pytest.mark.full
 def test_full_size():
     """Batch 12 with the adapter of the recipe in half precision: above the base alone, below an H100's memory."""

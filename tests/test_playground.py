@@ -97,6 +97,7 @@ def test_a_photograph_keeps_its_pixels(model, photo):
         ([Wish("  ", 0, 0, 9, 9)], "no line"),
         ([Wish("x", 9, 0, 9, 9)], "empty"),
         ([Wish("x", 0, 0, 60, 30, 45)], "leaves the picture"),
+        ([Wish("x", 0, 0, 60, 30, 180)], "angle must lie"),
         ([Wish("x", 0, 0, 60, 30, color="mauve")], "unknown"),
         ([Wish("x" * 21, 0, 0, 60, 30)], "limit is 20"),
         ([Wish("你", 0, 0, 60, 30)], "no glyph"),
@@ -119,6 +120,14 @@ def test_layout_and_files(photo):
     assert np.array_equal(playground.read_upload(playground.png(photo)), photo)
     with pytest.raises(ValueError, match="no picture"):
         playground.read_upload(b"text")
+
+
+def test_an_upload_is_turned_as_its_exif_says(photo):
+    exif, buffer = Image.Exif(), BytesIO()
+    exif[0x0112] = 6  # the camera was turned
+    Image.fromarray(photo).save(buffer, "JPEG", exif=exif)
+    plain = np.asarray(Image.open(buffer))
+    assert np.array_equal(playground.read_upload(buffer.getvalue()), np.rot90(plain, -1))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 128), (512, 512), (256, 512)])

@@ -13,6 +13,7 @@ from processes import NoisyPictures, finish, free_port, start, start_ranks
 from test_resume import options, train  # noqa: F401
 
 from anytext_lcm import distill
+from anytext_lcm import train as command
 from anytext_lcm.distill import DistillStep, run_distillation
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +132,17 @@ def test_settings_that_cannot_be_are_said_once(teacher, tmp_path, capfd):  # noq
     assert finish(start_ranks(3, train, settings)) == [1, 1, 1]
     said = capfd.readouterr().err
     assert said.count("error:") == 1 and "Expected 2 processes" in said and "Traceback" not in said
+
+
+def test_what_a_node_lacks_is_said_by_its_first_process(teacher, tmp_path, monkeypatch, capsys):  # noqa: F811
+    flags = ["--config", str(teacher / "micro.yaml"), "--teacher_ckpt", str(teacher / "micro.safetensors"),
+             "--output_dir", str(tmp_path), "--data_list", str(tmp_path / "missing.json")]  # fmt: skip
+    for place, times in (("0", 1), ("1", 0)):
+        for name, value in {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": place, "LOCAL_WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+        assert command.main(flags) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == said.count("missing.json") == times, said
 
 
 def test_more_processes_than_gpus(teacher, tmp_path, monkeypatch):  # noqa: F811

@@ -142,8 +142,7 @@ def kill_and_resume(teacher, folder, unbroken, kills, seed=0):
     while hits < kills:
         tries += 1
         assert tries < 4 * kills, "too few of the kills hit a run"
-        begun = any(output.rglob("events.out.tfevents.*"))
-        settings = options(teacher, output, resume_from_checkpoint="latest" if begun else None)
+        settings = options(teacher, output, resume_from_checkpoint="latest" if checkpoints.begun(output) else None)
         if tries % 2:
             process = start(train_and_die, settings, rng.randint(1, 60))
             process.join()
@@ -158,7 +157,7 @@ def kill_and_resume(teacher, folder, unbroken, kills, seed=0):
             assert_same_checkpoint(wanted, output / wanted.name)
             runs += 1
             output = folder / str(runs)
-    if any(output.rglob("events.out.tfevents.*")):
+    if checkpoints.begun(output):
         assert finish([start(train, options(teacher, output, resume_from_checkpoint="latest"))]) == [0]
         assert_same_checkpoint(wanted, output / wanted.name)
         left = sorted(path.name for path in output.iterdir())
@@ -181,6 +180,15 @@ def test_the_data_set_would_betray_a_resume_that_forgot_its_random_numbers(teach
     assert finish([start(train, options(teacher, tmp_path, resume_from_checkpoint="latest"))]) == [0]
     with pytest.raises(AssertionError):
         assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
+
+
+def test_with_a_worker_it_is_the_unbroken_run_too(teacher, tmp_path):
+    """The generators that the data set draws from are the worker's then, whose state nobody keeps."""
+    assert finish([start(train, options(teacher, tmp_path / "one", num_workers=1))]) == [0]
+    assert finish([start(train, options(teacher, tmp_path / "two", num_workers=1, max_train_steps=2))]) == [0]
+    again = options(teacher, tmp_path / "two", num_workers=2, resume_from_checkpoint="latest")
+    assert finish([start(train, again)]) == [0]
+    assert_same_checkpoint(*(tmp_path / name / f"checkpoint-{STEPS}" for name in ("one", "two")))
 
 
 def test_two_processes_one_killed(teacher, tmp_path):
@@ -250,10 +258,39 @@ def test_a_damaged_checkpoint_is_never_chosen(teacher, tmp_path, unbroken, how, 
         latest = TrainSettings.from_dict(options(teacher, output, resume_from_checkpoint="latest"))
         assert find_resume(latest) == output / f"checkpoint-{STEPS - 2}"
         said = capsys.readouterr().err
-        assert how != "flipped" or f"{name} has changed" in said
+        reason = {"gone": "is not in it", "short": "has ", "flipped": "has changed"}[how]
+        assert f"checkpoint-{STEPS} is passed over: {name} {reason}" in said
         named = options(teacher, output, resume_from_checkpoint=str(output / f"checkpoint-{STEPS}"))
         with pytest.raises(FileNotFoundError, match=f"{name} (is not in it|has )"):
             find_resume(TrainSettings.from_dict(named))
+
+
+def test_a_checkpoint_without_its_state_is_not_in_the_way(teacher, tmp_path, unbroken, capfd):
+    """It is passed over, and put aside when the run comes to its step again."""
+    assert finish([start(train, options(teacher, tmp_path, max_train_steps=4))]) == [0]
+    damage(tmp_path / "checkpoint-4" / "training_state.pt", "gone")
+    capfd.readouterr()
+    assert finish([start(train, options(teacher, tmp_path, resume_from_checkpoint="latest"))]) == [0]
+    said = capfd.readouterr().err
+    assert "checkpoint-4 is passed over: training_state.pt is not in it" in said
+    assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
+    [aside] = tmp_path.glob("checkpoint-4.damaged-*")
+    assert aside.name in said and (aside / "adapter_model.safetensors").is_file()
+
+
+def test_a_mistyped_folder_is_refused_and_stays_unmade(teacher, tmp_path):
+    settings = options(teacher, tmp_path / "mistyped", resume_from_checkpoint="latest")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match="holds no checkpoint to resume from"):
+            train(settings)
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_a_run_stopped_before_its_first_event_starts_anew(teacher, tmp_path, capsys):
+    with checkpoints.owned(tmp_path):
+        pass
+    assert find_resume(TrainSettings.from_dict(options(teacher, tmp_path, resume_from_checkpoint="latest"))) is None
+    assert "holds no complete checkpoint; it starts anew" in capsys.readouterr().err
 
 
 def test_no_manifest_no_checkpoint(teacher, tmp_path, unbroken):

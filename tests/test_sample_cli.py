@@ -16,6 +16,7 @@ from anytext_lcm.lora import adapter_state, attach, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 
 LINE = "HELLO@10,40,118,80#yellow"
+FULL = pipeline.EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
 
 
 @pytest.fixture
@@ -83,7 +84,12 @@ def test_editing(embedded, tmp_path):
         (["--line", LINE, "--guidance_scale", "nan"], "guidance scale"),
         (["--line", LINE, "--guidance_scale", "1", "--negative_prompt", "blur"], "no effect"),
         (["--line", LINE, "--adapter", "nowhere"], "no adapter in nowhere"),
-        (["--line", LINE, "--width", 100], "multiple of 8"),
+        (["--line", LINE, "--width", 100], "--width must be a multiple of 16 pixels"),
+        (["--line", LINE, "--height", 0], "--height must be a multiple of 16 pixels"),
+        (["--line", LINE, "--width", -128], "--width must be a multiple of 16 pixels"),
+        (["--line", LINE, "--max_lines", 0], "--max_lines must be 1 or more"),
+        (["--line", LINE, "--config", FULL, "--ckpt", "x.ckpt", "--width", 520], "--width must be a multiple of 64"),
+        (["--line", LINE, "--config", FULL, "--ckpt", "x.ckpt", "--height", 32], "--height must be a multiple of 64"),
         (["--line", LINE, "--font", "nowhere.ttf"], "nowhere.ttf"),
         (["--line", LINE, "--font_hint", "nowhere.ttf"], "nowhere.ttf"),
         (["--line", LINE, "--image", "nowhere.png"], "nowhere.png does not exist"),
@@ -92,7 +98,7 @@ def test_editing(embedded, tmp_path):
         (["--line", LINE, "--output", "/dev/null/a.png"], "Nothing can be written"),
         (["--line", LINE, "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["--line", "HELLO@10,40,118,80/north"], "where it goes"),
-        (["--line", "HELLO@10,40,118,80/999"], "angle"),
+        (["--line", "HELLO@10,40,118,80/180"], "-90..90 degrees"),
         (["--line", LINE, "--sampler", "gamma"], "teacher cannot be sampled by gamma"),
         (["--line", LINE, "--eta", "2"], "eta must lie in 0..1"),
         (["--line", LINE, "--adapter", "shipped", "--eta", "1"], "--eta is of the teacher's ddim"),
@@ -232,6 +238,43 @@ def test_text_goes_into_a_photograph_where_the_mask_is(micro, tmp_path):
     assert np.array_equal(out[far], photo[far]) and not np.array_equal(raw[far], photo[far])
     inside = cv2.erode(mask, np.ones((9, 9), np.uint8)) > 0
     assert np.array_equal(out[inside], raw[inside])
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "grey", "alpha", "turned"])
+@pytest.mark.parametrize("fit", [False, True])
+def test_masks_of_all_kinds_say_the_same_with_and_without_fit(micro, tmp_path, kind, fit):
+    """Bright is where text goes: not the noise of JPEG, not what is darker than half, not what is transparent."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[6:24, 6:58], mask[36:54, 6:50] = 255, 255
+    path = tmp_path / f"mask.{'jpg' if kind == 'jpeg' else 'png'}"
+    if kind == "jpeg":
+        Image.fromarray(mask).save(path, quality=30)
+        assert ((found := np.asarray(Image.open(path))) > 0).mean() > (found > 127).mean() + 0.01  # there is noise
+    elif kind == "grey":
+        Image.fromarray(np.where(mask > 0, 200, 100).astype(np.uint8)).save(path)
+    elif kind == "alpha":
+        white = np.full((SIDE, SIDE, 3), 255, np.uint8)
+        Image.fromarray(np.dstack([white, mask])).save(path)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(np.rot90(mask).copy()).save(path, exif=exif)
+    options = ["--line", "cat", "--line", "dog", "--mask", path, "--output", tmp_path / "out.png"]
+    assert run(*micro, *options, *(["--fit"] if fit else [])) == 0
+    for line, (low, high) in zip(
+        sample.read_settings(tmp_path / "out.png")["lines"], [((6, 6), (57, 23)), ((6, 36), (49, 53))], strict=True
+    ):
+        box = np.array(line["polygon"])
+        assert np.abs(box.min(axis=0) - low).max() <= 1 and np.abs(box.max(axis=0) - high).max() <= 1
+
+
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph(tmp_path / "plain.png", (48, SIDE))
+    Image.open(tmp_path / "plain.png").save(tmp_path / "photo.jpg", exif=exif)
+    plain = np.asarray(Image.open(tmp_path / "photo.jpg"))
+    assert np.array_equal(sample.read_picture(tmp_path / "photo.jpg"), np.rot90(plain, -1))
 
 
 def test_a_large_photograph_is_fitted(micro, tmp_path, capsys):

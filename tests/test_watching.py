@@ -8,10 +8,13 @@ import torch
 from processes import NoisyPictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_resume import options  # noqa: F401
+from torch.utils.tensorboard import SummaryWriter
 
 from anytext_lcm.checkpoints import Progress
-from anytext_lcm.distill import run_distillation
+from anytext_lcm.curves import read_curves
+from anytext_lcm.distill import run_distillation, sample_grid
 from anytext_lcm.lora import read_adapter
+from anytext_lcm.pipeline import to_uint8
 
 
 def scalars(output):
@@ -74,6 +77,48 @@ def test_curves_panel_and_bar(teacher, tmp_path, capfd):  # noqa: F811
     assert found["adapter_norm"][-1][1] == pytest.approx(adapter_norm_of(last), rel=1e-5)
     said = capfd.readouterr().err
     assert "loss=" in said and "samples/s=" in said and "<" in said and said.count("distil:   0%") <= 1
+
+
+def test_in_half_precision_the_average_draws_pictures_of_its_own(teacher, tmp_path):  # noqa: F811
+    """Autocast keeps half-precision copies of weights; those of the student must not draw for the average."""
+    looks = []
+
+    def look(model, batch, settings, step):
+        looks.append((step, sample_grid(model, batch, settings, step)["student-4"]))
+        return {}
+
+    settings = options(teacher, tmp_path, mixed_precision="bf16", ema_decay=0.5, learning_rate=0.1, sample_steps=2,
+                       panel_prompts=0, max_train_steps=2)  # fmt: skip
+    run_distillation(settings, look, NoisyPictures())
+    assert [step for step, _ in looks] == [0, 2, 2]
+    assert not np.array_equal(looks[1][1], looks[2][1])
+
+
+def test_pictures_that_are_not_numbers_do_not_end_the_run(teacher, tmp_path, capsys):  # noqa: F811
+    def look(model, batch, settings, step):
+        return {"student": to_uint8(torch.full((1, 3, 8, 8), math.nan if step >= 2 else 0.0))}
+
+    settings = options(teacher, tmp_path, sample_steps=2, panel_prompts=0, ema_decay=0.0, max_train_steps=4)
+    last = run_distillation(settings, look, NoisyPictures())
+    assert last.name == "checkpoint-4" and (tmp_path / "checkpoint-2").is_dir()
+    said = capsys.readouterr().out
+    assert "No sample pictures at step 2: The pictures hold numbers that are not finite" in said
+
+
+def test_what_a_killed_launch_logged_last_is_forgotten(tmp_path):
+    """Of 10 updates the last checkpoint held 5, and the resumed launch has come to 7."""
+    folder = tmp_path / "logs" / "distill"
+    with SummaryWriter(folder, filename_suffix=".0") as writer:
+        for step in range(1, 11):
+            writer.add_scalar("loss", 1.0, step)
+    with SummaryWriter(folder, purge_step=6, filename_suffix=".1") as writer:
+        for step in (6, 7):
+            writer.add_scalar("loss", 2.0, step)
+    with SummaryWriter(tmp_path / "logs" / "other") as writer:
+        writer.add_scalar("speed", 3.0, 9)
+    found = read_curves(tmp_path)
+    assert found == {"loss": ([1, 2, 3, 4, 5, 6, 7], [1.0] * 5 + [2.0] * 2), "speed": ([9], [3.0])}
+    assert read_curves(tmp_path / "nowhere") == {}
 
 
 def adapter_norm_of(checkpoint):

@@ -269,8 +269,9 @@ class _Slots:
         text = annotation.text[: rules.max_characters]
         fonts = covering_fonts(text, rules.fonts)
         font = fonts[int(rng.integers(0, len(fonts)))] if rules.random_font else fonts[0]
-        self.gly_line[slot] = draw_packed_glyph_line(text, font)
+        upright = draw_packed_glyph_line(text, font)  # kept below: a line without room must leave its slot empty
         draw_placed_glyph(text, points, font, size, out=self.glyphs[slot], color=annotation.color)
+        self.gly_line[slot] = upright
 
         position = draw_position(points, size)
         if rules.jitter:
