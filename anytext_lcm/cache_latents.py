@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tqdm(total=len(dataset), desc="encode", disable=None if settings.progress else True) as bar:
             write_latents(folder, dataset, model, settings.train_batch_size, settings.num_workers, bar.update)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         return 2
     print(f"{len(dataset)} pictures are encoded in {folder}; train with --latents {folder}")
     return 0
