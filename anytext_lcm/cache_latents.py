@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from anytext_lcm.distill import build_dataset, load_teacher
+from anytext_lcm.distill import build_dataset, in_words, load_teacher
 from anytext_lcm.latents import write_latents
 from anytext_lcm.pipeline import default_device, use_available_cores
 from anytext_lcm.settings import TrainSettings, add_flags, collect
