@@ -445,7 +445,7 @@ def report_chart(
         label = "evaluations of the UNet for a picture (guided steps count twice)"
     else:
         unit = "core seconds" if report["hardware"]["device"] == "cpu" else "seconds"
-        label = f"{unit} a picture, decoding included"
+        label = f"{unit} a whole picture"
         axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()

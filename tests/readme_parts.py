@@ -97,7 +97,7 @@ def results(report: dict) -> list[str]:
 
 
 def without_lists(part: Any) -> Any:
-    """A report without what was read, letter by letter: a hundredth of its size."""
+    """A report without what was read, letter by letter, which is most of it."""
     if isinstance(part, dict):
         return {key: without_lists(value) for key, value in part.items() if key not in LISTS}
     return [without_lists(value) for value in part] if isinstance(part, list) else part
