@@ -41,6 +41,7 @@ from anytext_lcm.teacher.readers import train_reader, train_recogniser
 from anytext_lcm.teacher.recipe import CONFIG, Recipe, averaged, launch, save
 from anytext_lcm.teacher.writing import train_writing
 
+FEWEST_PICTURES = 100  # one step of the diffusion draws up to 96 different ones, on a GPU
 STAGES = ("data", "vae", "recogniser", "features", "diffusion", "reader", "writing", "export")
 _FEATURES = ("captions.json", "vae.pt", "recogniser.pt", "features.done")
 READS = {  # files of the work folder; export says itself what it lacks
@@ -156,9 +157,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """The stages that were asked for. Raises ValueError or OSError."""
-    for name in ("processes", "pictures"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name} must be 1 or more, not {value}.")
+    for name, least in (("processes", 1), ("pictures", FEWEST_PICTURES)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise ValueError(f"--{name} must be {least} or more, not {value}.")
     if args.start_from is not None and not args.start_from.is_file():
         raise FileNotFoundError(f"--start_from {args.start_from} does not exist.")
     args.work.mkdir(parents=True, exist_ok=True)

@@ -30,14 +30,15 @@ TINY_RECIPE = Recipe(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--pictures", "30"], "was begun with --pictures 24, not 30"),
+        (["--pictures", "300"], "was begun with --pictures 24, not 300"),
+        (["--pictures", "99"], "--pictures must be 100 or more, not 99"),
         (["--seed", "5"], "was begun with --seed 3, not 5"),
         (["--start_from", __file__], "was begun with --start_from None"),
         (["--start_from", "nowhere.safetensors"], "--start_from nowhere.safetensors does not exist"),
         (["--stage", "export"], "holds neither writing.pt nor diffusion.pt"),
         (["--stage", "vae"], "captions.json, which is not there; run data first"),
         (["--processes", "0"], "--processes must be 1 or more, not 0"),
-        (["--pictures", "0"], "--pictures must be 1 or more, not 0"),
+        (["--pictures", "0"], "--pictures must be 100 or more, not 0"),
     ],
 )
 def test_what_a_work_folder_was_begun_with_stays(words, said, tmp_path, capsys):
