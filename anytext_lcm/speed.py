@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -343,34 +343,48 @@ def _resident(peak: bool) -> int:
         return psutil.Process().memory_info().rss
 
 
-def alone(variant: Variant, options: Options, updates: int = 3) -> dict[str, float | None]:
-    """Peak memory of this process beyond what it had before it built its networks, and its speed; None for what did
-    not fit. On a GPU torch's own count of allocated memory.
+def _forget_peak() -> None:
+    """From here on the kernel's mark is of what follows. Linux; elsewhere there is no mark to forget."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def alone(variant: Variant, options: Options) -> dict[str, Any]:
+    """Peak memory of this process beyond what it had before it built its networks, its speed (median of the updates)
+    and the kernels that take longest; None for what did not fit. On a GPU torch's own count of allocated memory.
     """
     cuda = options.device == "cuda"
     batch = example_batch(options)
     before = 0 if cuda else _resident(peak=False)
     try:
-        model = build(options)
-        teacher = copy.deepcopy(model).to(options.dtype) if variant.reference else None
-        training = Training(
-            variant, adapt(model.to(options.dtype), options, variant.targets), teacher, batch, options
-        )
+        model = build(options).to(options.dtype)
+        teacher = copy.deepcopy(model) if variant.reference else None
+        training = Training(variant, adapt(model, options, variant.targets), teacher, batch, options)
+        gc.collect()
         if cuda:
-            gc.collect()
             torch.cuda.reset_peak_memory_stats()
-        training()
-        began = now(options.device)
-        for _ in range(updates):
-            training()
-        speed = options.batch * updates / (now(options.device) - began)
+        else:
+            _forget_peak()  # of building in fp32, which is not the step's
+        clocks = interleave({"update": lambda clock: training()}, options.repeats, torch.device(options.device))
     except torch.OutOfMemoryError:
-        return {"peak_gib": None, "samples_per_second": None}
+        return dict.fromkeys(("peak_gib", "samples_per_second", "slowest_and_fastest", "profile"))
     peak = torch.cuda.max_memory_allocated() if cuda else _resident(peak=True) - before
-    return {"peak_gib": peak / 2**30, "samples_per_second": speed}
+    return {
+        "peak_gib": peak / 2**30,
+        **_speeds(clocks["update"], options.batch),
+        "profile": profile(training, options.device),
+    }
 
 
-def in_own_process(name: str, options: Options) -> dict[str, float | None]:
+def _speeds(clocks: Sequence[Clock], batch: int) -> dict[str, Any]:
+    seconds = [clock.wall["all"] for clock in clocks]
+    return {
+        "samples_per_second": batch / statistics.median(seconds),
+        "slowest_and_fastest": [batch / max(seconds), batch / min(seconds)],
+    }
+
+
+def in_own_process(name: str, options: Options) -> dict[str, Any]:
     """`alone` in a fresh process. Raises RuntimeError with its last words when it fails."""
     words = [f"--{key}={value}" for key, value in vars(options).items() if key != "side" and value is not None]
     command = [sys.executable, "-m", "anytext_lcm.speed", "--alone", name, *words]
@@ -424,9 +438,7 @@ def measure_training(options: Options, say: Callable[[str], None]) -> dict[str, 
         wall, cores = (medians(clocks[name], kind, options.batch)["total"] for kind in ("wall", "cores"))
         flops = count(training)
         rows[name] = {
-            "samples_per_second": 1 / wall,
-            "slowest_and_fastest": [options.batch / choose(clock.wall["all"] for clock in clocks[name])
-                                    for choose in (max, min)],
+            **_speeds(clocks[name], options.batch),
             "core_seconds": cores,
             "flops": flops,
             "share_of_matmul_rate": sum(flops.values()) / wall / rate,
@@ -486,16 +498,32 @@ def measure_sampling(options: Options, say: Callable[[str], None]) -> dict[str, 
     return {"latents_differ_by": difference, "methods": rows}
 
 
-def measure(options: Options, batches: Sequence[int] = (), say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The whole report. batches: of the memory table, on a GPU. Raises ArithmeticError when both sides differ."""
-    report: dict[str, Any] = {
+def _circumstances(options: Options) -> dict[str, Any]:
+    return {
         "hardware": describe_hardware(torch.device(options.device)),
         "torch": torch.__version__,
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         **vars(options),
         "config": Path(options.config).name,
-        "training": measure_training(options, say),
     }
+
+
+def measure_apart(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Speed, memory and profile of every variant in a process of its own, one after the other, then the samplers: for
+    a network of which several do not fit side by side. That the steps agree is not checked here.
+
+    Raises RuntimeError when a process fails, ArithmeticError when the samplers differ.
+    """
+    report = _circumstances(options) | {"variants": {}}
+    for name in VARIANTS:
+        report["variants"][name] = found = in_own_process(name, options)
+        say(f"{name}: {found['samples_per_second'] or 0:.3f} samples/s")
+    return report | {"sampling": measure_sampling(options, say)}
+
+
+def measure(options: Options, batches: Sequence[int] = (), say: Callable[[str], None] = print) -> dict[str, Any]:
+    """The whole report. batches: of the memory table, on a GPU. Raises ArithmeticError when both sides differ."""
+    report = _circumstances(options) | {"training": measure_training(options, say)}
     gc.collect()
     report["sampling"] = measure_sampling(options, say)
     gc.collect()
@@ -529,18 +557,78 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(tables.table(head, rows)) + "\n"
 
 
+def _heading(report: Mapping[str, Any]) -> str:
+    hardware, load = report["hardware"], report["load_before"]
+    machine = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
+    return (
+        f"{report['config']}, {report['side']} px, batch {report['batch']}, rank {report['rank']}, precision "
+        f"{report['precision']}, torch {report['torch']}, on {machine}"
+        + (f"; load average before {load:.1f}.\n" if load is not None else ".\n")
+    )
+
+
+def _sampling_table(methods: Mapping[str, Any]) -> list[str]:
+    return [
+        "Sampling, seconds a picture:\n",
+        _table(
+            ["method", "prepare", "denoise", "decode", "faster, denoise", "faster, end to end"],
+            [
+                [
+                    name, *(f"{row['seconds'][phase]:.3f}" for phase in ("prepare", "denoise", "decode")),
+                    f"{row['speedup_denoise']:.1f}x", f"{row['speedup_end_to_end']:.1f}x",
+                ]
+                for name, row in methods.items()
+            ],
+        ),
+    ]  # fmt: skip
+
+
+def _profile_tables(profiles: Mapping[str, Any]) -> list[str]:
+    text = []
+    for name, rows in profiles.items():
+        text += [
+            f"Where the time goes in one update, {name}:\n",
+            _table(["kernel", "share", "calls"], [[r["name"], f"{r['share']:.1%}", str(r["calls"])] for r in rows]),
+        ]
+    return text
+
+
+def format_apart(report: Mapping[str, Any]) -> str:
+    """What `measure_apart` gives, in Markdown; what did not fit says so."""
+    variants = report["variants"]
+    slowest = variants["reference, checkpointed"]
+
+    def row(name: str, found: Mapping[str, Any]) -> list[str]:
+        if found["peak_gib"] is None:
+            return [name, *["does not fit"] * 5]
+        low, high = found["slowest_and_fastest"]
+        ratios = ["", ""]
+        if slowest["peak_gib"] is not None:
+            ratios = [
+                f"{found['samples_per_second'] / slowest['samples_per_second']:.2f}x",
+                f"{found['peak_gib'] / slowest['peak_gib']:.2f}x",
+            ]
+        seconds, span = 1 / found["samples_per_second"], f"{1 / high:.2f} to {1 / low:.2f}"
+        return [name, f"{seconds:.2f}", span, ratios[0], f"{found['peak_gib']:.2f}", ratios[1]]
+
+    head = ["step", "s a picture, median", "fastest to slowest", "faster", "peak GiB", "of the first line's"]
+    profiles = {name: variants[name]["profile"] for name in ("reference, checkpointed", "ours")}
+    return "\n".join([
+        _heading(report),
+        f"Training, each in a process of its own, {report['repeats']} updates; compared with the first line:\n",
+        _table(head, [row(name, found) for name, found in variants.items()]),
+        *_sampling_table(report["sampling"]["methods"]),
+        *_profile_tables({name: rows for name, rows in profiles.items() if rows}),
+    ])  # fmt: skip
+
+
 def format_report(report: Mapping[str, Any]) -> str:
     """The report in Markdown."""
-    hardware = report["hardware"]
-    machine = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
-    load = report["load_before"]
-    variants, methods = report["training"]["variants"], report["sampling"]["methods"]
+    variants = report["training"]["variants"]
     slowest = variants["reference, checkpointed"]["samples_per_second"]
     full = {name: sum(flops.values()) / 1e9 for name, flops in report["full_size_flops"].items()}
     text = [
-        f"{report['config']}, {report['side']} px, batch {report['batch']}, rank {report['rank']}, precision "
-        f"{report['precision']}, torch {report['torch']}, on {machine}"
-        + (f"; load average before {load:.1f}.\n" if load is not None else ".\n"),
+        _heading(report),
         "Training, for one picture; faster than the first line. Full size is counted on shapes, its memory in fp16 at "
         "batch 12:\n",
         _table(
@@ -558,17 +646,7 @@ def format_report(report: Mapping[str, Any]) -> str:
                 for name, row in variants.items()
             ],
         ),
-        "Sampling, seconds a picture:\n",
-        _table(
-            ["method", "prepare", "denoise", "decode", "faster, denoise", "faster, end to end"],
-            [
-                [
-                    name, *(f"{row['seconds'][phase]:.3f}" for phase in ("prepare", "denoise", "decode")),
-                    f"{row['speedup_denoise']:.1f}x", f"{row['speedup_end_to_end']:.1f}x",
-                ]
-                for name, row in methods.items()
-            ],
-        ),
+        *_sampling_table(report["sampling"]["methods"]),
     ]  # fmt: skip
     names = list(dict.fromkeys(part for flops in report["full_size_flops"].values() for part in flops))
     text += [
@@ -581,11 +659,7 @@ def format_report(report: Mapping[str, Any]) -> str:
             ],
         ),
     ]
-    for name, rows in report["training"]["profile"].items():
-        text += [
-            f"Where the time goes in one update, {name}:\n",
-            _table(["kernel", "share", "calls"], [[r["name"], f"{r['share']:.1%}", str(r["calls"])] for r in rows]),
-        ]
+    text += _profile_tables(report["training"]["profile"])
     if report["batches"]:
         text += [
             "Memory by batch:\n",
@@ -621,8 +695,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=7, help="timed turns of each step; half as many of the samplers")
     parser.add_argument("--steps", type=int, default=50, help="of the teacher's sampler")
     parser.add_argument("--out", default="outputs/speed", help="folder of speed.json, speed.md and speed.png")
-    parser.add_argument("--alone", choices=VARIANTS, help="one variant in this process: prints its peak memory and its "
-        "speed as JSON, for a network of which several do not fit side by side")  # fmt: skip
+    parser.add_argument("--apart", action="store_true", help="every variant in a process of its own, for a network of "
+        "which several do not fit side by side: apart.json and apart.md")  # fmt: skip
+    parser.add_argument("--alone", choices=VARIANTS, help="one variant in this process: prints its peak memory, its "
+        "speed and its profile as JSON")  # fmt: skip
     return parser
 
 
@@ -657,21 +733,25 @@ def main(words: Sequence[str] | None = None) -> int:
             print(json.dumps(alone(VARIANTS[arguments.alone], options)))
             return 0
         folder = check_writable(Path(arguments.out) / "speed.json")
-        report = measure(options, arguments.batches if options.device == "cuda" else ())
+        if arguments.apart:
+            report = measure_apart(options)
+        else:
+            report = measure(options, arguments.batches if options.device == "cuda" else ())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (ArithmeticError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    from anytext_lcm.plots import speed_chart
-
-    table = format_report(report)
-    for name, text in (("speed.json", json.dumps(report, indent=2) + "\n"), ("speed.md", table)):
+    kind, table = ("apart", format_apart(report)) if arguments.apart else ("speed", format_report(report))
+    for name, text in ((f"{kind}.json", json.dumps(report, indent=2) + "\n"), (f"{kind}.md", table)):
         with whole_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    with whole_file(folder / "speed.png") as temporary:
-        speed_chart(report).savefig(temporary)
+    if not arguments.apart:
+        from anytext_lcm.plots import speed_chart
+
+        with whole_file(folder / "speed.png") as temporary:
+            speed_chart(report).savefig(temporary)
     print(table)
     return 0
 

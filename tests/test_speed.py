@@ -1,6 +1,7 @@
 """The benchmark: its two sides agree, it notices when they do not, and its ledger adds up. No figure is expected."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -125,7 +126,40 @@ def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
 
 def test_memory_in_a_process_of_its_own(options):
     found = speed.in_own_process("ours", options)
-    assert found["peak_gib"] > 0 and found["samples_per_second"] > 0
+    low, high = found["slowest_and_fastest"]
+    assert found["peak_gib"] > 0 and low <= found["samples_per_second"] <= high and found["profile"][0]["share"] > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's mark is Linux's")
+def test_the_peak_is_of_what_follows():
+    large = torch.ones(30_000_000)
+    del large
+    before = speed._resident(peak=True)
+    speed._forget_peak()
+    forgotten = speed._resident(peak=True)
+    assert forgotten < before - 60e6
+    large = torch.ones(20_000_000)
+    assert speed._resident(peak=True) > forgotten + 60e6 and len(large)
+
+
+def test_apart_each_in_its_process(teacher, tmp_path, capsys, monkeypatch):
+    """The table's ratios are against the first line; a variant that does not fit says so."""
+    rows = {
+        name: {"peak_gib": 8.0 / (i + 1), "samples_per_second": 0.5 * (i + 1),
+               "slowest_and_fastest": [0.25 * (i + 1), i + 1.0],
+               "profile": [{"name": "conv", "share": 0.5, "calls": 3}]}
+        for i, name in enumerate(speed.VARIANTS)
+    }  # fmt: skip
+    rows["reference"] = dict.fromkeys(rows["reference"])
+    monkeypatch.setattr(speed, "in_own_process", lambda name, options: rows[name])
+    small = ["--config", str(teacher / "micro.yaml"), "--batch", "2", "--rank", "2", "--repeats", "2", "--steps", "2"]
+    assert speed.main([*small, "--device", "cpu", "--apart", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["apart.json", "apart.md"]
+    table = (tmp_path / "apart.md").read_text()
+    assert "| ours | 0.67 | 0.33 to 1.33 | 3.00x | 2.67 | 0.33x |" in table
+    assert "| reference | does not fit | does not fit |" in table
+    assert "| student-4 |" in table and "| conv | 50.0%" in table
+    assert json.loads((tmp_path / "apart.json").read_text())["variants"] == rows
 
 
 @pytest.mark.slow
