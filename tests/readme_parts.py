@@ -110,6 +110,9 @@ def measured(folder: Path) -> dict[str, dict[str, list[str]]]:
         MEASURED.parent.mkdir(exist_ok=True)
         MEASURED.write_text(json.dumps(without_lists(report), indent=1) + "\n", encoding="utf-8")
         return {"first page": {"results": first_page(report)}, "whole": {"results": results(report)}}
+    if (folder / "apart.md").exists():
+        lines = (folder / "apart.md").read_text(encoding="utf-8").strip().splitlines()
+        return {"first page": {}, "whole": {"full_size": lines}}
     name, file = ("speed", "speed.md") if (folder / "speed.md").exists() else ("ablations", "table.md")
     lines = (folder / file).read_text(encoding="utf-8").strip().splitlines()
     if name == "ablations":
@@ -128,7 +131,7 @@ def main(folders: list[str]) -> None:
             for place, found in measured(folder).items():
                 parts[place] |= found
         except (OSError, ValueError) as error:
-            sys.exit(f"error: {folder} holds nothing measured: neither evaluation, ablations nor speed ({error}).")
+            sys.exit(f"error: {folder} holds nothing measured: neither evaluation, ablations, speed nor full size ({error}).")
         for picture in PICTURES:
             if (folder / f"{picture}.png").exists():
                 shutil.copyfile(folder / f"{picture}.png", IMAGES / f"{picture}.png")
