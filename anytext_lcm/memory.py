@@ -133,9 +133,9 @@ def saved_bytes(
 
     Every storage counts once, weights do not. `model` is a bare network on the meta device, in the precision and with
     the gradient checkpointing to be counted; it is given the adapter, so build a fresh one for each call.
-    picture_size: pixels of a side. kernel: "fused", as on a GPU, or "plain", the formula that a CPU's training writes
-    out and whose matrix of weights is kept. Raises ValueError for another device or kernel, and for an adapter that is
-    there already.
+    picture_size: pixels of a side. kernel: "fused", as on a GPU, or "plain", the formula written out, whose matrix of
+    weights is kept; training on a CPU does so where tokens are few. Raises ValueError for another device or kernel, and
+    for an adapter that is there already.
     """
     if model.device.type != "meta":
         raise ValueError("Only a network on the meta device can be counted without computing; build it there.")

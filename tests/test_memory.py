@@ -11,8 +11,8 @@ from anytext_lcm.model.anytext2 import AnyText2
 
 
 def kept_for_real(rank, kernel):
-    """Bytes that the student's forward pass of one picture keeps on the CPU in fp32. There training writes attention
-    out, so that is "plain"; "fused" replaces it by what a GPU's kernel keeps.
+    """Bytes that the student's forward pass of one picture keeps on the CPU in fp32. There training with few tokens
+    writes attention out, so that is "plain"; "fused" replaces it by what a GPU's kernel keeps.
     """
     model = lora.attach(micro_network(), rank, rank)
     with torch.no_grad():

@@ -14,7 +14,9 @@ import torch
 from reference_weights import REFERENCE, X, fill, load_reference, relative_error, weights_for
 
 from anytext_lcm.model.layers import (
+    MANY_SCORES,
     BasicTransformerBlock,
+    CrossAttention,
     Downsample,
     ResBlock,
     SpatialTransformer,
@@ -420,3 +422,20 @@ def test_bf16_stays_close(autocast):
         mine = unet(latents, t, context, writenet(glyph.byte(), glyph.byte(), latents, context))
     assert mine.dtype == latents.dtype  # the caller's, whatever the weights are
     assert (mine - exact).pow(2).mean().sqrt() < 0.05 * exact.pow(2).mean().sqrt()
+
+
+@pytest.mark.parametrize("tokens", [256, 1024])
+def test_attention_in_training_keeps_no_large_matrix_of_scores(tokens):
+    """Written out where that is faster; the answer and the gradient are those of the formula either way."""
+    attention = CrossAttention(16, num_heads=2)
+    x = torch.randn(1, tokens, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        found = attention(x)
+    assert (max(kept) >= 2 * tokens**2) == (tokens**2 <= MANY_SCORES)
+    q, k, v = (w(x).unflatten(-1, (2, -1)).transpose(1, 2) for w in (attention.to_q, attention.to_k, attention.to_v))
+    weights = (q @ k.mT / 8**0.5).softmax(-1)
+    expected = attention.to_out((weights @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)

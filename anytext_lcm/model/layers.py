@@ -92,13 +92,19 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
+MANY_SCORES = 2**19  # a head: 1024 x 1024 are more, 4096 pixels by one caption's 77 tokens are fewer
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention, (B, heads, tokens, head size) each; torch's fused kernel but for training on a CPU.
+    """Softmax attention, (B, heads, tokens, head size) each; torch's fused kernel but for training on a CPU with few
+    tokens.
 
     There the fused kernel's backward made the embedded UNet's step 25 % slower than the two products written out
-    (2 heads of 32, 256 tokens, torch 2.13).
+    (2 heads of 32, 256 tokens, torch 2.13). With 4096 tokens each way the products take two to three times as long as
+    the kernel, and hold the scores.
     """
-    if q.device.type != "cpu" or not torch.is_grad_enabled() or not q.requires_grad:
+    few = q.shape[-2] * k.shape[-2] <= MANY_SCORES
+    if not (few and q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad):
         return F.scaled_dot_product_attention(q, k, v)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return torch.softmax(scores, dim=-1).to(v.dtype) @ v
