@@ -2,9 +2,9 @@
 
 Between a pair of marks <!-- NAME --> and <!-- /NAME --> stands what this file makes: the training settings from
 TrainSettings, and the tables of what was measured, whole in RESULTS.md, the rows that matter most in the READMEs. A
-folder is that of an evaluation, of ablations, or of the speed benchmark; its pictures come along, and the numbers that
-notebook 05 draws. Without one only the settings and the workflow are made anew. The Chinese settings keep their own
-reasons, line by line.
+folder is that of an evaluation, of ablations, or of the speed benchmark (with --apart, the full size's); its pictures
+come along, and the numbers that notebook 05 draws. Without one only the settings and the workflow are made anew. The
+Chinese settings keep their own reasons, line by line.
 """
 
 import json
@@ -131,7 +131,8 @@ def main(folders: list[str]) -> None:
             for place, found in measured(folder).items():
                 parts[place] |= found
         except (OSError, ValueError) as error:
-            sys.exit(f"error: {folder} holds nothing measured: neither evaluation, ablations, speed nor full size ({error}).")
+            kinds = "evaluation, ablations, speed nor full size"
+            sys.exit(f"error: {folder} holds nothing measured: neither {kinds} ({error}).")
         for picture in PICTURES:
             if (folder / f"{picture}.png").exists():
                 shutil.copyfile(folder / f"{picture}.png", IMAGES / f"{picture}.png")
