@@ -148,8 +148,8 @@ def adapt(model: AnyText2, options: Options, targets: Sequence[str] | None) -> A
 
 
 def example_batch(options: Options, count: int | None = None) -> dict[str, Any]:
-    """Pictures of the mock data set, on the device."""
-    dataset = MockDataset(4, image_size=options.side)
+    """Pictures of the mock data set, to be drawn from nothing as in AnyText2's own training; on the device."""
+    dataset = MockDataset(4, image_size=options.side, edit_share=0.0)
     batch = collate([dataset[i % 4] for i in range(count or options.batch)])
     device = "cpu" if options.device == "meta" else options.device
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
@@ -167,8 +167,10 @@ class Training:
         if not variant.reference:
             guidance, negative = options.guidance
             self.step = DistillStep(model, guidance_scale=guidance, negative_prompt=negative).eval()
+            vae = model.first_stage_model
             with torch.no_grad():  # what `cache_latents` writes once a data set
-                moments = model.first_stage_model.encode(batch["img"].to(model.device, model.dtype))
+                moments = vae.encode(batch["img"].to(model.device, model.dtype))
+            vae.encode_blank(*batch["masked_img"].shape[-2:])  # once a run
             self.batch = batch | {"latent_moments": torch.cat(moments, dim=1)}
         self.parameters = list(adapter_state(model).values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, weight_decay=0.0)

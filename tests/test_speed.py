@@ -1,5 +1,6 @@
 """The benchmark: its two sides agree, it notices when they do not, and its ledger adds up. No figure is expected."""
 
+import copy
 import json
 import sys
 from dataclasses import replace
@@ -224,10 +225,40 @@ def test_the_decoders_group_leaves_what_is_shared_alone():
 
 
 @pytest.mark.parametrize("blank", [(0, 2), (), (0, 1, 2, 3), (3,)])
-def test_empty_masked_pictures_are_encoded_once(blank):
+def test_what_is_drawn_from_nothing_is_encoded_once_and_for_all(blank):
     model, images, sizes = micro_network(), torch.rand(4, 3, SIDE, SIDE), []
     images[list(blank)] = -1
+    wanted = model.first_stage_model.encode(images)
     model.first_stage_model.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    for found, wanted in zip(model.masked_moments(images), model.first_stage_model.encode(images), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    assert sizes == [4 - max(0, len(blank) - 1), 4]
+    edited = [4 - len(blank)] if len(blank) < 4 else []
+    for expected in ([1] * bool(blank) + edited, edited):
+        sizes.clear()
+        for found, moments in zip(model.masked_moments(images), wanted, strict=True):
+            torch.testing.assert_close(found, moments, rtol=1e-4, atol=1e-4)
+        assert sizes == expected
+
+
+def test_the_empty_picture_is_encoded_anew_when_the_answer_would_be_another():
+    vae = micro_network().first_stage_model
+    picture = torch.full((1, 3, SIDE, SIDE), -1.0)
+
+    def check(dtype=torch.float32):
+        for found, moments in zip(vae.encode_blank(SIDE, SIDE), vae.encode(picture.to(dtype)), strict=True):
+            assert torch.equal(found, moments) and not found.requires_grad
+
+    with torch.inference_mode():
+        check()  # a sampler asks first; what it leaves behind must do for a training step
+    assert not vae.encode_blank(SIDE, SIDE)[0].is_inference()
+    check()
+    vae.load_state_dict({name: 1.5 * value for name, value in vae.state_dict().items()})
+    check()
+    with torch.autocast("cpu", torch.bfloat16):
+        check()
+    check()
+    copied = copy.deepcopy(vae)
+    with torch.no_grad():
+        copied.quant_conv.bias.add_(1.0)
+    assert not torch.equal(copied.encode_blank(SIDE, SIDE)[0], vae.encode_blank(SIDE, SIDE)[0])
+    vae.to(torch.bfloat16)
+    check(torch.bfloat16)
+    assert vae.encode_blank(SIDE, 2 * SIDE)[0].shape[-1] == 2 * vae.encode_blank(SIDE, SIDE)[0].shape[-1]

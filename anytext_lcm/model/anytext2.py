@@ -337,16 +337,17 @@ class AnyText2(nn.Module):
     def masked_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """masked pictures (B, 3, H, W) -> mean and log variance of their latents' posterior, fp32, unscaled.
 
-        Pictures to be drawn from nothing are all -1 and go through the encoder once.
+        Pictures to be drawn from nothing are all -1: the autoencoder knows its answer to those.
         """
         blank = (images == -1).flatten(1).all(dim=1)
-        kept = ~blank
-        kept[int(blank.int().argmax())] = True  # the first blank one, if there is any
-        moments = self.first_stage_model.encode(images[kept].to(self.device, self.dtype))
-        place = torch.cumsum(kept.int(), 0) - 1
-        index = torch.where(blank, place[blank.int().argmax()], place).to(self.device)
-        mean, logvar = (m.float()[index] for m in moments)
-        return mean, logvar
+        drawn, edited = (rows.nonzero().flatten() for rows in (blank, ~blank))
+        parts = []
+        if len(drawn):
+            parts += [m.expand(len(drawn), -1, -1, -1) for m in self.first_stage_model.encode_blank(*images.shape[-2:])]
+        if len(edited):
+            parts += self.first_stage_model.encode(images[edited].to(self.device, self.dtype))
+        back = torch.cat([drawn, edited]).argsort().to(self.device)
+        return tuple(torch.cat(kind).float()[back] for kind in (parts[::2], parts[1::2]))
 
     def decode(self, latents: Tensor) -> Tensor:
         """scaled latents (B, C, h, w) -> images (B, 3, 8h, 8w), about -1..1, fp32."""
