@@ -282,7 +282,7 @@ def build_dataset(settings: TrainSettings) -> Dataset:
 def load_teacher(settings: TrainSettings, dtype: torch.dtype = torch.float32) -> AnyText2:
     """The frozen teacher; its networks in dtype, its schedule in fp32."""
     model = AnyText2.from_config(settings.config, device="meta").load_checkpoint(settings.teacher_ckpt)
-    model.to(dtype)
+    model.to(dtype, memory_format=torch.channels_last)  # as `pipeline.load_model` says
     for trunk in (model.model.diffusion_model, model.control_model):
         trunk.gradient_checkpointing = settings.gradient_checkpointing
     return model.requires_grad_(False).eval()

@@ -166,6 +166,9 @@ def _count(
     yaml, dtype = OmegaConf.load(config).model.params, _DTYPES[precision]
     model = AnyText2.from_config(config, device="meta").to(dtype).requires_grad_(False)
     base = sum(p.numel() * p.element_size() for p in model.parameters())
+    unit = 8 * model.model.diffusion_model.downsampling
+    if side is not None and (side < 1 or side % unit):
+        raise ValueError(f"The pictures' side must be a positive multiple of {unit} pixels, not {side}.")
     side = side or 8 * int(yaml.image_size)
     with torch.no_grad():
         control = model.control(_picture(model, side)[1])
@@ -204,9 +207,6 @@ def estimate(
     """
     if batch_size < 1:
         raise ValueError(f"The batch must hold at least one picture, not {batch_size}.")
-    unit = 8 * 2 ** (len(OmegaConf.load(config).model.params.unet_config.params.channel_mult) - 1)
-    if image_size is not None and (image_size < 1 or image_size % unit):
-        raise ValueError(f"The pictures' side must be a positive multiple of {unit} pixels, not {image_size}.")
     targets = None if targets is None else tuple(targets)
     found = _count(str(config), rank, targets, precision, gradient_checkpointing, image_size, kernel)
     weights = 4 * found["adapter"]  # fp32 whatever the network is in

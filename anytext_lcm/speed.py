@@ -115,12 +115,13 @@ class Options:
 
 
 def build(options: Options, device: str | None = None) -> AnyText2:
-    """The bare teacher, fp32: the embedded one, one from a checkpoint, or random weights of which none is zero, with
-    the embedded tokenizer, since CLIP's vocabulary is not in the repository.
+    """The bare teacher, fp32, its weights laid out as public scripts leave them: the embedded one, one from a
+    checkpoint, or random weights of which none is zero, with the embedded tokenizer, since CLIP's vocabulary is not in
+    the repository.
     """
     device = device or options.device
     if options.real:
-        return load_chosen(options.config, options.ckpt, device)
+        return load_chosen(options.config, options.ckpt, device).to(memory_format=torch.contiguous_format)
     yaml = OmegaConf.load(options.config)
     yaml.model.params.cond_stage_config.params.version = str(ASSETS / "tokenizer")
     with torch.random.fork_rng(devices=[] if device in ("cpu", "meta") else None):
@@ -167,7 +168,7 @@ class Training:
         if not variant.reference:
             guidance, negative = options.guidance
             self.step = DistillStep(model, guidance_scale=guidance, negative_prompt=negative).eval()
-            vae = model.first_stage_model
+            vae = model.to(memory_format=torch.channels_last).first_stage_model  # as `load_teacher` lays it out
             with torch.no_grad():  # what `cache_latents` writes once a data set
                 moments = vae.encode(batch["img"].to(model.device, model.dtype))
             vae.encode_blank(*batch["masked_img"].shape[-2:])  # once a run
@@ -410,17 +411,20 @@ def expected_gib(variant: Variant, batch: int, config: str = str(FULL_CONFIG), p
 def measure_training(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     """Checks, times, parts, FLOPs and profiles of all variants."""
     bare = build(options)
-    networks = {targets: adapt(copy.deepcopy(bare), options, targets) for targets in (None, DECODER)}
+    networks = {  # the layout of the weights is ours, so the reference has its own
+        (reference, targets): adapt(copy.deepcopy(bare), options, targets)
+        for reference, targets in ((True, None), (False, None), (False, DECODER))
+    }
     few = example_batch(options, min(2, options.batch))
 
     def trainings(batch: dict[str, Any]) -> dict[str, Training]:
         return {
-            name: Training(variant, networks[variant.targets], bare if variant.reference else None, batch, options)
-            for name, variant in VARIANTS.items()
+            name: Training(v, networks[v.reference, v.targets], bare if v.reference else None, batch, options)
+            for name, v in VARIANTS.items()
         }
 
     small = trainings(few)
-    plain = Training(Variant(True, DECODER), networks[DECODER], bare, few, options)
+    plain = Training(Variant(True, DECODER), networks[False, DECODER], bare, few, options)
     checks = {
         "all targets": compare(small["reference"], small["ours"]),
         "decoder only": compare(plain, small["ours, decoder only"]),
@@ -453,7 +457,7 @@ def measure_training(options: Options, say: Callable[[str], None]) -> dict[str, 
 
 def measure_sampling(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     """Times of upstream's sampler and of ours, by phase."""
-    model = adapt(build(options), options, None)
+    model = adapt(build(options), options, None).to(memory_format=torch.channels_last)
     device = torch.device(options.device)
     batch, seeds = example_batch(options), list(range(options.batch))
     bare = build(options)

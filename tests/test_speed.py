@@ -10,9 +10,12 @@ import torch
 from micro_network import SIDE, micro_batch, micro_network
 
 from anytext_lcm import lora, speed
+from anytext_lcm.distill import load_teacher
 from anytext_lcm.ledger import Ledger, attention_flops
-from anytext_lcm.pipeline import Clock, prepare
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.pipeline import Clock, load_model, prepare
 from anytext_lcm.plots import speed_chart
+from anytext_lcm.settings import TrainSettings
 
 
 @pytest.fixture
@@ -222,6 +225,25 @@ def test_the_decoders_group_leaves_what_is_shared_alone():
     assert not lora.adapts(model, "control_model", "model.diffusion_model.input_blocks")
     assert lora.adapts(model, "model.diffusion_model.middle_block")
     assert lora.adapts(model, "model.diffusion_model.output_blocks")
+
+
+def test_both_loaders_lay_convolutions_out_for_speed_and_answer_the_same(teacher, tmp_path):
+    config, weights = str(teacher / "micro.yaml"), str(teacher / "micro.safetensors")
+    plain = AnyText2.from_config(config).load_checkpoint(weights).eval()
+    settings = TrainSettings.from_dict(dict(config=config, teacher_ckpt=weights, output_dir=str(tmp_path)))
+    picture = torch.rand(2, 3, SIDE, SIDE) * 2 - 1
+    with torch.no_grad():
+        cond = plain.condition(micro_batch(2), torch.Generator().manual_seed(0))
+        latents, timesteps = torch.randn(2, plain.latent_channels, 8, 8), torch.tensor([10, 900])
+        for model in (load_model(config, weights, "cpu"), load_teacher(settings)):
+            convolutions = [w for w in model.parameters() if w.dim() == 4]
+            assert convolutions and all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
+            for answer in (
+                lambda m: m.predict_noise(latents, timesteps, cond, m.control(cond)),
+                lambda m: m.first_stage_model.encode(picture)[0],
+                lambda m: m.decode(latents),
+            ):
+                torch.testing.assert_close(answer(model), answer(plain), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("blank", [(0, 2), (), (0, 1, 2, 3), (3,)])
