@@ -77,7 +77,7 @@ def test_the_ledger_gives_each_flop_to_one_part(options):
     assert reference["WriteNet"] == pytest.approx(4 / 3 * ours["WriteNet"], rel=0.05)  # the adapter's own products
     assert decoder["WriteNet"] < 0.52 * reference["WriteNet"]
     assert decoder["UNet, student"] < ours["UNet, student"] and decoder["backward"] < ours["backward"]
-    assert ours["autoencoder"] < 0.3 * reference["autoencoder"]  # one empty masked picture
+    assert reference["autoencoder"] > 0 and "autoencoder" not in ours  # nothing that a run has not encoded before
     assert ours["UNet, teacher and target"] == pytest.approx(reference["UNet, teacher and target"], rel=0.02)
 
 
@@ -182,7 +182,8 @@ def test_flops_are_counted_on_shapes_as_on_numbers(options, monkeypatch):
         batch = speed.example_batch(options)
         real = speed.count(speed.Training(variant, model, teacher if variant.reference else None, batch, options))
         shapes = speed.count_on_shapes(variant, replace(options, device="meta"))
-        for part in ("UNet, student", "UNet, teacher and target", "WriteNet", "backward", "autoencoder"):
+        encodes = ("autoencoder",) if variant.reference else ()
+        for part in ("UNet, student", "UNet, teacher and target", "WriteNet", "backward", *encodes):
             assert shapes[part] == pytest.approx(real[part], rel=0.02), (name, part)
 
 
