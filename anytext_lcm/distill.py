@@ -91,6 +91,7 @@ class DistillStep(nn.Module):
         huber_c: float = 1e-3,
         loss: str = "huber",
         guidance_spread: float = 0.0,
+        loss_gain: float = 1.0,
     ):
         """guidance_scale: the middle of a range of 2 guidance_spread from which each picture draws its own. The rest as
         in TrainSettings.
@@ -106,7 +107,7 @@ class DistillStep(nn.Module):
         self.solver = DDIMSolver(self.schedule, solver_steps)
         self.objective = OBJECTIVES[objective]
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
-        self.guidance_spread = guidance_spread
+        self.guidance_spread, self.loss_gain = guidance_spread, loss_gain
         self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> LossParts:
@@ -173,6 +174,7 @@ class DistillStep(nn.Module):
             guidance_scale=guidance,
             loss=self.loss,
             weight=latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None,
+            gain=self.loss_gain,
         )
 
     def _encode(self, batch: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
@@ -580,6 +582,7 @@ def _train(
         settings.huber_c,
         settings.loss,
         settings.guidance_spread,
+        settings.loss_gain,
     ).eval()  # nothing in the network may drop out or move its statistics
     if settings.latents:
         dataset = with_latents(dataset, settings.latents, model)

@@ -707,9 +707,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lines", type=int, default=256,
         help="lines of text in the panel; 256 give 3 to 5 points either way (default: %(default)s)")  # fmt: skip
     add("--methods", nargs="+", metavar="METHOD",
-        help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-dpm++, teacher-N-unipc, student-N, "
-        f"student-N-deterministic, student-N-gamma0.3, student-N-w0.5, untrained-N, {REAL}, {RECONSTRUCTION} "
-        f"(default: {' '.join(METHODS)})")  # fmt: skip
+        help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-emphasis1.25, teacher-N-dpm++, teacher-N-unipc, "
+        "student-N, student-N-deterministic, student-N-gamma0.3, student-N-w0.5, untrained-N, "
+        f"{REAL}, {RECONSTRUCTION} (default: {' '.join(METHODS)})")  # fmt: skip
     add("--comparison", action="store_true",
         help="the methods of the README's table, which need diffusers; instead of --methods")  # fmt: skip
     add("--seed", type=int, default=0, help="another seed is another panel and other noise")

@@ -72,6 +72,10 @@ class TrainSettings:
     huber_c: float = _setting(
         1e-3, "where the loss turns from quadratic to absolute; small, since latents are about 1"
     )
+    loss_gain: float = _setting(
+        1.0, "differences are taken times 1/sigma of their timestep, by this at most, so that low noise counts; 1 is "
+        "LCM's loss, with which the embedded student got sharper from step to step",
+    )
     # adapter
     lora_rank: int = _setting(64, "rank of the adapter, as in LCM-LoRA: 108 MB in fp32 at full size")
     lora_alpha: float = _setting(
@@ -172,6 +176,8 @@ class TrainSettings:
                 raise ValueError(f"--{name} must be a positive number, not {getattr(self, name)!r}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must lie in 0..1 without 1, not {self.ema_decay!r}; 0.999 is usual.")
+        if not 1 <= self.loss_gain < math.inf:
+            raise ValueError(f"--loss_gain must be 1 or more, not {self.loss_gain!r}; 1 is LCM's loss.")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(
                 f"--guidance_scale must be a number, not {self.guidance_scale!r}; 1 is no guidance."

@@ -206,6 +206,16 @@ def test_each_picture_draws_its_own_guidance():
     assert 1 <= found.min() < 3 < found.max() <= 5 and drawn(0.0) == 3.0
 
 
+def test_the_step_s_loss_has_its_gain():
+    plain, gained = (DistillStep(student(), loss="l2", loss_gain=g)(micro_batch(), seeded_generator(5)) for g in (1, 3))
+    torch.testing.assert_close(gained.pred, plain.pred)
+    abar = student().alphas_cumprod[plain.start_timesteps].view(-1, 1, 1, 1)
+    scale = (1 / (1 - abar).sqrt()).clamp(max=3)
+    squares = (plain.pred - plain.target) ** 2
+    torch.testing.assert_close(gained.loss, (scale**2 * squares).mean(), rtol=1e-4, atol=0)
+    assert gained.loss > plain.loss
+
+
 def test_precomputed_latents_spare_the_autoencoder():
     model, batch = student(), micro_batch()
     z = torch.randn(2, CHANNELS, SIDE // 8, SIDE // 8)
@@ -545,6 +555,8 @@ def test_bad_flags_end_with_code_2_and_a_sentence(teacher, tmp_path, capsys):
         ([*good, "--lora_rank", "0"], "lora_rank"),
         ([*good, "--lora_targets", "zero_conv"], "zero_conv"),
         ([*good, "--seed", "-1"], "--seed must not be negative"),
+        ([*good, "--loss_gain", "0.5"], "--loss_gain must be 1 or more, not 0.5"),
+        ([*good, "--loss_gain", "nan"], "--loss_gain must be 1 or more, not nan"),
         ([*good, "--solver_steps", "20"], "--solver_steps must be a multiple of 50, not 20"),
         ([*good, "--solver_steps", "150"], "does not divide 1000"),
     ):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from anytext_lcm.lcm.consistency import boundary_scalings, consistency_function, l2, pseudo_huber
 from anytext_lcm.lcm.objectives import OBJECTIVES, lcm, teacher_x0
 from anytext_lcm.lcm.schedule import NoiseSchedule, solver_grid
-from anytext_lcm.lcm.solver import DDIMSolver, ddim_step, guide
+from anytext_lcm.lcm.solver import DDIMSolver, ddim_step, emphasise, guide
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 SOLVER = DDIMSolver(SCHEDULE)
@@ -147,6 +147,20 @@ def test_pseudo_huber_gradient_by_finite_differences():
     torch.testing.assert_close(pred.grad, written, rtol=1e-4, atol=1e-7)
 
 
+def test_emphasis_multiplies_the_velocity_and_leaves_the_know_nothing_s_estimate():
+    x, eps, t = randn(3, 4, 4, 2, 2), randn(4, 4, 4, 2, 2), torch.tensor([19, 300, 700, 999])
+    alpha, sigma = (v.view(-1, 1, 1, 1) for v in (ABAR[t].double().sqrt(), (1 - ABAR[t].double()).sqrt()))
+
+    def velocity(eps):  # alpha eps - sigma x0, from x = alpha x0 + sigma eps
+        return alpha * eps.double() - sigma * (x.double() - sigma * eps.double()) / alpha
+
+    found = emphasise(SCHEDULE, x, eps, t, 1.25)
+    torch.testing.assert_close(velocity(found), 1.25 * velocity(eps), rtol=1e-4, atol=1e-4)
+    assert torch.equal(emphasise(SCHEDULE, x, eps, t, 1.0), eps)
+    ignorant = (sigma * x).float()  # the best eps for pictures of mean 0 and deviation 1
+    torch.testing.assert_close(emphasise(SCHEDULE, x, ignorant, t, 1.5), ignorant)
+
+
 @pytest.mark.parametrize("loss", [pseudo_huber, l2])
 def test_weights_leave_out_what_is_not_to_be_judged(loss):
     pred, target = randn(11, 2, 4, 3, 3), randn(12, 2, 4, 3, 3)
@@ -221,6 +235,30 @@ def test_lcm_loss_equals_a_second_implementation():
     assert student.seen == [[0, 19, 499, 979], [19, 39, 519, 999]]  # as target, then as student
     assert answer.start_timesteps.tolist() == [19, 39, 519, 999]
     assert answer.end_timesteps.tolist() == [0, 19, 499, 979]
+
+
+@pytest.mark.parametrize("objective", [lcm, teacher_x0])
+def test_gain_weighs_low_noise_up_to_its_limit(objective):
+    """Squared differences over sigma squared, a picture by itself; without a limit those of velocities."""
+    plain, *_ = parts(objective, loss=l2, gain=1.0)
+    default, *_ = parts(objective, loss=l2)
+    assert torch.equal(plain.loss, default.loss)
+    squares = ((plain.pred - plain.target) ** 2).double().flatten(1).mean(1)
+    torch.testing.assert_close(plain.loss.double(), squares.mean(), rtol=1e-5, atol=0)
+    sigma = (1 - ABAR[plain.start_timesteps].double()).sqrt()
+    assert sigma.min() < 0.2 < 0.99 < sigma.max()
+    for gain in (5.0, 1e6):
+        limited = torch.minimum(1 / sigma, torch.tensor(gain, dtype=torch.float64))
+        answer, student, *_ = parts(objective, loss=l2, gain=gain)
+        torch.testing.assert_close(answer.loss.double(), (limited**2 * squares).mean(), rtol=1e-5, atol=0)
+        assert torch.equal(answer.pred, plain.pred) and torch.equal(answer.target, plain.target)
+        answer.loss.backward()
+        assert student.a.grad.abs() > 0
+    x, t = plain.noisy_latents, plain.start_timesteps
+    if objective is teacher_x0:  # x0 = alpha x - sigma v on both sides of it
+        alpha, sigma = SCHEDULE.alpha_sigma(t, x)
+        velocities = [(alpha * x - x0) / sigma for x0 in (plain.pred, plain.target)]
+        torch.testing.assert_close(answer.loss, l2(*velocities), rtol=1e-3, atol=0)
 
 
 def test_the_gradient_reaches_the_student_and_not_the_target():

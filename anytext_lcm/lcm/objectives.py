@@ -33,6 +33,14 @@ class LossParts:
     end_timesteps: Tensor  # (B,) where the target looks: t - skip, or t
 
 
+def _compare(
+    loss: Callable[..., Tensor], pred: Tensor, wanted: Tensor, sigma: Tensor, gain: float, weight: Tensor | None
+) -> Tensor:
+    """Step 10: the loss of both times 1 / sigma_t, `gain` at most, sigma (B, 1, 1, 1)."""
+    scale = (1 / sigma).clamp(max=gain)
+    return loss(scale * pred, scale * wanted, weight=weight)
+
+
 def lcm(
     student: Predict,
     teacher: PredictPair,
@@ -45,6 +53,7 @@ def lcm(
     guidance_scale: float | Tensor = 7.5,
     loss: Callable[..., Tensor] = pseudo_huber,
     weight: Tensor | None = None,
+    gain: float = 1.0,
 ) -> LossParts:
     """Latent consistency: f(x_t, t) of the student = f(x_s, s) of itself, where the teacher's ODE leads from
     x_t to x_s.
@@ -55,6 +64,10 @@ def lcm(
 
     latents, noise: (B, C, h, w); index: int64 (B,) of the solver's grid; guidance_scale: one, or (B, 1, 1, 1), one for
     each picture; weight: (B, 1, h, w) in 0..1, what the mean keeps.
+
+    gain: both sides are multiplied by 1 / sigma_t, by this at most, before they are compared; 1 is the paper's loss,
+    1 / sigma_t being 1 or more. Where there is little noise a velocity v moves its estimate x0 = alpha x - sigma v
+    little, so in x0 the loss hardly sees what the student answers there; times 1 / sigma_t it is a loss of velocities.
     """
     t = solver.start_timesteps(index)
     # 5. add noise: one point x_t on the way from the picture to pure noise
@@ -72,7 +85,10 @@ def lcm(
     # 9. student: the consistency function at (x_t, t)
     pred = consistency_function(noisy_latents, student(noisy_latents, t), t, schedule)
     # 10. loss: distance of the two
-    return LossParts(loss(pred, wanted, weight=weight), pred, wanted, teacher_x0, noisy_latents, t, s)
+    _, sigma = schedule.alpha_sigma(t, pred)
+    return LossParts(
+        _compare(loss, pred, wanted, sigma, gain, weight), pred, wanted, teacher_x0, noisy_latents, t, s
+    )
 
 
 def teacher_x0(
@@ -87,6 +103,7 @@ def teacher_x0(
     guidance_scale: float | Tensor = 7.5,
     loss: Callable[..., Tensor] = pseudo_huber,
     weight: Tensor | None = None,
+    gain: float = 1.0,
 ) -> LossParts:
     """Regression of the student's x0 on the guided teacher's x0 at the same x_t and t; arguments as in `lcm`,
     `target` unused.
@@ -105,7 +122,8 @@ def teacher_x0(
     # 9. student: its estimate of the clean latents at the same (x_t, t)
     pred = schedule.x0_from_eps(noisy_latents, student(noisy_latents, t), t)
     # 10. loss: distance of the two
-    return LossParts(loss(pred, wanted, weight=weight), pred, wanted, wanted, noisy_latents, t, t)
+    _, sigma = schedule.alpha_sigma(t, pred)
+    return LossParts(_compare(loss, pred, wanted, sigma, gain, weight), pred, wanted, wanted, noisy_latents, t, t)
 
 
 OBJECTIVES = {"lcm": lcm, "teacher_x0": teacher_x0}
