@@ -207,9 +207,10 @@ def test_each_picture_draws_its_own_guidance():
 
 
 def test_the_step_s_loss_has_its_gain():
-    plain, gained = (DistillStep(student(), loss="l2", loss_gain=g)(micro_batch(), seeded_generator(5)) for g in (1, 3))
+    model = student()
+    plain, gained = (DistillStep(model, loss="l2", loss_gain=g)(micro_batch(), seeded_generator(5)) for g in (1, 3))
     torch.testing.assert_close(gained.pred, plain.pred)
-    abar = student().alphas_cumprod[plain.start_timesteps].view(-1, 1, 1, 1)
+    abar = model.alphas_cumprod[plain.start_timesteps].view(-1, 1, 1, 1)
     scale = (1 / (1 - abar).sqrt()).clamp(max=3)
     squares = (plain.pred - plain.target) ** 2
     torch.testing.assert_close(gained.loss, (scale**2 * squares).mean(), rtol=1e-4, atol=0)
