@@ -74,7 +74,7 @@ class TrainSettings:
     )
     loss_gain: float = _setting(
         1.0, "differences are taken times 1/sigma of their timestep, by this at most, so that low noise counts; 1 is "
-        "LCM's loss, with which the embedded student got sharper from step to step",
+        "LCM's loss, with which the embedded student in many steps got sharper than real pictures",
     )
     # adapter
     lora_rank: int = _setting(64, "rank of the adapter, as in LCM-LoRA: 108 MB in fp32 at full size")

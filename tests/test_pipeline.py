@@ -8,7 +8,9 @@ from micro_network import micro_network
 
 from anytext_lcm import pipeline
 from anytext_lcm.data.batch import Line
-from anytext_lcm.lora import adapter_state, attach, save_adapter
+from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.schedule import NoiseSchedule
+from anytext_lcm.lora import adapter_off, adapter_state, attach, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.outputs import whole_directory, whole_file
 from anytext_lcm.pipeline import (
@@ -210,7 +212,11 @@ def test_fresh_noise_of_ddim_belongs_to_the_picture_and_not_to_its_batch(model, 
 def test_emphasis_is_a_network_that_answers_more_velocity(model, prepared):
     """Against the same network with its last layer, which answers the velocity, multiplied; and none is none."""
     plain = denoise(model, prepared, teacher_method(3, 2.0))
-    assert torch.equal(denoise(model, prepared, teacher_method(3, 2.0, emphasis=1.0)), plain)
+    noise = pipeline.initial_noise(prepared.seeds, prepared.latent_shape)
+    with torch.no_grad(), adapter_off(model):
+        predict = predictor(model, prepared, 2.0)
+        bare = sample_ddim(predict, noise, NoiseSchedule(model.alphas_cumprod), 3, None, "trailing")
+    assert torch.equal(bare, plain)
     drawn = denoise(model, prepared, teacher_method(3, 2.0, emphasis=1.3))
     last = list(model.model.diffusion_model.out[-1].parameters())
     before = [parameter.detach().clone() for parameter in last]

@@ -34,9 +34,11 @@ class LossParts:
 
 
 def _compare(
-    loss: Callable[..., Tensor], pred: Tensor, wanted: Tensor, sigma: Tensor, gain: float, weight: Tensor | None
-) -> Tensor:
-    """Step 10: the loss of both times 1 / sigma_t, `gain` at most, sigma (B, 1, 1, 1)."""
+    loss: Callable[..., Tensor], pred: Tensor, wanted: Tensor, schedule: NoiseSchedule, t: Tensor, gain: float,
+    weight: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Step 10: the loss of both times 1 / sigma_t, `gain` at most."""
+    _, sigma = schedule.alpha_sigma(t, pred)
     scale = (1 / sigma).clamp(max=gain)
     return loss(scale * pred, scale * wanted, weight=weight)
 
@@ -85,10 +87,8 @@ def lcm(
     # 9. student: the consistency function at (x_t, t)
     pred = consistency_function(noisy_latents, student(noisy_latents, t), t, schedule)
     # 10. loss: distance of the two
-    _, sigma = schedule.alpha_sigma(t, pred)
-    return LossParts(
-        _compare(loss, pred, wanted, sigma, gain, weight), pred, wanted, teacher_x0, noisy_latents, t, s
-    )
+    found = _compare(loss, pred, wanted, schedule, t, gain, weight)
+    return LossParts(found, pred, wanted, teacher_x0, noisy_latents, t, s)
 
 
 def teacher_x0(
@@ -122,8 +122,8 @@ def teacher_x0(
     # 9. student: its estimate of the clean latents at the same (x_t, t)
     pred = schedule.x0_from_eps(noisy_latents, student(noisy_latents, t), t)
     # 10. loss: distance of the two
-    _, sigma = schedule.alpha_sigma(t, pred)
-    return LossParts(_compare(loss, pred, wanted, sigma, gain, weight), pred, wanted, wanted, noisy_latents, t, t)
+    found = _compare(loss, pred, wanted, schedule, t, gain, weight)
+    return LossParts(found, pred, wanted, wanted, noisy_latents, t, t)
 
 
 OBJECTIVES = {"lcm": lcm, "teacher_x0": teacher_x0}
