@@ -3,6 +3,8 @@ PY ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 CELL_TIMEOUT ?= 300
+# A process a core, each with whole files, which share what they train.
+PARALLEL := -n logical --maxprocesses 4 --dist loadscope
 
 .DEFAULT_GOAL := help
 .PHONY: help demo bench test test-full test-browser teacher lint notebooks readme clean
@@ -27,12 +29,12 @@ bench: $(STAMP)  ## time, memory and FLOPs of training step and samplers against
 	$(BIN)/python -m anytext_lcm.speed
 
 test: lint  ## lint, unit tests, notebooks against their stored outputs
-	$(BIN)/python -m pytest -m "not full and not browser" tests
+	$(BIN)/python -m pytest $(PARALLEL) -m "not full and not browser" tests
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout $(CELL_TIMEOUT) notebooks
 
-test-full: lint  ## as test, with the full-size networks and the trainings
-	$(BIN)/python -m pytest -m "not browser" tests
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout $(CELL_TIMEOUT) notebooks
+test-full: test  ## as test, then the full-size networks and the trainings
+	OMP_NUM_THREADS=$$($(BIN)/python -c "import os; print(os.cpu_count())") \
+		$(BIN)/python -m pytest -m "full and not browser" tests
 
 test-browser: $(STAMP)  ## every notebook in JupyterLab and Chromium (apt-get install chromium): run all, move sliders
 	$(BIN)/python -m pytest -m browser tests/test_browser.py

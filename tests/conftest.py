@@ -2,8 +2,9 @@
 
 import os
 
-# Set before torch starts its threads: small networks run slower when several pools fight for a few cores.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+# Set before torch starts its threads. Small networks gain nothing by a second one, and where the processes of
+# pytest-xdist have more threads than there are cores, these wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
