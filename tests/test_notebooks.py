@@ -1,8 +1,10 @@
 """The notebooks keep the rules that nbval does not check, and say the same as the package."""
 
+import dis
 import json
 import re
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
@@ -54,6 +56,37 @@ def test_explorers_are_stored_with_their_picture():
     for outputs in shown:
         [data] = [output["data"] for output in outputs if "data" in output]
         assert set(data) == {"text/plain", "image/png"} and "".join(data["text/plain"]).startswith("Explorer(")
+
+
+def nested(code):
+    """The code of the functions, lambdas and classes within."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from nested(constant)
+
+
+def names(code, instruction):
+    return {found.argval for found in dis.get_instructions(code) if found.opname == instruction}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_an_explorer_reads_keeps_its_meaning(path):
+    """A slider is moved after all cells have run: a name that a later cell binds anew would change its picture."""
+    cells = [re.sub(r"^[%!].*$", "", source, flags=re.M) for source, _ in read(path, "code")]
+    codes = [compile(source, path.name, "exec") for source in cells]
+    reads = {}  # by function: what it takes from the notebook, through other functions too
+    for number, code in enumerate(codes):
+        for inner in nested(code):
+            needed = names(inner, "LOAD_GLOBAL")
+            reads[inner.co_name] = needed.union(*(reads.get(name, set()) for name in needed))
+        if "widgets.explore(" not in cells[number]:
+            continue
+        needed = set().union(*(reads[inner.co_name] for inner in nested(code)))
+        needed |= set().union(*(reads.get(name, set()) for name in names(code, "LOAD_NAME")))
+        for later, other in enumerate(codes[number + 1 :], number + 2):
+            bound = needed & names(other, "STORE_NAME")
+            assert not bound, f"cell {later} binds {sorted(bound)}, which the explorer of cell {number + 1} reads"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
