@@ -72,7 +72,7 @@ def test_the_perfect_teacher_answers_the_posterior_mean(model, pictures):
 
 
 def test_its_means_are_the_latents_of_the_pictures(model, pictures):
-    """Encoded one at a time by the model's own encoder; a sample of it differs by the posterior's noise alone."""
+    """By the model's own encoder, mean of eight samples, which differs by the posterior's noise alone."""
     teacher = ideal.perfect_teacher(model, pictures[:3])
     images = torch.from_numpy(pictures[:3].transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_one_step_is_read_less_than_four_where_much_is_open(model):
     read, alike, count = ideal.measure(model, openings, spacing=5.0, noises=2, progress=False)
     assert read[4].value == 1 and read[50].value == 1
     assert read[1].value <= 0.75
-    assert alike > 5 and count % 25 == 0
+    assert alike > 5 and count == 28 * 25
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,9 @@ def test_what_an_explorer_reads_keeps_its_meaning(path):
             reads[inner.co_name] = needed.union(*(reads.get(name, set()) for name in needed))
         if "widgets.explore(" not in cells[number]:
             continue
-        needed = set().union(*(reads[inner.co_name] for inner in nested(code)))
-        needed |= set().union(*(reads.get(name, set()) for name in names(code, "LOAD_NAME")))
+        # Lambdas share a name, so what stands in the cell itself is asked directly.
+        needed = set().union(*(names(inner, "LOAD_GLOBAL") for inner in nested(code)))
+        needed |= set().union(*(reads.get(name, set()) for name in needed | names(code, "LOAD_NAME")))
         for later, other in enumerate(codes[number + 1 :], number + 2):
             bound = needed & names(other, "STORE_NAME")
             assert not bound, f"cell {later} binds {sorted(bound)}, which the explorer of cell {number + 1} reads"
