@@ -76,7 +76,7 @@ def latent_weight(inv_mask: Tensor, latents: Tensor) -> Tensor:
 
 
 class DistillStep(nn.Module):
-    """A batch to a loss: steps 1 to 10 of a training step; 5 to 10 are `anytext_lcm/lcm/objectives.py`.
+    """A batch to a loss: steps 1 to 10 of a training step; 6 to 10 are `anytext_lcm/lcm/objectives.py`.
 
     A module, so that it can be called, moved and put into evaluation as the network in it.
     """
@@ -143,38 +143,43 @@ class DistillStep(nn.Module):
             places = 2 * torch.rand(len(latents), 1, 1, 1, generator=generator, device=device) - 1
             guidance = (self.guidance_scale + self.guidance_spread * places).to(latents.device)
 
-        unet, encoded = model.model.diffusion_model, None
-        shares = not adapts(model, "model.diffusion_model.input_blocks", "model.diffusion_model.time_embed")
+        # 5. add noise: one point x_t on the way from the picture to pure noise
+        index = index.to(latents.device)
+        t = self.solver.start_timesteps(index)
+        noisy_latents = self.schedule.add_noise(latents.float(), noise.to(latents.device), t)
+        unet, shared = model.model.diffusion_model, {}
+        if not adapts(model, "model.diffusion_model.input_blocks", "model.diffusion_model.time_embed"):
+            # the adapter leaves the encoder alone, so at (x_t, t) teacher and student have it in common
+            with torch.no_grad(), adapter_off(model):
+                x = torch.cat([noisy_latents, noisy_latents]).to(model.dtype)
+                shared["encoded"] = unet.encode(x, torch.cat([t, t]), both.image_context)
 
-        def teacher(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            nonlocal encoded
+        def teacher(x: Tensor, t: Tensor, encoded: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
             x, t = torch.cat([x, x]), torch.cat([t, t])  # both branches in one batch
             with adapter_off(model):
-                answers = unet.encode(x.to(model.dtype), t, both.image_context)
-                if shares:  # the student asks at the same (x_t, t) with the same captions
-                    encoded = [answer.chunk(2)[0] for answer in answers]
-                return model.predict_noise(x, t, both, teacher_control, encoded=answers).chunk(2)
+                return model.predict_noise(x, t, both, teacher_control, encoded=encoded).chunk(2)
 
         def target(x: Tensor, t: Tensor) -> Tensor:
             return model.predict_noise(x, t, cond, target_control)
 
-        def student(x: Tensor, t: Tensor) -> Tensor:
-            return model.predict_noise(x, t, cond, student_control, encoded=encoded)
+        def student(x: Tensor, t: Tensor, encoded: list[Tensor] | None = None) -> Tensor:
+            own = None if encoded is None else [both_branches.chunk(2)[0] for both_branches in encoded]
+            return model.predict_noise(x, t, cond, student_control, encoded=own)
 
-        # 5. to 10.: add noise, teacher, solver, target, student, loss
+        # 6. to 10.: teacher, solver, target, student, loss
         return self.objective(
             student,
             teacher,
             target,
             self.schedule,
             self.solver,
-            latents.float(),
-            noise.to(latents.device),
-            index.to(latents.device),
+            noisy_latents,
+            index,
             guidance_scale=guidance,
             loss=self.loss,
             weight=latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None,
             gain=self.loss_gain,
+            shared=shared,
         )
 
     def _encode(self, batch: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:

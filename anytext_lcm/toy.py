@@ -13,6 +13,7 @@ method there.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -253,7 +254,7 @@ def train(
     guidance_scale: float = 1.0,
     seed: int = 0,
     decay: bool = True,
-    teacher: Predict | None = None,
+    teacher: Predict | Literal["noise"] | None = None,
     watch: Callable[[int, nn.Module], None] | None = None,
     **options,
 ) -> list[float]:
@@ -262,7 +263,8 @@ def train(
 
     The student sees data of `cond`, the whole of `data` by default, and the teacher is guided from `data`
     towards it. decay: the learning rate falls linearly to a fiftieth. teacher: another one than the exact
-    one, unguided. watch(step, student) is called after each update. options go to the objective (loss).
+    one, unguided; "noise" is the noise that was added, for consistency training, which has no teacher. watch(step,
+    student) is called after each update. options go to the objective (loss).
     """
     cond = data if cond is None else cond
 
@@ -279,9 +281,9 @@ def train(
         latents = cond.sample(batch_size, generator)
         noise = torch.randn(latents.shape, generator=generator)
         index = torch.randint(len(solver), (batch_size,), generator=generator)
-        parts = loss_of(
-            student, pair, student, data.schedule, solver, latents, noise, index, guidance_scale, **options
-        )
+        noisy_latents = data.schedule.add_noise(latents, noise, solver.start_timesteps(index))
+        looks = (lambda x, t, eps=noise: (eps, eps)) if teacher == "noise" else pair
+        parts = loss_of(student, looks, student, data.schedule, solver, noisy_latents, index, guidance_scale, **options)
         optimizer.zero_grad()
         parts.loss.backward()
         optimizer.step()

@@ -27,15 +27,16 @@ from anytext_lcm.distill import (
     seeded_generator,
 )
 from anytext_lcm.lcm.consistency import consistency_function
+from anytext_lcm.lcm.objectives import OBJECTIVES
 from anytext_lcm.lcm.schedule import lcm_timesteps, solver_grid
 from anytext_lcm.lcm.solver import guide
 from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT
 from anytext_lcm.settings import TrainSettings
 
 
-def student(rank=4, seed=1):
+def student(rank=4, seed=1, targets=None):
     """The micro network with an adapter that already says something."""
-    model = lora.attach(micro_network(), rank, rank)
+    model = lora.attach(micro_network(), rank, rank, targets)
     generator = torch.Generator().manual_seed(seed)
     for parameter in lora.adapter_state(model).values():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -108,6 +109,36 @@ def test_teacher_x0_step():
     )
     parts.loss.backward()
     assert all(gradient.abs().sum() > 0 for gradient in grads(model).values())
+
+
+@pytest.mark.parametrize("targets", [None, ["unet_decoder"]])
+def test_a_teacher_that_looks_again_elsewhere_changes_nothing_for_the_student(targets):
+    """With an adapter in the decoder alone teacher and student share encodings, those of (x_t, t) and of no other."""
+    looks = []
+
+    def looks_again(student, teacher, *arguments, **options):
+        def twice(x, t, **shared):
+            answers = teacher(x, t, **shared)
+            looks.append((0.5 * x, (t - 300).clamp(min=0)))
+            looks.append(teacher(*looks[-1]))
+            return answers
+
+        return OBJECTIVES["lcm"](student, twice, *arguments, **options)
+
+    model, found = student(targets=targets), []
+    step = DistillStep(model, guidance_scale=3.0)
+    for step.objective in (OBJECTIVES["lcm"], looks_again):
+        model.zero_grad()
+        parts = step(micro_batch(), seeded_generator(3))
+        parts.loss.backward()
+        found.append((parts.pred, parts.target, parts.loss, *grads(model).values()))
+    assert all(torch.equal(once, again) for once, again in zip(*found, strict=True))
+    with torch.no_grad(), lora.adapter_off(model):
+        g = seeded_generator(3)
+        model.encode(micro_batch()["img"], g)
+        cond = model.condition(micro_batch(), g)
+        for branch, eps in zip((cond, model.uncondition(cond)), looks[1], strict=True):
+            torch.testing.assert_close(eps, model.predict_noise(*looks[0], branch, model.control(branch)))
 
 
 @pytest.mark.parametrize("objective", ["lcm", "teacher_x0"])

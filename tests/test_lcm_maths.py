@@ -202,8 +202,7 @@ def parts(objective, index=INDEX, student=None, **options):
         student,
         SCHEDULE,
         SOLVER,
-        latents,
-        noise,
+        SCHEDULE.add_noise(latents, noise, SOLVER.start_timesteps(index)),
         index,
         **options,
     )

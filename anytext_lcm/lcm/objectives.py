@@ -1,11 +1,13 @@
 """What the student is asked to match: the two objectives behind one interface. Imports the rest of this room.
 
-Steps 1 to 4 (encode, condition, control, draw t) and 11 (update) of a training step are in
-`anytext_lcm/distill.py`; 5 to 10 here.
+Steps 1 to 5 (encode, condition, control, draw t, add noise) and 11 (update) of a training step are in
+`anytext_lcm/distill.py`; 6 to 10 here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]  # x_t (B, C, h, w), timesteps int6
 PredictPair = Callable[
     [Tensor, Tensor], tuple[Tensor, Tensor]
 ]  # the same -> eps of the conditional, of the unconditional branch
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,13 @@ def lcm(
     target: Predict,
     schedule: NoiseSchedule,
     solver: DDIMSolver,
-    latents: Tensor,
-    noise: Tensor,
+    noisy_latents: Tensor,
     index: Tensor,
     guidance_scale: float | Tensor = 7.5,
     loss: Callable[..., Tensor] = pseudo_huber,
     weight: Tensor | None = None,
     gain: float = 1.0,
+    shared: Mapping[str, Any] = _NONE,
 ) -> LossParts:
     """Latent consistency: f(x_t, t) of the student = f(x_s, s) of itself, where the teacher's ODE leads from
     x_t to x_s.
@@ -64,19 +67,18 @@ def lcm(
     (arXiv:2311.05556), the student's own weights instead of a moving average as target. Guidance acts on eps; on x0
     it would be the same, x0 being linear in eps.
 
-    latents, noise: (B, C, h, w); index: int64 (B,) of the solver's grid; guidance_scale: one, or (B, 1, 1, 1), one for
-    each picture; weight: (B, 1, h, w) in 0..1, what the mean keeps.
+    noisy_latents: x_t (B, C, h, w); index: int64 (B,) of t on the solver's grid; guidance_scale: one, or (B, 1, 1, 1),
+    one for each picture; weight: (B, 1, h, w) in 0..1, what the mean keeps. shared: keyword arguments for teacher and
+    student that are true at this very (x_t, t), such as encodings common to both; no call at another point gets them.
 
     gain: both sides are multiplied by 1 / sigma_t, by this at most, before they are compared; 1 is the paper's loss,
     1 / sigma_t being 1 or more. Where there is little noise a velocity v moves its estimate x0 = alpha x - sigma v
     little, so in x0 the loss hardly sees what the student answers there; times 1 / sigma_t it is a loss of velocities.
     """
     t = solver.start_timesteps(index)
-    # 5. add noise: one point x_t on the way from the picture to pure noise
-    noisy_latents = schedule.add_noise(latents, noise, t)
     with torch.no_grad():
         # 6. teacher: with and without the condition, guided
-        teacher_eps = guide(*teacher(noisy_latents, t), guidance_scale)
+        teacher_eps = guide(*teacher(noisy_latents, t, **shared), guidance_scale)
         teacher_x0 = schedule.x0_from_eps(noisy_latents, teacher_eps, t)
         # 7. solver: one DDIM step along the teacher's trajectory, from t to s
         earlier_latents = solver.step(teacher_x0, teacher_eps, index)
@@ -85,7 +87,7 @@ def lcm(
         s = solver.previous_timesteps(index)
         wanted = consistency_function(earlier_latents, target(earlier_latents, s), s, schedule)
     # 9. student: the consistency function at (x_t, t)
-    pred = consistency_function(noisy_latents, student(noisy_latents, t), t, schedule)
+    pred = consistency_function(noisy_latents, student(noisy_latents, t, **shared), t, schedule)
     # 10. loss: distance of the two
     found = _compare(loss, pred, wanted, schedule, t, gain, weight)
     return LossParts(found, pred, wanted, teacher_x0, noisy_latents, t, s)
@@ -97,13 +99,13 @@ def teacher_x0(
     target: Predict,
     schedule: NoiseSchedule,
     solver: DDIMSolver,
-    latents: Tensor,
-    noise: Tensor,
+    noisy_latents: Tensor,
     index: Tensor,
     guidance_scale: float | Tensor = 7.5,
     loss: Callable[..., Tensor] = pseudo_huber,
     weight: Tensor | None = None,
     gain: float = 1.0,
+    shared: Mapping[str, Any] = _NONE,
 ) -> LossParts:
     """Regression of the student's x0 on the guided teacher's x0 at the same x_t and t; arguments as in `lcm`,
     `target` unused.
@@ -113,14 +115,12 @@ def teacher_x0(
     sharpness could travel.
     """
     t = solver.start_timesteps(index)
-    # 5. add noise: one point x_t on the way from the picture to pure noise
-    noisy_latents = schedule.add_noise(latents, noise, t)
     with torch.no_grad():
         # 6. teacher: with and without the condition, guided
-        wanted = schedule.x0_from_eps(noisy_latents, guide(*teacher(noisy_latents, t), guidance_scale), t)
+        wanted = schedule.x0_from_eps(noisy_latents, guide(*teacher(noisy_latents, t, **shared), guidance_scale), t)
     # 7. and 8. have no counterpart: no solver, and the target is the teacher
     # 9. student: its estimate of the clean latents at the same (x_t, t)
-    pred = schedule.x0_from_eps(noisy_latents, student(noisy_latents, t), t)
+    pred = schedule.x0_from_eps(noisy_latents, student(noisy_latents, t, **shared), t)
     # 10. loss: distance of the two
     found = _compare(loss, pred, wanted, schedule, t, gain, weight)
     return LossParts(found, pred, wanted, wanted, noisy_latents, t, t)
