@@ -32,9 +32,9 @@ from anytext_lcm.lora import CONFIG_FILE, WEIGHTS_FILE
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.outputs import check_writable, whole_file
 from anytext_lcm.pipeline import (
-    EMBEDDED_CHECKPOINT,
     EMBEDDED_CONFIG,
     Method,
+    checkpoint_for,
     defaults_for,
     describe_hardware,
     draw,
@@ -368,7 +368,7 @@ def _contents(args: argparse.Namespace, adapter: Path | None) -> dict[str, str]:
     found = {
         "data": content_of(args.data),
         "config": content_of(args.config),
-        "ckpt": content_of(args.ckpt or EMBEDDED_CHECKPOINT, ends=True),
+        "ckpt": content_of(args.ckpt or checkpoint_for(args.config, "--ckpt"), ends=True),
         "font": content_of(font_path(args.font)),
     }
     if adapter is not None:  # alpha stands in the configuration

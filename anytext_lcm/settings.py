@@ -11,7 +11,7 @@ import torch
 
 from anytext_lcm.lcm.objectives import OBJECTIVES
 from anytext_lcm.lcm.schedule import lcm_timesteps, solver_grid
-from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT, EMBEDDED_CONFIG, EMBEDDED_GUIDANCE, defaults_for
+from anytext_lcm.pipeline import EMBEDDED_GUIDANCE, checkpoint_for, defaults_for
 
 LOSSES, OPTIMIZERS = ("huber", "l2"), ("adamw", "adamw8bit")
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -143,9 +143,7 @@ class TrainSettings:
         network = defaults_for(self.config)
         checkpoint = self.teacher_ckpt
         if checkpoint is None:
-            if Path(self.config).resolve() != EMBEDDED_CONFIG.resolve():
-                raise ValueError(f"{self.config} comes without weights; name them with --teacher_ckpt.")
-            checkpoint = str(EMBEDDED_CHECKPOINT)
+            checkpoint = str(checkpoint_for(self.config, "--teacher_ckpt"))
         guidance, negative = self.guidance_scale, self.negative_prompt
         settings = replace(
             self,

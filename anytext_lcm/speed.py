@@ -103,7 +103,7 @@ class Options:
     @property
     def real(self) -> bool:
         """Whether there are weights to load."""
-        return bool(self.ckpt) or Path(self.config).resolve() == EMBEDDED_CONFIG.resolve()
+        return bool(self.ckpt) or defaults_for(self.config).checkpoint is not None
 
     @property
     def guidance(self) -> tuple[float, str]:

@@ -16,6 +16,7 @@ SIDE, CHANNELS, CONTEXT = 64, 4, 16  # 8x8 latents of 4 channels
 
 def micro_config():
     config = OmegaConf.load(ROOT / "models_yaml" / "anytext2_tiny.yaml")
+    del config.model.defaults  # they are another network's
     params = config.model.params
     params.image_size, params.channels = SIDE // 8, CHANNELS
     trunk = dict(in_channels=CHANNELS, model_channels=8, context_dim=CONTEXT, norm_groups=4, num_heads=2)

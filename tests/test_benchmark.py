@@ -115,7 +115,10 @@ def test_scores_of_real_text(tmp_path, data):
 @pytest.fixture
 def command(data, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "load_chosen", lambda *_: micro_network())
-    OmegaConf.save(micro_config(), tmp_path / "micro.yaml")
+    config = micro_config()
+    config.model.defaults = {"checkpoint": "micro.safetensors"}
+    OmegaConf.save(config, tmp_path / "micro.yaml")
+    (tmp_path / "micro.safetensors").write_bytes(b"the network above")
     adapter = save_adapter(attach(micro_network(), 2, 2), tmp_path / "adapter")
     words = ["--data", data, "--config", tmp_path / "micro.yaml", "--adapter", adapter, "--output", tmp_path / "out"]
     return [str(word) for word in (*words, "--methods", "teacher-2", "student-1")]

@@ -1,10 +1,13 @@
 """Drawing: reproducible, independent of the batch, and the same as diffusers' loop over the same network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from micro_network import micro_network
+from omegaconf import OmegaConf
 
 from anytext_lcm import pipeline
 from anytext_lcm.data.batch import Line
@@ -30,6 +33,7 @@ from anytext_lcm.pipeline import (
     teacher_method,
     untrained_method,
 )
+from anytext_lcm.settings import TrainSettings
 
 DEFAULTS = Defaults((128, 128), 2, 2.0, "")
 
@@ -354,11 +358,64 @@ def test_missing_files(tmp_path, monkeypatch):
 
 def test_defaults_and_adapters(model, tmp_path):
     multiple = 8 * model.model.diffusion_model.downsampling
-    assert defaults_for(EMBEDDED_CONFIG) == Defaults((128, 128), 2, pipeline.EMBEDDED_GUIDANCE, "", multiple)
+    weights = pipeline.EMBEDDED_CHECKPOINT.resolve()
+    assert defaults_for(EMBEDDED_CONFIG) == Defaults((128, 128), 2, pipeline.EMBEDDED_GUIDANCE, "", multiple, weights)
     full = defaults_for(EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml"))
     assert full.size == (512, 512) and full.guidance_scale == 7.5 and full.multiple == 64
+    assert full.max_lines == 20 and full.negative_prompt.startswith("low-res") and full.checkpoint is None
     assert pipeline.resolve_adapter("none") is None
     assert pipeline.resolve_adapter(save_adapter(model, tmp_path / "a")) == tmp_path / "a"
+
+
+def test_a_copied_yaml_keeps_its_defaults_and_its_weights_are_looked_for_beside_it(tmp_path):
+    config = OmegaConf.load(EMBEDDED_CONFIG)
+    mine = tmp_path / "configs" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_bytes(EMBEDDED_CONFIG.read_bytes())
+    found, own = defaults_for(mine), defaults_for(EMBEDDED_CONFIG)
+    assert (found.guidance_scale, found.max_lines, found.negative_prompt) == (4.0, 2, "")
+    assert replace(found, checkpoint=own.checkpoint) == own
+    wanted = {"config": str(mine), "output_dir": str(tmp_path)}
+    for load, flag in (
+        (lambda: pipeline.load_chosen(mine, None, "cpu"), "--ckpt"),
+        (lambda: TrainSettings(**wanted).resolve(), "--teacher_ckpt"),
+    ):
+        with pytest.raises(FileNotFoundError, match=rf"anytext_lcm/assets/teacher.safetensors, which .* {flag}\.$"):
+            load()
+    target = tmp_path / "anytext_lcm" / "assets" / "teacher.safetensors"
+    target.parent.mkdir(parents=True)
+    target.write_bytes(pipeline.EMBEDDED_CHECKPOINT.read_bytes())
+    assert TrainSettings(**wanted).resolve().teacher_ckpt == str(target)
+    config.model.defaults.checkpoint = str(target)
+    config.model.params.cond_stage_config.params.version = str(pipeline.ASSETS / "tokenizer")
+    OmegaConf.save(config, mine)
+    loaded = pipeline.load_chosen(mine, None, "cpu").state_dict()
+    embedded = pipeline.load_embedded_teacher("cpu").state_dict()
+    assert all(torch.equal(value, embedded[name]) for name, value in loaded.items())
+
+
+@pytest.mark.parametrize(
+    ("defaults", "words"),
+    [
+        ({"guidance": 4}, "has no guidance; it may set guidance_scale, "),
+        ({"guidance_scale": "four"}, "guidance_scale must be a number, not 'four'"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a number, not nan"),
+        ({"guidance_scale": True}, "guidance_scale must be a number, not True"),
+        ({"negative_prompt": None}, "negative_prompt must be a string, not None"),
+        ({"max_lines": 0}, "max_lines must be a positive integer, not 0"),
+        ({"max_lines": 2.0}, "max_lines must be a positive integer, not 2.0"),
+        ({"checkpoint": ""}, "checkpoint must be the path of a file"),
+        (["max_lines"], "must map names to values"),
+    ],
+)
+def test_bad_defaults_are_refused_in_one_sentence(tmp_path, defaults, words):
+    config = OmegaConf.load(EMBEDDED_CONFIG)
+    config.model.defaults = defaults
+    OmegaConf.save(config, tmp_path / "bad.yaml")
+    with pytest.raises(ValueError, match=words) as refused:
+        defaults_for(tmp_path / "bad.yaml")
+    assert str(refused.value).startswith(f"Configuration {tmp_path / 'bad.yaml'}: model.defaults")
+    assert "\n" not in str(refused.value)
 
 
 def test_loaded_model_keeps_its_schedule_in_fp32(tmp_path):
