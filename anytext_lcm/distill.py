@@ -78,7 +78,8 @@ def latent_weight(inv_mask: Tensor, latents: Tensor) -> Tensor:
 class DistillStep(nn.Module):
     """A batch to a loss: steps 1 to 10 of a training step; 6 to 10 are `anytext_lcm/lcm/objectives.py`.
 
-    A module, so that it can be called, moved and put into evaluation as the network in it.
+    A module, so that it can be called and put into evaluation as the network in it. Make a new one when the weights,
+    device or precision of the autoencoder change: the step keeps what it has encoded of the empty picture.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class DistillStep(nn.Module):
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
         self.guidance_spread, self.loss_gain = guidance_spread, loss_gain
         self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
+        self._blanks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> LossParts:
         """batch: fields of `anytext_lcm.data.batch`, or `latents` and `masked_latents` in place of the
@@ -122,7 +124,7 @@ class DistillStep(nn.Module):
             latents = self._encode(batch, generator)
             # 2. condition: what both networks are told; without condition glyphs, positions and masked
             # latents stay
-            cond = model.condition(batch, generator)
+            cond = model.condition(batch, generator, self.blank(batch))
             both = Conditioning.cat([cond, model.uncondition(cond, self.negative_prompt)])
             # 3. control: residuals depend on neither x_t nor t, so once a step: the teacher's for both
             # branches ...
@@ -181,6 +183,18 @@ class DistillStep(nn.Module):
             gain=self.loss_gain,
             shared=shared,
         )
+
+    def blank(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """`AnyText2.blank_moments` of the batch's size, encoded once by this object, so once in a run.
+
+        None for a batch that brings its masked latents.
+        """
+        if "masked_latents" in batch or "masked_img" not in batch:
+            return None
+        size = tuple(batch["masked_img"].shape[-2:])
+        if size not in self._blanks:
+            self._blanks[size] = self.model.blank_moments(*size)
+        return self._blanks[size]
 
     def _encode(self, batch: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         """Scaled latents (B, C, h, w), fp32: given, drawn from a stored posterior, or from the pictures."""

@@ -32,7 +32,7 @@ from anytext_lcm.lcm.samplers import Progress, sample_ddim, sample_lcm, sample_t
 from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
 from anytext_lcm.lcm.solver import emphasise, guide
 from anytext_lcm.lora import adapter_layers, adapter_merged, adapter_off
-from anytext_lcm.model.anytext2 import AnyText2, Conditioning
+from anytext_lcm.model.anytext2 import AnyText2, Conditioning, is_blank
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED_CONFIG = Path(__file__).parents[1] / "models_yaml" / "anytext2_tiny.yaml"
@@ -480,9 +480,11 @@ class Drawing:
     evaluations: int  # of the UNet, for one picture
 
 
-def _masked_latents(model: AnyText2, masked: Tensor, seeds: Sequence[int]) -> Tensor:
+def _masked_latents(
+    model: AnyText2, masked: Tensor, seeds: Sequence[int], blank: tuple[Tensor, Tensor] | None
+) -> Tensor:
     """masked_img (B, 3, H, W) -> latents as `AnyText2.encode` draws them, with each picture's own noise."""
-    mean, logvar = model.masked_moments(masked)
+    mean, logvar = model.masked_moments(masked, blank)
     noise = torch.stack([torch.randn(mean.shape[1:], generator=_generator(seed, _MASKED)) for seed in seeds])
     return model.scale_factor * (mean + torch.exp(0.5 * logvar) * noise.to(mean))
 
@@ -503,10 +505,12 @@ def prepare(
     count = len(batch["img_caption"])
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} pictures: give one each.")
+    masked = batch["masked_img"]
+    blank = model.blank_moments(*masked.shape[-2:]) if bool(is_blank(masked).any()) else None
 
     def encode(rows: slice) -> tuple[Conditioning, Conditioning]:
         part = {name: value[rows] for name, value in batch.items()}
-        part["masked_latents"] = _masked_latents(model, part["masked_img"], seeds[rows])
+        part["masked_latents"] = _masked_latents(model, part["masked_img"], seeds[rows], blank)
         # By chunks: padded to a longer one, a caption would be told with end tokens that it does not have alone.
         places: dict[int, list[int]] = {}
         for place, caption in enumerate(part["img_caption"]):

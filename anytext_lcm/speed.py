@@ -171,7 +171,7 @@ class Training:
             vae = model.to(memory_format=torch.channels_last).first_stage_model  # as `load_teacher` lays it out
             with torch.no_grad():  # what `cache_latents` writes once a data set
                 moments = vae.encode(batch["img"].to(model.device, model.dtype))
-            vae.encode_blank(*batch["masked_img"].shape[-2:])  # once a run
+            self.step.blank(batch)  # encoded once a run, so not in the measured step
             self.batch = batch | {"latent_moments": torch.cat(moments, dim=1)}
         self.parameters = list(adapter_state(model).values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, weight_decay=0.0)

@@ -1,6 +1,5 @@
 """The benchmark: its two sides agree, it notices when they do not, and its ledger adds up. No figure is expected."""
 
-import copy
 import gc
 import json
 import sys
@@ -8,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from micro_network import SIDE, micro_batch, micro_network
+from micro_network import CHANNELS, SIDE, micro_batch, micro_network
 
 from anytext_lcm import lora, speed
-from anytext_lcm.distill import load_teacher
+from anytext_lcm.distill import DistillStep, load_teacher, seeded_generator
 from anytext_lcm.ledger import Ledger, attention_flops
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.pipeline import Clock, load_model, prepare
+from anytext_lcm.pipeline import BATCH_SIZE, Clock, load_model, prepare
 from anytext_lcm.plots import speed_chart
 from anytext_lcm.settings import TrainSettings
 
@@ -251,41 +250,47 @@ def test_both_loaders_lay_convolutions_out_for_speed_and_answer_the_same(teacher
                 torch.testing.assert_close(answer(model), expected, rtol=1e-4, atol=1e-5)
 
 
+def count_encodings(model):
+    """A list that gets the number of pictures of each call of the encoder."""
+    sizes = []
+    model.first_stage_model.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    return sizes
+
+
 @pytest.mark.parametrize("blank", [(0, 2), (), (0, 1, 2, 3), (3,)])
-def test_what_is_drawn_from_nothing_is_encoded_once_and_for_all(blank):
-    model, images, sizes = micro_network(), torch.rand(4, 3, SIDE, SIDE), []
+def test_what_is_drawn_from_nothing_is_encoded_once(blank):
+    model, images = micro_network(), torch.rand(4, 3, SIDE, SIDE)
     images[list(blank)] = -1
     wanted = model.first_stage_model.encode(images)
-    model.first_stage_model.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    edited = [4 - len(blank)] if len(blank) < 4 else []
-    for expected in ([1] * bool(blank) + edited, edited):
+    known = model.blank_moments(SIDE, SIDE)
+    assert all(moment.shape == (1, CHANNELS, SIDE // 8, SIDE // 8) and not moment.requires_grad for moment in known)
+    edited, sizes = [4 - len(blank)] if len(blank) < 4 else [], count_encodings(model)
+    for given, expected in ((None, [1] * bool(blank) + edited), (known, edited)):
         sizes.clear()
-        for found, moments in zip(model.masked_moments(images), wanted, strict=True):
+        for found, moments in zip(model.masked_moments(images, given), wanted, strict=True):
             torch.testing.assert_close(found, moments, rtol=1e-4, atol=1e-4)
         assert sizes == expected
 
 
-def test_the_empty_picture_is_encoded_anew_when_the_answer_would_be_another():
-    vae = micro_network().first_stage_model
-    picture = torch.full((1, 3, SIDE, SIDE), -1.0)
-
-    def check(dtype=torch.float32):
-        for found, moments in zip(vae.encode_blank(SIDE, SIDE), vae.encode(picture.to(dtype)), strict=True):
-            assert torch.equal(found, moments) and not found.requires_grad
-
-    with torch.inference_mode():
-        check()  # a sampler asks first; what it leaves behind must do for a training step
-    assert not vae.encode_blank(SIDE, SIDE)[0].is_inference()
-    check()
-    vae.load_state_dict({name: 1.5 * value for name, value in vae.state_dict().items()})
-    check()
-    with torch.autocast("cpu", torch.bfloat16):
-        check()
-    check()
-    copied = copy.deepcopy(vae)
-    with torch.no_grad():
-        copied.quant_conv.bias.add_(1.0)
-    assert not torch.equal(copied.encode_blank(SIDE, SIDE)[0], vae.encode_blank(SIDE, SIDE)[0])
-    vae.to(torch.bfloat16)
-    check(torch.bfloat16)
-    assert vae.encode_blank(SIDE, 2 * SIDE)[0].shape[-1] == 2 * vae.encode_blank(SIDE, SIDE)[0].shape[-1]
+def test_a_run_encodes_the_empty_picture_once_and_a_size():
+    """A run of the training step, and a drawing of several chunks; nothing stays in the model for the next one."""
+    model, batch = lora.attach(micro_network(), 2, 2), micro_batch(2)
+    del batch["img"]
+    batch["latents"] = torch.randn(2, CHANNELS, SIDE // 8, SIDE // 8)
+    sizes = count_encodings(model)
+    for _ in range(2):
+        step = DistillStep(model)
+        losses = [step(batch, seeded_generator(1)).loss.item() for _ in range(3)]
+        assert losses[0] == losses[1] == losses[2] and sizes == [1]
+        sizes.clear()
+    with torch.no_grad():  # another autoencoder: a new run sees it
+        model.first_stage_model.quant_conv.bias.add_(1.0)
+    assert DistillStep(model)(batch, seeded_generator(1)).loss.item() != losses[0]
+    sizes.clear()
+    many = micro_batch(2 * BATCH_SIZE + 1)
+    prepare(model, many, range(2 * BATCH_SIZE + 1))
+    assert sizes == [1]
+    many["masked_img"][:] = 0.5
+    sizes.clear()
+    prepare(model, many, range(2 * BATCH_SIZE + 1))
+    assert sizes == [BATCH_SIZE, BATCH_SIZE, 1]

@@ -211,12 +211,18 @@ class AnyText2(nn.Module):
 
     # -- conditioning ----------------------------------------------------------------------------------------
 
-    def condition(self, batch: Mapping, generator: torch.Generator | None = None) -> Conditioning:
+    def condition(
+        self,
+        batch: Mapping,
+        generator: torch.Generator | None = None,
+        blank: tuple[Tensor, Tensor] | None = None,
+    ) -> Conditioning:
         """A batch (fields of `anytext_lcm.data.batch`) -> Conditioning.
 
         `masked_latents` in the batch spares the encoder; `glyph_features` and `font_features` spare the
-        recognisers. generator draws the posterior noise of the masked picture. Raises ValueError when a field
-        is missing or a caption has more placeholders than the picture has lines (unless it has one line).
+        recognisers. generator draws the posterior noise of the masked picture. blank: as in `masked_moments`. Raises
+        ValueError when a field is missing or a caption has more placeholders than the picture has lines (unless it has
+        one line).
         """
         needed = {"positions", "glyphs", "color", "n_lines", "img_caption", "text_caption"}
         needed |= set() if "masked_latents" in batch else {"masked_img"}
@@ -237,7 +243,8 @@ class AnyText2(nn.Module):
         )
         masked = on_device.get("masked_latents")
         if masked is None:
-            masked = self.scale_factor * sample_posterior(*self.masked_moments(batch["masked_img"]), generator)
+            moments = self.masked_moments(batch["masked_img"], blank)
+            masked = self.scale_factor * sample_posterior(*moments, generator)
         return Conditioning(
             image_context=self.image_context(self.tokenizer.image_ids(batch["img_caption"]), embeddings),
             text_context=self.text_context(self.tokenizer.text_ids(batch["text_caption"]), embeddings),
@@ -334,16 +341,32 @@ class AnyText2(nn.Module):
         mean, logvar = self.first_stage_model.encode(images.to(self.device, self.dtype))
         return self.scale_factor * sample_posterior(mean.float(), logvar.float(), generator)
 
-    def masked_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def blank_moments(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Mean and log variance, (1, C, h, w) each, unscaled, of the posterior of a picture that is -1 everywhere: the
+        masked picture of all that is drawn from nothing.
+
+        At full size they cost more than a call of the UNet, so a run computes them once and hands them on as `blank`.
+        They hold as long as the autoencoder's weights, device and precision stay.
+        """
+        return self.first_stage_model.encode(
+            torch.full((1, 3, height, width), -1.0, device=self.device, dtype=self.dtype)
+        )
+
+    def masked_moments(
+        self, images: Tensor, blank: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """masked pictures (B, 3, H, W) -> mean and log variance of their latents' posterior, fp32, unscaled.
 
-        Pictures to be drawn from nothing are all -1: the autoencoder knows its answer to those.
+        Pictures to be drawn from nothing are all -1 and share their moments: blank, what `blank_moments` returns for
+        this size, or else one of them is encoded here.
         """
-        blank = (images == -1).flatten(1).all(dim=1)
-        drawn, edited = (rows.nonzero().flatten() for rows in (blank, ~blank))
+        empty = is_blank(images)
+        drawn, edited = (rows.nonzero().flatten() for rows in (empty, ~empty))
         parts = []
         if len(drawn):
-            parts += [m.expand(len(drawn), -1, -1, -1) for m in self.first_stage_model.encode_blank(*images.shape[-2:])]
+            blank = self.blank_moments(*images.shape[-2:]) if blank is None else blank
+            parts += [moment.expand(len(drawn), -1, -1, -1) for moment in blank]
         if len(edited):
             parts += self.first_stage_model.encode(images[edited].to(self.device, self.dtype))
         back = torch.cat([drawn, edited]).argsort().to(self.device)
@@ -352,6 +375,11 @@ class AnyText2(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """scaled latents (B, C, h, w) -> images (B, 3, 8h, 8w), about -1..1, fp32."""
         return self.first_stage_model.decode((latents / self.scale_factor).to(self.dtype)).float()
+
+
+def is_blank(images: Tensor) -> Tensor:
+    """masked pictures (B, 3, H, W) -> bool (B,): those that are -1 everywhere, so to be drawn from nothing."""
+    return (images == -1).flatten(1).all(dim=1)
 
 
 def schedule_buffers(

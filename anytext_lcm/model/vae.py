@@ -3,8 +3,6 @@
 Imports torch alone. Module names are the checkpoint's own, so the state dict is the layout.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -227,30 +225,11 @@ class AutoencoderKL(nn.Module):
             self.decoder = Decoder(cfg["out_ch"], **common)
         self.quant_conv = nn.Conv2d(2 * z, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z, 1)
-        self._blank: tuple[Any, dict[tuple[int, int], tuple[Tensor, Tensor]]] = (None, {})
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, 3, H, W) in -1..1 -> mean and clamped log variance, (B, z, H/8, W/8) each, unscaled."""
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
-
-    def encode_blank(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """`encode` of one picture that is -1 everywhere, without gradient. Encoded once a size, for at full size that
-        costs more than a call of the UNet, and anew when weights, device or precision are others.
-        """
-        weights = [*self.encoder.parameters(), *self.quant_conv.parameters()]
-        device, dtype = weights[0].device, weights[0].dtype
-        autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
-        under = (device, dtype, torch.get_autocast_dtype(device.type) if autocast else None)
-        under += tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
-        if self._blank[0] != under:
-            self._blank = (under, {})
-        answers = self._blank[1]
-        if (height, width) not in answers:
-            with torch.inference_mode(False), torch.no_grad():  # a training step may meet it after a sampler
-                picture = torch.full((1, 3, height, width), -1.0, device=device, dtype=dtype)
-                answers[height, width] = self.encode(picture)
-        return answers[height, width]
 
     def decode(self, z: Tensor) -> Tensor:
         """unscaled latents (B, z, h, w) -> images (B, 3, 8h, 8w), about -1..1, not squashed or clamped."""
