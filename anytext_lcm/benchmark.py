@@ -337,7 +337,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="gets a folder of pictures for each method, and report.json; goes on where it stopped "
         "(default: %(default)s)")  # fmt: skip
     add("--methods", nargs="+", default=list(METHODS), metavar="METHOD",
-        help="teacher-N, teacher-N-eta1, teacher-N-emphasis1.25, student-N, student-N-deterministic, "
+        help="teacher-N, teacher-N-eta1, student-N, student-N-deterministic, "
         f"student-N-gamma0.3, student-N-w0.5 or untrained-N in N steps (default: {' '.join(METHODS)})")  # fmt: skip
     add("--limit", type=int, help="prompts, the first ones; default: all")
     add("--samples", type=int, default=SAMPLES, help="pictures a prompt (default: %(default)s, upstream's)")

@@ -707,7 +707,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lines", type=int, default=256,
         help="lines of text in the panel; 256 give 3 to 5 points either way (default: %(default)s)")  # fmt: skip
     add("--methods", nargs="+", metavar="METHOD",
-        help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-emphasis1.25, teacher-N-dpm++, teacher-N-unipc, "
+        help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-dpm++, teacher-N-unipc, "
         "student-N, student-N-deterministic, student-N-gamma0.3, student-N-w0.5, untrained-N, "
         f"{REAL}, {RECONSTRUCTION} (default: {' '.join(METHODS)})")  # fmt: skip
     add("--comparison", action="store_true",
