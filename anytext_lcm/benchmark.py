@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
 from anytext_lcm import __version__, judge
@@ -256,7 +257,7 @@ def _read_pictures(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.
 
 def upstream_ned(wanted: str, read: str) -> float:
     """1 - edit distance / (longer length + 1e-5), letter by letter as written: eval/eval_dgocr.py."""
-    return 1 - judge.levenshtein(wanted, read) / (max(len(wanted), len(read)) + 1e-5)
+    return 1 - Levenshtein.distance(wanted, read) / (max(len(wanted), len(read)) + 1e-5)
 
 
 def score_tasks(

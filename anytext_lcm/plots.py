@@ -461,7 +461,7 @@ def height_chart(report: Mapping[str, Any], methods: Sequence[str] = (), title: 
     """Lines read right by the height of their box, a group of bars for each range and a colour for each method.
 
     methods: which; by default real pictures, what the autoencoder leaves of them, the reference, and the student and
-    the teacher in four steps, as far as the report has them. Thin bars are Wilson's 95 % intervals.
+    the teacher in four steps, as far as the report has them. Thin bars are the report's 95 % intervals.
     """
     usual = ("real", "reconstruction", report["reference"], "teacher-4", "student-4")
     names = [name for name in methods or usual if name in report["methods"]]
@@ -479,7 +479,7 @@ def height_chart(report: Mapping[str, Any], methods: Sequence[str] = (), title: 
 
     def words(bucket: Mapping[str, Any]) -> str:
         span = f"from {bucket['from']:g}" if bucket["to"] is None else f"{bucket['from']:g} to {bucket['to']:g}"
-        return f"{span}\n{bucket['n']} lines"
+        return f"{span}\n{bucket.get('lines', bucket['n'])} lines"
 
     axis.set_xticks(range(len(ranges)), [words(bucket) for bucket in ranges], fontsize=8)
     axis.set_ylim(0, 1.05)
