@@ -221,43 +221,6 @@ def network_map(parameters: Mapping[str, int], title: str = "") -> Figure:
     return figure
 
 
-def workflow(title: str = "") -> Figure:
-    """The whole way in one picture: what comes in, the command and the notebook of each step, what comes out."""
-    figure, axes = _figure(3.5)
-    axis: Axes = axes[0, 0]
-    thing, command = "#d7d7d7", "#8fb8de"
-    boxes = {  # name: (x, y, colour, first line, what it does, notebook)
-        "checkpoint": (0.0, 3.0, thing, "AnyText2 checkpoint", "or the embedded teacher", ""),
-        "records": (0.0, 1.0, thing, "AnyWord-3M records", "or made-up pictures", ""),
-        "inspect": (2.35, 3.0, command, "inspect_modules", "layers, LoRA targets", "01"),
-        "data": (2.35, 1.0, command, "data, cache_latents", "preview, encode once", "02"),
-        "train": (4.6, 2, "#f2a65a", "train", "teacher: adapter off\nstudent: adapter on\nconsistency loss", "03, 04"),
-        "adapter": (6.55, 2.0, thing, "LoRA adapter", "checkpoint-N/", ""),
-        "sample": (8.75, 3.25, command, "sample", "pictures in 4 steps", "05"),
-        "evaluate": (8.75, 2.0, command, "evaluate, benchmark", "table, charts, zoom", "05"),
-        "export": (8.75, 0.75, command, "export", "PEFT, merged,\nkohya, diffusers", "05"),
-    }
-    for x, y, color, head, words, notebook in boxes.values():
-        style = {"boxstyle": "round,pad=0.5", "facecolor": color, "edgecolor": "none"}
-        lines = f"{head}\n{words}" + (f"\nnotebook {notebook}" if notebook else "")
-        axis.text(x, y, lines, ha="center", va="center", fontsize=8.5, linespacing=1.35, bbox=style)
-    flows = (
-        ((1.15, 3.0), (1.45, 3.0)), ((0.95, 1.0), (1.4, 1.0)), ((3.3, 3.0), (3.85, 2.5)), ((3.3, 1.0), (3.85, 1.5)),
-        ((5.55, 2.0), (5.88, 2.0)), ((7.25, 2.3), (7.95, 3.0)), ((7.3, 2.0), (7.75, 2.0)), ((7.25, 1.7), (7.95, 1.0)),
-    )  # fmt: skip
-    for start, end in flows:
-        axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "0.35", "linewidth": 1.4})
-    axis.annotate("resume, or change rank, targets, objective", (4.6, 1.35), (5.9, 0.35), fontsize=7.5, color="0.35",
-                  ha="center", va="center", arrowprops={"arrowstyle": "-|>", "color": "0.55", "linestyle": "--",
-                  "connectionstyle": "arc3,rad=-0.2"})  # fmt: skip
-    axis.set_xlim(-1.1, 9.9)
-    axis.set_ylim(0.0, 4.0)
-    axis.axis("off")
-    if title:
-        axis.set_title(title, fontsize=11)
-    return figure
-
-
 def unet_map(unet: UNetModel, title: str = "") -> Figure:
     """A UNet as two legs and a floor: where attention and AttnX sit, where WriteNet's residuals are added.
 

@@ -43,7 +43,6 @@ CALLS = {
     "time": lambda: plots.report_chart(REPORT, "time", "ned"),
     "distance": lambda: plots.report_chart(REPORT, "evaluations", "distance"),
     "heights": lambda: plots.height_chart(REPORT),
-    "workflow": lambda: plots.workflow("t"),
     "zoom": lambda: plots.text_zoom(REPORT, DRAWN, [[BOX], [BOX, BOX]], [["cat"], ["dog", "$5"]]),
     "grid": lambda: plots.picture_grid([[PICTURE, None], [torch.zeros(1, 8, 8)]], ["a", "b"], ["c", "d"], "e"),
     "outlines": lambda: plots.picture_grid([[PICTURE]], outlines=[[[np.array([[1, 1], [6, 1], [6, 6]])]]]),
