@@ -630,38 +630,27 @@ def format_table(report: Mapping[str, Any]) -> str:
 def write_report(
     folder: Path, report: Mapping[str, Any], results: Mapping[str, MethodResult], panel: Panel, rows: int = 8
 ) -> None:
-    """report.json; table.txt and table.md; grid.png, the first prompts by the best known methods, and grid_all.png by
-    every one where there are more; charts of accuracy and of the distance to real pictures, each against evaluations
-    and against time; heights.png, accuracy by the height of a line; zoom.png with the text enlarged and what was read.
+    """Write report.json; table.md; grid.png, the first prompts by the best known methods; chart.png, accuracy and the
+    distance to real pictures against evaluations, unless no method asks the UNet; zoom.png, the text enlarged with what
+    was read.
     """
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "table.txt").write_text(format_table(report) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(tables.markdown(report), encoding="utf-8")
-    for name, figure in _charts(report).items():
-        figure.savefig(folder / f"{name}.png", dpi=2 * plots.DPI, metadata={"Software": None})
+    if plots.report_curves(report, "evaluations"):
+        chart = plots.report_charts(report)
+        chart.savefig(folder / "chart.png", dpi=2 * plots.DPI, metadata={"Software": None})
     first = [REAL, report["reference"], "teacher-8", "teacher-4", "student-8", "student-4", "student-2", "student-1"]
     chosen = sorted(results, key=lambda name: first.index(name) if name in first else len(first))[:SHOWN_METHODS]
     rows = min(rows, len(panel) // panel.repeats)
     scale = max(1, 128 // panel.images.shape[2])  # smaller pictures leave no room for their captions
-    for file, names in (("grid.png", sorted(chosen, key=list(results).index)), ("grid_all.png", list(results))):
-        if file == "grid.png" or len(names) > len(chosen):
-            right = {name: f"{report['methods'][name]['accuracy']['value']:.0%} of lines right" for name in names}
-            columns = {f"{name}\n{right[name]}": results[name].images for name in names}
-            Image.fromarray(contact_sheet(columns, panel.labels(rows), scale)).save(folder / file)
     shown = {name: results[name].images for name in results if name in chosen}
+    right = {name: f"{report['methods'][name]['accuracy']['value']:.0%} of lines right" for name in shown}
+    columns = {f"{name}\n{right[name]}": images for name, images in shown.items()}
+    Image.fromarray(contact_sheet(columns, panel.labels(rows), scale)).save(folder / "grid.png")
     plots.text_zoom(report, shown, panel.polygons, panel.texts, ZOOM_LINES).savefig(
         folder / "zoom.png", dpi=2 * plots.DPI, metadata={"Software": None}
     )
-
-
-def _charts(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures of a report by the name of their file; those that it has no points for are left out."""
-    measured = [key for key in ("accuracy", "distance") if plots.report_curves(report, "evaluations", key)]
-    charts = {f"{key}_{x}": plots.report_chart(report, x, key) for key in measured for x in ("evaluations", "time")}
-    if len(next(iter(report["methods"].values()))["by_height"]) > 1:
-        charts["heights"] = plots.height_chart(report)
-    return charts
 
 
 # -- command --------------------------------------------------------------------------------------------

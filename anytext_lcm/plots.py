@@ -375,7 +375,23 @@ def report_chart(
     pictures, and for the distance what real pictures are apart. Raises ValueError as `report_curves`.
     """
     figure, axes = _figure(3.8)
-    axis: Axes = axes[0, 0]
+    if _report_panel(axes[0, 0], report, x, measure, title) > 1:
+        _legend_beside(axes[0, 0])
+    return figure
+
+
+def report_charts(report: Mapping[str, Any]) -> Figure:
+    """`report_chart` of accuracy, and below it of the distance where it was measured, against evaluations."""
+    measures = [key for key in ("accuracy", "distance") if report_curves(report, "evaluations", key)]
+    figure, axes = _figure(3.8 * len(measures), rows=len(measures))
+    for axis, measure in zip(axes[:, 0], measures, strict=True):
+        if _report_panel(axis, report, "evaluations", measure, "") > 1:
+            _legend_beside(axis)
+    return figure
+
+
+def _report_panel(axis: Axes, report: Mapping[str, Any], x: str, measure: str, title: str) -> int:
+    """Draws the curves of `report_chart`; returns the number of families."""
     families = report_curves(report, x, measure)
     order = sorted(families, key=lambda family: (family not in _LOUD, list(families).index(family)))
     for i, family in enumerate(order):
@@ -415,40 +431,7 @@ def report_chart(
     if measure != "distance":
         axis.set_ylim(-0.02, 1.05)
     _finish(axis, label, MEASURES[measure], title, False)
-    if len(families) > 1:
-        _legend_beside(axis)
-    return figure
-
-
-def height_chart(report: Mapping[str, Any], methods: Sequence[str] = (), title: str = "") -> Figure:
-    """Lines read right by the height of their box, a group of bars for each range and a colour for each method.
-
-    methods: which; by default real pictures, what the autoencoder leaves of them, the reference, and the student and
-    the teacher in four steps, as far as the report has them. Thin bars are the report's 95 % intervals.
-    """
-    usual = ("real", "reconstruction", report["reference"], "teacher-4", "student-4")
-    names = [name for name in methods or usual if name in report["methods"]]
-    rows = {name: report["methods"][name]["by_height"] for name in names or list(report["methods"])[:1]}
-    ranges = next(iter(rows.values()))
-    figure, axes = _figure(3.0)
-    axis: Axes = axes[0, 0]
-    width = 0.8 / len(rows)
-    for i, (name, buckets) in enumerate(rows.items()):
-        places = np.arange(len(buckets)) + (i - (len(rows) - 1) / 2) * width
-        values, low, high = (np.array([b[key] for b in buckets]) for key in ("value", "low", "high"))
-        color = COLORS[i % len(COLORS)]
-        axis.bar(places, values, width, label=name, color=color, edgecolor="white", hatch=HATCHES[i % len(HATCHES)])
-        axis.vlines(places, low, high, color="0.25", linewidth=1)
-
-    def words(bucket: Mapping[str, Any]) -> str:
-        span = f"from {bucket['from']:g}" if bucket["to"] is None else f"{bucket['from']:g} to {bucket['to']:g}"
-        return f"{span}\n{bucket.get('lines', bucket['n'])} lines"
-
-    axis.set_xticks(range(len(ranges)), [words(bucket) for bucket in ranges], fontsize=8)
-    axis.set_ylim(0, 1.05)
-    _finish(axis, "height of a line's box, pixels", "lines read right", title, False)
-    _legend_beside(axis)
-    return figure
+    return len(families)
 
 
 def _plain(text: str) -> str:

@@ -30,7 +30,7 @@ FIRST_PAGE = (
 )  # fmt: skip
 FIRST_COLUMNS = ("method", "evaluations", "faster, denoising / whole", "lines right", "retention", "distance to real")
 LISTS = ("read", "texts", "noise_seeds")  # of a report: what no table or chart needs
-PICTURES = ("grid", "zoom", "accuracy_evaluations", "distance_evaluations", "speed")
+PICTURES = ("grid", "zoom", "chart", "speed")
 
 
 def default_of(setting) -> str:
