@@ -116,9 +116,7 @@ def test_benchmark_weighs_and_times_items(tmp_path):
     assert 1 / found["items/s"] == pytest.approx((found["ms to read and make"] + found["ms to collate"]) / 1e3)
 
 
-def test_benchmark_by_command(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "ROWS", 64)
-    monkeypatch.setattr("anytext_lcm.data.index.ROWS", 64)
+def test_benchmark_by_command(capsys):
     assert command.main(["benchmark", "--items", "2", "--records", "100"]) == 0
     said = dict(line.rsplit(": ", 1) for line in capsys.readouterr().out.splitlines())
     assert float(said["records"]) == 100 and float(said["MB on disk"]) > 0 and float(said["items/s"]) > 0
