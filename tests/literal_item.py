@@ -18,9 +18,7 @@ from anytext_lcm.data.fonts import font_path
 from anytext_lcm.data.records import Record
 
 
-def literal_item(
-    record: Record, picture: np.ndarray, rules: ReadingRules, rng: np.random.Generator
-) -> dict[str, Any]:
+def literal_item(record: Record, picture: np.ndarray, rules: ReadingRules, rng: np.random.Generator) -> dict[str, Any]:
     """The item upstream would make, for records whose lines are all drawable and pictures of the right size.
 
     The draws come in the order of `anyword.make_item`, so one seed gives both the same jitter, fonts and hints.
