@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
 from anytext_lcm import __version__, judge
@@ -256,7 +257,7 @@ def _read_pictures(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.
 
 def upstream_ned(wanted: str, read: str) -> float:
     """1 - edit distance / (longer length + 1e-5), letter by letter as written: eval/eval_dgocr.py."""
-    return 1 - judge.levenshtein(wanted, read) / (max(len(wanted), len(read)) + 1e-5)
+    return 1 - Levenshtein.distance(wanted, read) / (max(len(wanted), len(read)) + 1e-5)
 
 
 def score_tasks(
@@ -337,7 +338,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="gets a folder of pictures for each method, and report.json; goes on where it stopped "
         "(default: %(default)s)")  # fmt: skip
     add("--methods", nargs="+", default=list(METHODS), metavar="METHOD",
-        help="teacher-N, teacher-N-eta1, teacher-N-emphasis1.25, student-N, student-N-deterministic, "
+        help="teacher-N, teacher-N-eta1, student-N, student-N-deterministic, "
         f"student-N-gamma0.3, student-N-w0.5 or untrained-N in N steps (default: {' '.join(METHODS)})")  # fmt: skip
     add("--limit", type=int, help="prompts, the first ones; default: all")
     add("--samples", type=int, default=SAMPLES, help="pictures a prompt (default: %(default)s, upstream's)")

@@ -56,12 +56,8 @@ def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     size: height and width.
     """
-    height, width = size
-    scale = max(height / picture.shape[0], width / picture.shape[1])
-    shape = [max(side, round(scale * own)) for side, own in zip((height, width), picture.shape[:2], strict=True)]
-    scaled = np.asarray(Image.fromarray(picture).resize((shape[1], shape[0]), Image.Resampling.LANCZOS))
-    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
-    return np.ascontiguousarray(scaled[top : top + height, left : left + width])
+    fitted = ImageOps.fit(Image.fromarray(picture), (size[1], size[0]), Image.Resampling.LANCZOS)
+    return np.array(fitted)
 
 
 def boxes_of_mask(mask: np.ndarray, count: int, order: str = "down") -> list[np.ndarray]:

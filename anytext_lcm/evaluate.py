@@ -313,13 +313,10 @@ def by_kind(scores: judge.LineScores, repeats: int = 1) -> list[dict[str, Any]]:
 
 
 class PanelJudge:
-    """Readers, features and real pictures, set up once for all methods of a panel.
+    """Reader, features and real pictures, set up once for all methods of a panel."""
 
-    second: another reader whose accuracy is given beside the first one's, or None.
-    """
-
-    def __init__(self, panel: Panel, real_seed: int = 0, second: judge.LineReader | None = None):
-        self.panel, self.second = panel, second
+    def __init__(self, panel: Panel, real_seed: int = 0):
+        self.panel = panel
         threads = min(4, available_cores())
         self.reader = judge.LineReader(threads)
         self.features = judge.DetectorFeatures(threads)
@@ -350,8 +347,8 @@ class PanelJudge:
             "exact": asdict(judge.bootstrap_mean(scores.exact, scores.group)),
             "ned": asdict(judge.bootstrap_mean(scores.ned, scores.group)),
             "by_height": [
-                {"from": low, "to": None if np.isinf(high) else high, **asdict(interval)}
-                for low, high, interval in judge.accuracy_by_height(scores, repeats=panel.repeats)
+                {"from": low, "to": None if np.isinf(high) else high, "lines": lines, **asdict(interval)}
+                for low, high, lines, interval in judge.accuracy_by_height(scores, repeats=panel.repeats)
             ],
             "by_kind": by_kind(scores, panel.repeats),
             "distribution": None,
@@ -359,12 +356,6 @@ class PanelJudge:
             **self._colours(images),
             "read": list(scores.read),
         }
-        if self.second is not None:
-            other = judge.score_lines(self.second, images, panel.polygons, panel.texts, panel.prompt_of)
-            measures["second_reader"] = {
-                "accuracy": asdict(judge.bootstrap_mean(other.correct, other.group)),
-                "ned": asdict(judge.bootstrap_mean(other.ned, other.group)),
-            }
         features = self.features(images) if len(panel) >= DISTRIBUTION_FROM or panel.repeats > 1 else None
         if len(panel) >= DISTRIBUTION_FROM:
             measures["distribution"] = asdict(judge.distribution_distance(features, self.real, groups=panel.prompt_of))
@@ -417,16 +408,14 @@ def compare(
     negative_prompt: str = "",
     settings: Mapping[str, Any] | None = None,
     show: bool = True,
-    second: judge.LineReader | None = None,
     more_adapters: Mapping[str, str | Path] | None = None,
 ) -> tuple[dict[str, Any], dict[str, MethodResult]]:
     """Draws and judges a panel by every method -> the report, ready for JSON, and what was drawn.
 
     Retention is the share of lines right over that of `reference_of` the methods, on the same lines.
     settings: what else the reader of the report should know. show: progress bars, and the table at the end.
-    second: another reader, to see whether it ranks the methods alike. more_adapters: by label, as of another
-    training seed or objective; the student's methods are drawn by each, as student-4@LABEL, and the model's own adapter
-    is put back.
+    more_adapters: by label, as of another training seed or objective; the student's methods are drawn by each, as
+    student-4@LABEL, and the model's own adapter is put back.
     """
     chosen = resolve_methods(methods, guidance_scale)
     reference = reference_of(chosen)
@@ -450,7 +439,7 @@ def compare(
         results[result.name] = result
         how[result.name] = asdict(method)
 
-    judged = PanelJudge(panel, panel.seed, second)
+    judged = PanelJudge(panel, panel.seed)
     target = results[reference].images if reference else None
     rows, scores = {}, {}
     for name, result in tqdm(results.items(), desc="judge", leave=False, disable=None if show else True):
@@ -493,7 +482,6 @@ def compare(
         "hardware": describe_hardware(model.device),
         "reference": reference,
         "prepare_seconds_a_picture": {kind: getattr(clock, kind)["prepare"] / len(panel) for kind in ("wall", "cores")},
-        "second_reader": None if second is None else _agreement(second, rows),
         "equal_evaluations": pairs,
         "methods": rows,
     }
@@ -561,16 +549,6 @@ def _equal_evaluations(
     return pairs
 
 
-def _agreement(second: judge.LineReader, rows: Mapping[str, Any]) -> dict[str, Any]:
-    """The second reader's name, and how alike both readers rank the methods by accuracy and by NED."""
-    pairs = {
-        key: ([r[key]["value"] for r in rows.values()], [r["second_reader"][key]["value"] for r in rows.values()])
-        for key in ("accuracy", "ned")
-    }
-    correlations = {f"rank_correlation_{key}": judge.rank_correlation(*pair) for key, pair in pairs.items()}
-    return {"name": getattr(second, "name", type(second).__name__), **correlations}
-
-
 def _costs(
     result: MethodResult, prompts: int, reference: MethodResult | None, preparing: Clock
 ) -> dict[str, Any]:
@@ -607,8 +585,8 @@ def format_table(report: Mapping[str, Any]) -> str:
 
     head = ["method", "evals", "s", "faster", "lines right", "retention", "NED", "kernel", "RMSE", "sharp",
             "background", "text colour"]  # fmt: skip
-    several, second = report["panel"].get("sampling_seeds", 1) > 1, report.get("second_reader")
-    head += (["diversity"] if several else []) + (["2nd reader"] if second else [])
+    several = report["panel"].get("sampling_seeds", 1) > 1
+    head += ["diversity"] if several else []
     table = [head]
     for name, row in report["methods"].items():
         colour = row.get("text_colour_obeyed")
@@ -627,7 +605,6 @@ def format_table(report: Mapping[str, Any]) -> str:
                 f"{row['background_obeyed']['value']:.2f}",
                 number(colour and colour["value"], ".2f"),
                 *([f"{row['diversity']['value']:.2f}"] if several else []),
-                *([f"{row['second_reader']['accuracy']['value']:.3f}"] if second else []),
             ]
         )
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
@@ -647,49 +624,33 @@ def format_table(report: Mapping[str, Any]) -> str:
             f"\n{panel['sampling_seeds']} sampling seeds a prompt; diversity: distance of a prompt's pictures from "
             "different noise, in deviations of real pictures."
         )
-    if second:
-        legend += (
-            f"\n2nd reader: lines right by {second['name']}; rank correlation of the two readers over methods "
-            f"{number(second['rank_correlation_accuracy'], '.2f')}."
-        )
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], legend])
 
 
 def write_report(
     folder: Path, report: Mapping[str, Any], results: Mapping[str, MethodResult], panel: Panel, rows: int = 8
 ) -> None:
-    """report.json; table.txt and table.md; grid.png, the first prompts by the best known methods, and grid_all.png by
-    every one where there are more; charts of accuracy and of the distance to real pictures, each against evaluations
-    and against time; heights.png, accuracy by the height of a line; zoom.png with the text enlarged and what was read.
+    """Write report.json; table.md; grid.png, the first prompts by the best known methods; chart.png, accuracy and the
+    distance to real pictures against evaluations, unless no method asks the UNet; zoom.png, the text enlarged with what
+    was read.
     """
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "table.txt").write_text(format_table(report) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(tables.markdown(report), encoding="utf-8")
-    for name, figure in _charts(report).items():
-        figure.savefig(folder / f"{name}.png", dpi=2 * plots.DPI, metadata={"Software": None})
+    if plots.report_curves(report, "evaluations"):
+        chart = plots.report_charts(report)
+        chart.savefig(folder / "chart.png", dpi=2 * plots.DPI, metadata={"Software": None})
     first = [REAL, report["reference"], "teacher-8", "teacher-4", "student-8", "student-4", "student-2", "student-1"]
     chosen = sorted(results, key=lambda name: first.index(name) if name in first else len(first))[:SHOWN_METHODS]
     rows = min(rows, len(panel) // panel.repeats)
     scale = max(1, 128 // panel.images.shape[2])  # smaller pictures leave no room for their captions
-    for file, names in (("grid.png", sorted(chosen, key=list(results).index)), ("grid_all.png", list(results))):
-        if file == "grid.png" or len(names) > len(chosen):
-            right = {name: f"{report['methods'][name]['accuracy']['value']:.0%} of lines right" for name in names}
-            columns = {f"{name}\n{right[name]}": results[name].images for name in names}
-            Image.fromarray(contact_sheet(columns, panel.labels(rows), scale)).save(folder / file)
     shown = {name: results[name].images for name in results if name in chosen}
+    right = {name: f"{report['methods'][name]['accuracy']['value']:.0%} of lines right" for name in shown}
+    columns = {f"{name}\n{right[name]}": images for name, images in shown.items()}
+    Image.fromarray(contact_sheet(columns, panel.labels(rows), scale)).save(folder / "grid.png")
     plots.text_zoom(report, shown, panel.polygons, panel.texts, ZOOM_LINES).savefig(
         folder / "zoom.png", dpi=2 * plots.DPI, metadata={"Software": None}
     )
-
-
-def _charts(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures of a report by the name of their file; those that it has no points for are left out."""
-    measured = [key for key in ("accuracy", "distance") if plots.report_curves(report, "evaluations", key)]
-    charts = {f"{key}_{x}": plots.report_chart(report, x, key) for key in measured for x in ("evaluations", "time")}
-    if len(next(iter(report["methods"].values()))["by_height"]) > 1:
-        charts["heights"] = plots.height_chart(report)
-    return charts
 
 
 # -- command --------------------------------------------------------------------------------------------
@@ -707,7 +668,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lines", type=int, default=256,
         help="lines of text in the panel; 256 give 3 to 5 points either way (default: %(default)s)")  # fmt: skip
     add("--methods", nargs="+", metavar="METHOD",
-        help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-emphasis1.25, teacher-N-dpm++, teacher-N-unipc, "
+        help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-dpm++, teacher-N-unipc, "
         "student-N, student-N-deterministic, student-N-gamma0.3, student-N-w0.5, untrained-N, "
         f"{REAL}, {RECONSTRUCTION} (default: {' '.join(METHODS)})")  # fmt: skip
     add("--comparison", action="store_true",
@@ -716,8 +677,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sampling_seeds", type=int, default=1,
         help="pictures of each prompt from different noise; from 2 on diversity is measured "
         "(default: %(default)s)")  # fmt: skip
-    add("--second_reader", choices=("auto", "tesseract", "none"), default="auto",
-        help="of another make, to confirm the ranking; auto: Tesseract where it is installed")  # fmt: skip
     add("--guidance_scale", type=float, help="the teacher's; default: what suits the network")
     add("--negative_prompt", help="the teacher's; default: what suits the network")
     add("--output", default="outputs/evaluation", help="folder for report, table and grid (default: %(default)s)")
@@ -760,9 +719,6 @@ def run(args: argparse.Namespace) -> Path:
     panel = Panel.build(
         lines=args.lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds
     )
-    second = {"auto": judge.second_reader, "tesseract": judge.TesseractReader, "none": lambda: None}[
-        args.second_reader
-    ]()
     output = Path(args.output)
     with whole_directory(output) as folder:
         use_available_cores()
@@ -775,9 +731,7 @@ def run(args: argparse.Namespace) -> Path:
             "date": date.today().isoformat(),
             "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
         }
-        report, results = compare(
-            model, panel, names, guidance, negative, settings, second=second, more_adapters=others
-        )
+        report, results = compare(model, panel, names, guidance, negative, settings, more_adapters=others)
         write_report(folder, report, results, panel)
     return output
 

@@ -6,16 +6,13 @@ in drawing, where AnyText2 has a recogniser of its own (PP-OCRv3).
 
 Intervals resample whole prompts, because the lines of one picture stand or fall together.
 
-May import: numpy, cv2, onnx, onnxruntime, anytext_lcm.data.
+May import: numpy, cv2, onnx, onnxruntime, rapidfuzz, anytext_lcm.data.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import subprocess
-import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +23,7 @@ import cv2
 import numpy as np
 import onnx
 import onnxruntime
+from rapidfuzz.distance import Levenshtein
 
 from anytext_lcm.data.mock import COLORS
 
@@ -178,88 +176,15 @@ class LineReader:
         return [[next(texts) for _ in lines] for lines in polygons]
 
 
-class TesseractReader(LineReader):
-    """Tesseract, a reader of another make, to see whether it ranks methods alike. It is a program of the system
-    (Debian: apt-get install tesseract-ocr), called once for all crops.
-    """
-
-    def __init__(self, program: str = "tesseract", language: str = "eng"):
-        """Raises FileNotFoundError when it is not installed."""
-        found = shutil.which(program)
-        if found is None:
-            raise FileNotFoundError(f"{program} is not installed (Debian: apt-get install tesseract-ocr).")
-        self.program, self.language = found, language
-        version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
-        self.name = ((version.stdout or version.stderr).splitlines() or [program])[0].strip()
-
-    def read_crops(self, crops: Sequence[np.ndarray]) -> list[str]:
-        """Upright crops (READ_HEIGHT, w, 3) uint8 RGB to their texts. Raises ValueError when Tesseract fails."""
-        if not crops:
-            return []
-        with tempfile.TemporaryDirectory() as folder:
-            names = []
-            for index, crop in enumerate(crops):
-                names.append(str(Path(folder) / f"{index}.png"))
-                cv2.imwrite(names[-1], crop[:, :, ::-1])
-            listing = Path(folder) / "crops.txt"
-            listing.write_text("\n".join(names) + "\n", encoding="utf-8")
-            command = [self.program, str(listing), "stdout", "-l", self.language, "--psm", "7"]
-            done = subprocess.run(
-                [*command, "-c", "page_separator=\f"],
-                capture_output=True, text=True, check=False, env={**os.environ, "OMP_THREAD_LIMIT": "1"},
-            )  # fmt: skip
-        pages = done.stdout.split("\f")[: len(crops)]
-        if done.returncode or len(pages) != len(crops):
-            words = (done.stderr.splitlines() or ["no message"])[-1]
-            raise ValueError(f"Tesseract answered {len(pages)} texts for {len(crops)} crops ({words}).")
-        return [" ".join(page.split()) for page in pages]
-
-
-def second_reader() -> TesseractReader | None:
-    """The second opinion where it is installed, None where not."""
-    try:
-        return TesseractReader()
-    except FileNotFoundError:
-        return None
-
-
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's: 1 when both order the methods alike, -1 when the other way round; equal values share their rank.
-    None for fewer than 3 values or when one side is all the same. Raises ValueError for different lengths.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} values cannot be ranked against each other.")
-
-    def ranks(values: Sequence[float]) -> np.ndarray:
-        x = np.asarray(values, float)
-        return np.array([(x < v).sum() + ((x == v).sum() - 1) / 2 for v in x])
-
-    first, second = ranks(a), ranks(b)
-    if len(a) < 3 or first.std() == 0 or second.std() == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])
-
-
 def normalise(text: str) -> str:
     """Letters and digits only, width and case ignored; a text without any is kept as it is."""
     text = unicodedata.normalize("NFKC", text).strip()
     return "".join(letter for letter in text.casefold() if letter.isalnum()) or text
 
 
-def levenshtein(a: str, b: str) -> int:
-    """Fewest insertions, deletions and replacements that make one text the other."""
-    row = list(range(len(b) + 1))
-    for i, letter in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (letter != other))
-    return row[-1]
-
-
 def ned(wanted: str, read: str) -> float:
     """1 - edit distance / longer length: 1 for equal texts (two empty ones are), 0 for nothing in common."""
-    longest = max(len(wanted), len(read))
-    return 1.0 - levenshtein(wanted, read) / longest if longest else 1.0
+    return Levenshtein.normalized_similarity(wanted, read)
 
 
 @dataclass(frozen=True)
@@ -332,18 +257,6 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def wilson_interval(successes: float, n: int, z: float = 1.96) -> Interval:
-    """Wilson's (1927) interval of a share of n independent trials: within 0..1, and wide at small n."""
-    if not 0 <= successes <= n or n == 0:
-        raise ValueError(
-            f"{successes} of {n} trials succeeded: there must be a trial, and no more successes."
-        )
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(p, max(0.0, float(centre - half)), min(1.0, float(centre + half)), n)
-
-
 def _group_sums(groups: np.ndarray, *columns: np.ndarray) -> np.ndarray:
     """Sums of each column over each group: (G, columns)."""
     if any(len(column) != len(groups) for column in columns) or len(groups) == 0:
@@ -387,18 +300,18 @@ def paired_bootstrap(student, teacher, groups, draws: int = 10_000, seed: int = 
 
 def accuracy_by_height(
     scores: LineScores, edges: Sequence[float] = (0, 16, 20, 24, 32, np.inf), repeats: int = 1
-) -> list[tuple[float, float, Interval]]:
-    """(from, to, accuracy) for each range of line heights in pixels that has any line; `to` is excluded.
+) -> list[tuple[float, float, int, Interval]]:
+    """(from, to, lines, accuracy) for each range of line heights in pixels that has any line; `to` is excluded.
 
-    The interval is Wilson's, for lines taken as independent: most pictures have one line in a range, if any. repeats:
-    how often each line was drawn, from other noise; it counts once, for its drawings are alike.
+    The interval is of `bootstrap_mean` over prompts. repeats: how often each line was drawn, from other noise; the
+    number of lines counts it once.
     """
     buckets = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         inside = (scores.height >= low) & (scores.height < high)
         if inside.any():
-            right, lines = scores.correct[inside].sum() / repeats, int(inside.sum()) // repeats
-            buckets.append((low, high, wilson_interval(float(right), lines)))
+            lines = int(inside.sum()) // repeats
+            buckets.append((low, high, lines, bootstrap_mean(scores.correct[inside], scores.group[inside])))
     return buckets
 
 
@@ -464,21 +377,6 @@ class DetectorFeatures:
         return np.concatenate(features).astype(np.float64)
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared Frechet distance of Gaussians fitted to features (N, D), (M, D) (arXiv:1706.08500, eq. 6).
-
-    Too large when N or M is not far above D: compare only values at equal N, and with the floor.
-    """
-    _check_features(a, b)
-    cov_a, cov_b = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    # tr sqrt(A B) = tr sqrt(A^1/2 B A^1/2), and the latter is symmetric.
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    mean = a.mean(axis=0) - b.mean(axis=0)
-    return float(mean @ mean + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
-
-
 def kernel_distance(
     a: np.ndarray, b: np.ndarray, draws: int = 1000, seed: int = 0, groups: np.ndarray | None = None
 ) -> Interval:
@@ -522,8 +420,6 @@ class DistributionDistance:
 
     kernel: Interval
     kernel_floor: Interval
-    frechet: float
-    frechet_floor: float
     n: int
 
 
@@ -533,7 +429,7 @@ def distribution_distance(
     """Distances of features drawn (N, D) from one half of real (M, D), beside those of the other half.
 
     The latter are the floor: what two sets of real pictures are apart by chance. The three sets are cut to
-    one size, because the Frechet distance depends on it, and scaled by the deviations of the reference, so
+    one size, so that their intervals are alike, and scaled by the deviations of the reference, so
     that no channel dominates. The real pictures must not be those whose prompts were drawn: shared texts and
     layouts would bring the distances below the floor. groups (N,): of drawn pictures, as in `kernel_distance`.
     Raises ValueError for fewer than 2 drawn or 4 real pictures.
@@ -547,8 +443,6 @@ def distribution_distance(
     return DistributionDistance(
         kernel=kernel_distance(drawn, reference, seed=seed, groups=None if groups is None else groups[:n]),
         kernel_floor=kernel_distance(floor, reference, seed=seed),
-        frechet=frechet_distance(drawn, reference),
-        frechet_floor=frechet_distance(floor, reference),
         n=n,
     )
 

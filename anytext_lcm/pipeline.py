@@ -30,7 +30,7 @@ from anytext_lcm.data.fonts import PLAIN_FONT
 from anytext_lcm.lcm.objectives import Predict
 from anytext_lcm.lcm.samplers import Progress, sample_ddim, sample_lcm, sample_tcd
 from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
-from anytext_lcm.lcm.solver import emphasise, guide
+from anytext_lcm.lcm.solver import guide
 from anytext_lcm.lora import adapter_layers, adapter_merged, adapter_off
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning, is_blank
 
@@ -241,7 +241,6 @@ class Method:
     spacing: str = "trailing"  # of DDIM
     gamma: float = 0.0  # of tcd: 0 is deterministic
     eta: float = 0.0  # of DDIM: 0 is deterministic, 1 draws as much fresh noise as DDPM
-    emphasis: float = 1.0  # times the velocity: above 1 sharper, see `emphasise`
 
     def __post_init__(self):
         if self.sampler not in self.SAMPLERS:
@@ -255,8 +254,6 @@ class Method:
             raise ValueError(f"gamma must lie in 0..1, not {self.gamma}.")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in 0..1, not {self.eta}.")
-        if not 0.5 <= self.emphasis <= 2:
-            raise ValueError(f"The emphasis must lie in 0.5..2, not {self.emphasis}; 1 is none.")
         if self.sampler in ("lcm", "tcd"):
             lcm_timesteps(self.steps)
         else:
@@ -294,13 +291,11 @@ def teacher_method(
     guidance_scale: float = EMBEDDED_GUIDANCE,
     spacing: str = "",
     eta: float = 0.0,
-    emphasis: float = 1.0,
 ) -> Method:
     """DDIM with guidance. The spacing is the better one of its number of steps unless it is given."""
     chosen = spacing or ("trailing" if steps < TRAILING_BELOW else "leading")
     name = f"teacher-{steps}" + (f"-{spacing}" if spacing else "") + (f"-eta{eta:g}" if eta else "")
-    name += f"-emphasis{emphasis:g}" if emphasis != 1.0 else ""
-    return Method(name, "ddim", steps, guidance_scale, spacing=chosen, eta=eta, emphasis=emphasis)
+    return Method(name, "ddim", steps, guidance_scale, spacing=chosen, eta=eta)
 
 
 def _few_steps(kind: str, steps: int, guidance_scale: float, gamma: float | None) -> Method:
@@ -328,32 +323,32 @@ def untrained_method(steps: int = 4, guidance_scale: float = 1.0, gamma: float |
 
 
 def parse_method(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
-    """teacher-50, teacher-50-eta1, teacher-50-emphasis1.25, teacher-4-leading, student-4, student-4-deterministic,
+    """teacher-50, teacher-50-eta1, teacher-4-leading, student-4, student-4-deterministic,
     student-4-gamma0.3, student-4-w0.5, untrained-4 -> Method. guidance_scale is the teacher's; w is the student's, less
     1. Raises ValueError.
     """
     found = re.fullmatch(
         r"(teacher|student|untrained)-(\d+)"
         r"(?:-(?:(leading|trailing)|(deterministic)|gamma(\d*\.?\d+)))?(?:-w(-?\d*\.?\d+))?"
-        r"(?:-eta(\d*\.?\d+))?(?:-emphasis(\d*\.?\d+))?",
+        r"(?:-eta(\d*\.?\d+))?",
         name,
     )
     teacher = found is not None and found[1] == "teacher"
-    if found is None or (any(found.group(4, 5, 6)) if teacher else any(found.group(3, 7, 8))):
+    if found is None or (any(found.group(4, 5, 6)) if teacher else any(found.group(3, 7))):
         raise ValueError(
             f"Method {name!r} is unknown: say teacher-N, student-N or untrained-N with N steps, "
             "as in teacher-50 or student-4."
         )
     steps = int(found[2])
     if teacher:
-        return teacher_method(steps, guidance_scale, found[3] or "", float(found[7] or 0), float(found[8] or 1))
+        return teacher_method(steps, guidance_scale, found[3] or "", float(found[7] or 0))
     gamma = 0.0 if found[4] else None if found[5] is None else float(found[5])
     return _few_steps(found[1], steps, 1.0 + float(found[6] or 0), gamma)
 
 
 def reference_of(methods: Sequence[Method | str]) -> str | None:
     """The teacher with most steps of plain deterministic DDIM: what few-step methods are held against."""
-    ddim = [m for m in methods if isinstance(m, Method) and m.sampler == "ddim" and not m.eta and m.emphasis == 1]
+    ddim = [m for m in methods if isinstance(m, Method) and m.sampler == "ddim" and not m.eta]
     teachers = [m for m in ddim if m.name.startswith("teacher")]
     return max(teachers, key=lambda m: m.steps).name if teachers else None
 
@@ -565,11 +560,7 @@ def denoise(
             progress(len(x0))
 
     with nullcontext() if method.adapter else adapter_off(model):
-        guided = predictor(model, prepared, method.guidance_scale)
-
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            return emphasise(schedule, x, guided(x, t), t, method.emphasis)
-
+        predict = predictor(model, prepared, method.guidance_scale)
         fresh = [_generator(seed, _FRESH) for seed in prepared.seeds]
         return method.sample(predict, noise, schedule, fresh, step)
 

@@ -221,43 +221,6 @@ def network_map(parameters: Mapping[str, int], title: str = "") -> Figure:
     return figure
 
 
-def workflow(title: str = "") -> Figure:
-    """The whole way in one picture: what comes in, the command and the notebook of each step, what comes out."""
-    figure, axes = _figure(3.5)
-    axis: Axes = axes[0, 0]
-    thing, command = "#d7d7d7", "#8fb8de"
-    boxes = {  # name: (x, y, colour, first line, what it does, notebook)
-        "checkpoint": (0.0, 3.0, thing, "AnyText2 checkpoint", "or the embedded teacher", ""),
-        "records": (0.0, 1.0, thing, "AnyWord-3M records", "or made-up pictures", ""),
-        "inspect": (2.35, 3.0, command, "inspect_modules", "layers, LoRA targets", "01"),
-        "data": (2.35, 1.0, command, "data, cache_latents", "preview, encode once", "02"),
-        "train": (4.6, 2, "#f2a65a", "train", "teacher: adapter off\nstudent: adapter on\nconsistency loss", "03, 04"),
-        "adapter": (6.55, 2.0, thing, "LoRA adapter", "checkpoint-N/", ""),
-        "sample": (8.75, 3.25, command, "sample", "pictures in 4 steps", "05"),
-        "evaluate": (8.75, 2.0, command, "evaluate, benchmark", "table, charts, zoom", "05"),
-        "export": (8.75, 0.75, command, "export", "PEFT, merged,\nkohya, diffusers", "05"),
-    }
-    for x, y, color, head, words, notebook in boxes.values():
-        style = {"boxstyle": "round,pad=0.5", "facecolor": color, "edgecolor": "none"}
-        lines = f"{head}\n{words}" + (f"\nnotebook {notebook}" if notebook else "")
-        axis.text(x, y, lines, ha="center", va="center", fontsize=8.5, linespacing=1.35, bbox=style)
-    flows = (
-        ((1.15, 3.0), (1.45, 3.0)), ((0.95, 1.0), (1.4, 1.0)), ((3.3, 3.0), (3.85, 2.5)), ((3.3, 1.0), (3.85, 1.5)),
-        ((5.55, 2.0), (5.88, 2.0)), ((7.25, 2.3), (7.95, 3.0)), ((7.3, 2.0), (7.75, 2.0)), ((7.25, 1.7), (7.95, 1.0)),
-    )  # fmt: skip
-    for start, end in flows:
-        axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "0.35", "linewidth": 1.4})
-    axis.annotate("resume, or change rank, targets, objective", (4.6, 1.35), (5.9, 0.35), fontsize=7.5, color="0.35",
-                  ha="center", va="center", arrowprops={"arrowstyle": "-|>", "color": "0.55", "linestyle": "--",
-                  "connectionstyle": "arc3,rad=-0.2"})  # fmt: skip
-    axis.set_xlim(-1.1, 9.9)
-    axis.set_ylim(0.0, 4.0)
-    axis.axis("off")
-    if title:
-        axis.set_title(title, fontsize=11)
-    return figure
-
-
 def unet_map(unet: UNetModel, title: str = "") -> Figure:
     """A UNet as two legs and a floor: where attention and AttnX sit, where WriteNet's residuals are added.
 
@@ -412,7 +375,23 @@ def report_chart(
     pictures, and for the distance what real pictures are apart. Raises ValueError as `report_curves`.
     """
     figure, axes = _figure(3.8)
-    axis: Axes = axes[0, 0]
+    if _report_panel(axes[0, 0], report, x, measure, title) > 1:
+        _legend_beside(axes[0, 0])
+    return figure
+
+
+def report_charts(report: Mapping[str, Any]) -> Figure:
+    """`report_chart` of accuracy, and below it of the distance where it was measured, against evaluations."""
+    measures = [key for key in ("accuracy", "distance") if report_curves(report, "evaluations", key)]
+    figure, axes = _figure(3.8 * len(measures), rows=len(measures))
+    for axis, measure in zip(axes[:, 0], measures, strict=True):
+        if _report_panel(axis, report, "evaluations", measure, "") > 1:
+            _legend_beside(axis)
+    return figure
+
+
+def _report_panel(axis: Axes, report: Mapping[str, Any], x: str, measure: str, title: str) -> int:
+    """Draws the curves of `report_chart`; returns the number of families."""
     families = report_curves(report, x, measure)
     order = sorted(families, key=lambda family: (family not in _LOUD, list(families).index(family)))
     for i, family in enumerate(order):
@@ -452,40 +431,7 @@ def report_chart(
     if measure != "distance":
         axis.set_ylim(-0.02, 1.05)
     _finish(axis, label, MEASURES[measure], title, False)
-    if len(families) > 1:
-        _legend_beside(axis)
-    return figure
-
-
-def height_chart(report: Mapping[str, Any], methods: Sequence[str] = (), title: str = "") -> Figure:
-    """Lines read right by the height of their box, a group of bars for each range and a colour for each method.
-
-    methods: which; by default real pictures, what the autoencoder leaves of them, the reference, and the student and
-    the teacher in four steps, as far as the report has them. Thin bars are Wilson's 95 % intervals.
-    """
-    usual = ("real", "reconstruction", report["reference"], "teacher-4", "student-4")
-    names = [name for name in methods or usual if name in report["methods"]]
-    rows = {name: report["methods"][name]["by_height"] for name in names or list(report["methods"])[:1]}
-    ranges = next(iter(rows.values()))
-    figure, axes = _figure(3.0)
-    axis: Axes = axes[0, 0]
-    width = 0.8 / len(rows)
-    for i, (name, buckets) in enumerate(rows.items()):
-        places = np.arange(len(buckets)) + (i - (len(rows) - 1) / 2) * width
-        values, low, high = (np.array([b[key] for b in buckets]) for key in ("value", "low", "high"))
-        color = COLORS[i % len(COLORS)]
-        axis.bar(places, values, width, label=name, color=color, edgecolor="white", hatch=HATCHES[i % len(HATCHES)])
-        axis.vlines(places, low, high, color="0.25", linewidth=1)
-
-    def words(bucket: Mapping[str, Any]) -> str:
-        span = f"from {bucket['from']:g}" if bucket["to"] is None else f"{bucket['from']:g} to {bucket['to']:g}"
-        return f"{span}\n{bucket['n']} lines"
-
-    axis.set_xticks(range(len(ranges)), [words(bucket) for bucket in ranges], fontsize=8)
-    axis.set_ylim(0, 1.05)
-    _finish(axis, "height of a line's box, pixels", "lines read right", title, False)
-    _legend_beside(axis)
-    return figure
+    return len(families)
 
 
 def _plain(text: str) -> str:

@@ -203,9 +203,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="of --sampler gamma: share of fresh noise, 0 none, 1 almost lcm (default: %(default)s)")  # fmt: skip
     add("--eta", type=float, default=0.0,
         help="of the teacher's ddim: share of fresh noise, 0 none, 1 as much as DDPM; default: 0")  # fmt: skip
-    add("--emphasis", type=float, default=1.0,
-        help="of the teacher's ddim: times the velocity; with 1.25 the embedded teacher's pictures are as sharp as "
-        "real ones and better read; default: 1")  # fmt: skip
     add("--guidance_scale", type=float,
         help="1 is none, the student's default; the teacher's depends on the network")  # fmt: skip
     add("--w", type=float, help="the same in the form of LCM's paper: guidance_scale - 1")
@@ -366,9 +363,7 @@ def _method(args: argparse.Namespace, adapter: Path | None, teacher_guidance: fl
     if adapter is None:
         steps = TEACHER_STEPS if args.steps is None else args.steps
         guidance = teacher_guidance if guidance is None else guidance
-        return teacher_method(steps, guidance, eta=args.eta, emphasis=args.emphasis)
-    if args.emphasis != 1:
-        raise ValueError("--emphasis is of the teacher's ddim: leave it out, or draw with --adapter none.")
+        return teacher_method(steps, guidance, eta=args.eta)
     if args.eta:
         raise ValueError("--eta is of the teacher's ddim: for the student choose --sampler gamma, or --adapter none.")
     steps = STUDENT_STEPS if args.steps is None else args.steps

@@ -78,16 +78,21 @@ def cost_and_reading(
     return table([head[i] for i in kept], ([row[i] for i in kept] for row in rows))
 
 
+def line_count(bucket: Mapping[str, Any]) -> int:
+    """Lines in a range of heights; reports before this field counted them in `n`, with Wilson's intervals."""
+    return bucket.get("lines", bucket["n"])
+
+
 def by_height(report: Mapping[str, Any]) -> list[str]:
     """Lines right by the height of their box in pixels; ranges of few lines are left out. Empty when none is left."""
 
     def words(bucket: Mapping[str, Any]) -> str:
         low, high = bucket["from"], bucket["to"]
         span = f"from {low:g}" if high is None else f"under {high:g}" if not low else f"{low:g} to {high:g}"
-        return f"{span} px ({bucket['n']} lines)"
+        return f"{span} px ({line_count(bucket)} lines)"
 
     first = next(iter(report["methods"].values()))["by_height"]
-    kept = [bucket["from"] for bucket in first if bucket["n"] >= HEIGHT_LINES]
+    kept = [bucket["from"] for bucket in first if line_count(bucket) >= HEIGHT_LINES]
     if not kept:
         return []
     rows = [
@@ -107,10 +112,10 @@ def by_kind(report: Mapping[str, Any]) -> list[str]:
 
 
 def likeness(report: Mapping[str, Any]) -> list[str]:
-    """What reading does not see: sharpness, distance from the same noise, diversity, colours, another reader."""
-    several, second = report["panel"].get("sampling_seeds", 1) > 1, report.get("second_reader")
+    """What reading does not see: sharpness, distance from the same noise, diversity, colours."""
+    several = report["panel"].get("sampling_seeds", 1) > 1
     head = ["method", "sharpness", "same-noise distance", "background obeyed", "text colour obeyed",
-            *(["diversity"] if several else []), *([f"lines right by {second['name']}"] if second else [])]  # fmt: skip
+            *(["diversity"] if several else [])]  # fmt: skip
     rows = []
     for name, shown in _names(report).items():
         row = report["methods"][name]
@@ -122,7 +127,6 @@ def likeness(report: Mapping[str, Any]) -> list[str]:
             f"{row['background_obeyed']['value']:.2f}",
             _number(colour and colour["value"], ".2f"),
             *([f"{row['diversity']['value']:.2f}"] if several else []),
-            *([_interval(row["second_reader"]["accuracy"])] if second else []),
         ])  # fmt: skip
     return table(head, rows)
 
@@ -181,18 +185,18 @@ def legend(report: Mapping[str, Any]) -> str:
     cores = hardware.get("cores")
     device = hardware.get("gpu") or f"{hardware.get('cpu') or 'CPU'}, {cores} core{'s' * (cores != 1)}"
     date = f", {settings['date']}" if settings.get("date") else ""
-    second = report.get("second_reader")
-    correlation = second and second["rank_correlation_accuracy"]
+    # Reports of before have no "lines" in a range of heights, and Wilson's intervals there.
+    buckets = [bucket for row in report["methods"].values() for bucket in row["by_height"]]
+    by_height_too = "" if all("lines" in bucket for bucket in buckets) else ", by height Wilson's"
     return (
         f"{panel['prompts']} prompts, {panel['lines']} lines, {seeds} sampling seed{'s' * (seeds > 1)} each, panel "
-        f"{panel['seed']}; 95 % bootstrap intervals over prompts, by height Wilson's; the same noise for every method; "
+        f"{panel['seed']}; 95 % bootstrap intervals over prompts{by_height_too}; the same noise for every method; "
         f"guidance {settings['guidance_scale']:g}, batch {settings['batch_size']}; {device}; torch "
         f"{report['versions']['torch']}{date}. Retention and speed are relative to {report['reference']}.{floor} "
         "Sharpness is gradient energy at the text over that of real pictures, the same-noise distance is in levels of "
         "255."
         + (" Diversity is the distance of a prompt's pictures from different noise, in deviations of real pictures."
            if seeds > 1 else "")
-        + ("" if correlation is None else f" Both readers rank the methods with a correlation of {correlation:.2f}.")
     )  # fmt: skip
 
 

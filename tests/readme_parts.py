@@ -3,8 +3,8 @@
 Between a pair of marks <!-- NAME --> and <!-- /NAME --> stands what this file makes: the training settings from
 TrainSettings, and the tables of what was measured, whole in RESULTS.md, the rows that matter most in the READMEs. A
 folder is that of an evaluation, of ablations, or of the speed benchmark (with --apart, the full size's); its pictures
-come along, and the numbers that notebook 05 draws. Without one only the settings and the workflow are made anew. The
-Chinese settings keep their own reasons, line by line.
+come along, and the numbers that notebook 05 draws. Without one only the settings are made anew. The Chinese settings
+keep their own reasons, line by line.
 """
 
 import json
@@ -15,7 +15,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from anytext_lcm import plots, tables
+from anytext_lcm import tables
 from anytext_lcm.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ FIRST_PAGE = (
 )  # fmt: skip
 FIRST_COLUMNS = ("method", "evaluations", "faster, denoising / whole", "lines right", "retention", "distance to real")
 LISTS = ("read", "texts", "noise_seeds")  # of a report: what no table or chart needs
-PICTURES = ("grid", "zoom", "accuracy_evaluations", "distance_evaluations", "speed")
+PICTURES = ("grid", "zoom", "chart", "speed")
 
 
 def default_of(setting) -> str:
@@ -123,8 +123,7 @@ def measured(folder: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def main(folders: list[str]) -> None:
-    """Writes the pictures, both READMEs and RESULTS.md."""
-    plots.workflow().savefig(IMAGES / "workflow.png", dpi=2 * plots.DPI, metadata={"Software": None})
+    """Copies the pictures; writes both READMEs and RESULTS.md."""
     parts: dict[str, dict[str, list[str]]] = {"first page": {}, "whole": {}}
     for folder in map(Path, folders):
         try:

@@ -174,7 +174,7 @@ def test_a_line_outside_is_left_out_and_one_over_the_edge_is_cut(tmp_path):
     assert np.unpackbits(item["positions_packed"][0], axis=-1).sum() == 31 * (SIDE - 60)
 
 
-def test_watermarks_and_share(tmp_path):
+def test_watermarks(tmp_path):
     records = [{"img_name": "a.png", "wm_score": score} for score in (0.1, 0.9, 0.4, 0.95, 0.2, 0.3)]
     path = write_set(tmp_path, records)
     rules = ReadingRules(image_size=SIDE)
@@ -185,8 +185,6 @@ def test_watermarks_and_share(tmp_path):
 
     assert numbers() == [0, 1, 2, 3, 4, 5]
     assert numbers(wm_thresh=0.5) == [0, 2, 4, 5]
-    assert numbers(share=0.5) == [0, 1, 2]  # upstream's `percent` would keep a fourth
-    assert numbers(share=0.5, wm_thresh=0.5) == [0, 2, 4]
 
 
 def test_several_jsons_are_one_data_set(tmp_path):
@@ -241,8 +239,6 @@ def test_rules_that_cannot_be(arguments, message):
 def test_arguments_that_cannot_be(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         AnyWordDataset(tmp_path / "no.json")
-    with pytest.raises(ValueError, match="over 0 and up to 1"):
-        AnyWordDataset(tmp_path / "no.json", share=0)
     with pytest.raises(ValueError, match="no JSON"):
         AnyWordDataset([])
     bare = tmp_path / "bare.json"

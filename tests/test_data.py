@@ -236,7 +236,7 @@ def test_picture_is_the_items_picture():
 def test_splits_share_no_text():
     generator = np.random.default_rng(0)
     drawn = {
-        split: {mock._draw_text(generator, split).lower() for _ in range(3000)} for split in ("train", "test")
+        split: {mock.draw_text(generator, split).lower() for _ in range(3000)} for split in ("train", "test")
     }
     assert not drawn["train"] & drawn["test"]
     assert not set(words.WORDS_OF["train"]) & set(words.WORDS_OF["test"])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from anytext_lcm.data import __main__ as command
-from anytext_lcm.data import benchmark, opening
+from anytext_lcm.data import benchmark
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import FIELDS, TEXT_FIELDS, TEXT_PHRASES, collate, validate
 from anytext_lcm.data.convert import record_of, write_anyword
@@ -108,9 +108,18 @@ def test_convert_and_preview_by_command(tmp_path, capsys):
     assert dataset[1]["texts"] == MockDataset(2)[1]["texts"]
 
 
-def test_benchmark_weighs_and_times_both(tmp_path):
-    found = benchmark.measure_items(benchmark.example_set(tmp_path), 2, batch_size=1)
-    assert found["light MB"] <= 3 and found["times lighter"] > 8 and found["times faster"] > 1
+def test_benchmark_weighs_and_times_items(tmp_path):
+    dataset = benchmark.example_set(tmp_path)
+    found = benchmark.measure_items(dataset, 2, batch_size=1)
+    arrays = [value for name, value in dataset[0].items() if isinstance(value, np.ndarray)]
+    assert sum(a.nbytes for a in arrays) / 1e6 <= found["MB"] <= 3
+    assert 1 / found["items/s"] == pytest.approx((found["ms to read and make"] + found["ms to collate"]) / 1e3)
+
+
+def test_benchmark_by_command(capsys):
+    assert command.main(["benchmark", "--items", "2", "--records", "100"]) == 0
+    said = dict(line.rsplit(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert float(said["records"]) == 100 and float(said["MB on disk"]) > 0 and float(said["items/s"]) > 0
 
 
 def test_an_index_made_large_reads_as_its_batch(tmp_path, monkeypatch):
@@ -119,5 +128,5 @@ def test_an_index_made_large_reads_as_its_batch(tmp_path, monkeypatch):
     path = benchmark.large_set(tmp_path, 150, lambda _: None)
     index = RecordIndex(tmp_path / "large.index")
     assert len(index) == 150 and index[149] == index[21] and index[63].number == 63 and ROWS != 64
-    found = opening.measure(path, reads=5)
+    found = command.index_memory(path, reads=5)
     assert found["records"] == 150 and found["annotations of the last"] == 5 and found["seconds to open"] < 5

@@ -63,6 +63,10 @@ def test_pictures_are_scaled_to_cover_and_cropped():
     fitted = fit_picture(picture, (64, 64))
     assert fitted.shape == (64, 64, 3) and fitted.dtype == np.uint8 and (fitted[:, 4:-4] == 200).all()
     assert fit_picture(picture[:, :7], (64, 128)).shape == (64, 128, 3)
+    # A ramp of 3 levels a pixel, 80 wide and 20 high, at half the size: its middle 40 columns, each the mean of two.
+    ramp = np.tile(3 * np.arange(80, dtype=np.uint8)[None, :, None], (20, 1, 3))
+    wanted = 3 * (20 + 2 * np.arange(20) + 0.5)
+    assert np.abs(fit_picture(ramp, (10, 20))[:, 1:-1, 0] - wanted[1:-1]).max() <= 1
     assert np.array_equal(fit_picture(picture, (100, 300)), picture)
 
 

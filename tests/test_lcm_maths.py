@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from anytext_lcm.lcm.consistency import boundary_scalings, consistency_function, l2, pseudo_huber
 from anytext_lcm.lcm.objectives import OBJECTIVES, lcm, teacher_x0
 from anytext_lcm.lcm.schedule import NoiseSchedule, solver_grid
-from anytext_lcm.lcm.solver import DDIMSolver, ddim_step, emphasise, guide
+from anytext_lcm.lcm.solver import DDIMSolver, ddim_step, guide
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 SOLVER = DDIMSolver(SCHEDULE)
@@ -145,20 +145,6 @@ def test_pseudo_huber_gradient_by_finite_differences():
     pseudo_huber(pred, target).backward()
     written = pred.detach() / (pred.detach() ** 2 + 1e-6).sqrt() / pred.numel()
     torch.testing.assert_close(pred.grad, written, rtol=1e-4, atol=1e-7)
-
-
-def test_emphasis_multiplies_the_velocity_and_leaves_the_know_nothing_s_estimate():
-    x, eps, t = randn(3, 4, 4, 2, 2), randn(4, 4, 4, 2, 2), torch.tensor([19, 300, 700, 999])
-    alpha, sigma = (v.view(-1, 1, 1, 1) for v in (ABAR[t].double().sqrt(), (1 - ABAR[t].double()).sqrt()))
-
-    def velocity(eps):  # alpha eps - sigma x0, from x = alpha x0 + sigma eps
-        return alpha * eps.double() - sigma * (x.double() - sigma * eps.double()) / alpha
-
-    found = emphasise(SCHEDULE, x, eps, t, 1.25)
-    torch.testing.assert_close(velocity(found), 1.25 * velocity(eps), rtol=1e-4, atol=1e-4)
-    assert torch.equal(emphasise(SCHEDULE, x, eps, t, 1.0), eps)
-    ignorant = (sigma * x).float()  # the best eps for pictures of mean 0 and deviation 1
-    torch.testing.assert_close(emphasise(SCHEDULE, x, ignorant, t, 1.5), ignorant)
 
 
 @pytest.mark.parametrize("loss", [pseudo_huber, l2])

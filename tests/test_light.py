@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from literal_item import literal_item
 
 from anytext_lcm.data import light
 from anytext_lcm.data.anyword import ReadingRules, make_item
 from anytext_lcm.data.batch import FIELDS, LIGHT_FIELDS, TEXT_FIELDS, collate, validate
-from anytext_lcm.data.benchmark import literal_item
 from anytext_lcm.data.glyphs import colored_support, draw_placed_glyph
 from anytext_lcm.data.light import expand, item_bytes, pack, unpack_bits
 from anytext_lcm.data.mock import MockDataset
@@ -40,6 +40,11 @@ def busy_picture():
     return np.kron(rng.integers(0, 256, (64, 64, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 
 
+def weight(value):
+    """Bytes of an array or a list of arrays."""
+    return sum(map(weight, value)) if isinstance(value, list) else getattr(value, "nbytes", 0)
+
+
 @pytest.mark.parametrize("seed, edit_share", [(0, 0.0), (1, 1.0), (2, 0.5), (5, 0.0)])
 def test_values_are_those_of_the_literal_implementation(busy_picture, seed, edit_share):
     rules = ReadingRules(
@@ -48,6 +53,7 @@ def test_values_are_those_of_the_literal_implementation(busy_picture, seed, edit
     mine, problems = make_item(busy_record(), busy_picture, rules, np.random.default_rng(seed))
     theirs = literal_item(busy_record(), busy_picture, rules, np.random.default_rng(seed))
     assert problems == [] and item_bytes(mine) <= 3e6
+    assert sum(map(weight, theirs.values())) > 8 * item_bytes(mine)
     batch = expand(collate([mine]))
     validate(batch)
     for name in ("img", "masked_img", "hint", "inv_mask"):

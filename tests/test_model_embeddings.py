@@ -232,11 +232,9 @@ def test_font_crops(scene, gold):
     assert [not crop.any() for crop in crops] == gold["style_crop_is_zero"].tolist()
 
 
-def test_enable_flag(text_predictor, scene, gold):
-    flagged = fill(EmbeddingManager(enable_flag=True), "embedding_manager.")
-    with torch.no_grad():
-        rows = torch.cat(flagged.line_embeddings(text_predictor, **scene))
-    assert relative_error(rows, gold["embs_enable_flag_true"]) < 2e-5
+def test_upstream_s_enable_flag_is_refused():
+    with pytest.raises(ValueError, match="enable_flag must be false"):
+        EmbeddingManager(enable_flag=True)
 
 
 def test_reference_scene_is_the_stored_one(scene, gold):
@@ -282,17 +280,6 @@ def test_recogniser_stays_frozen_and_keeps_its_mode(tiny_scene):
     assert all(p.grad is None for p in recogniser.parameters())
     missing = [n for n, p in manager.named_parameters() if p.grad is None]
     assert missing == ["font_predictor.head.fc.weight", "font_predictor.head.fc.bias"]
-
-
-def test_font_images_replace_the_crops(tiny_scene):
-    manager, recogniser = tiny_manager().eval(), Recogniser(**TINY).eval()
-    crops = font_crops(tiny_scene["font_hint"], tiny_scene["positions"], tiny_scene["n_lines"])
-    with torch.no_grad():
-        rows = torch.cat(manager.line_embeddings(recogniser, **tiny_scene))
-        images = [[crops[0]], crops[1:]]
-        tiny_scene["font_hint"] = None
-        given_images = manager.line_embeddings(recogniser, **tiny_scene, font_images=images)
-    assert torch.equal(torch.cat(given_images), rows)
 
 
 def test_half_precision_embeddings(tiny_scene):

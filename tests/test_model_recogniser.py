@@ -10,7 +10,6 @@ from reference_weights import REFERENCE, blocky, fill, load_reference, relative_
 
 from anytext_lcm.model.recogniser import (
     Recogniser,
-    characters_from_lines,
     ctc_loss,
     decode_text,
     encode_text,
@@ -126,8 +125,7 @@ def test_ctc_loss(recogniser, images, gold):
 
 
 def test_characters():
-    characters = characters_from_lines(["a", "b"])
-    assert characters == ["sos", "a", "b", " "]
+    characters = ["sos", "a", "b", " "]  # the blank, a dictionary of two lines, the space
     assert encode_text("ab?", characters) == [1, 2, 3]
     assert decode_text([1, 1, 0, 1, 2], characters) == "aab"
 

@@ -11,8 +11,6 @@ from omegaconf import OmegaConf
 
 from anytext_lcm import pipeline
 from anytext_lcm.data.batch import Line
-from anytext_lcm.lcm.samplers import sample_ddim
-from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lora import adapter_off, adapter_state, attach, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.outputs import whole_directory, whole_file
@@ -173,8 +171,6 @@ def test_control_is_computed_once_a_branch(model, prepared, monkeypatch):
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_teacher_is_diffusers_ddim_over_predict_noise(model, prepared, spacing):
-    from anytext_lcm.lora import adapter_off
-
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         steps_offset=1, set_alpha_to_one=False, timestep_spacing=spacing,
@@ -211,28 +207,6 @@ def test_fresh_noise_of_ddim_belongs_to_the_picture_and_not_to_its_batch(model, 
     together = denoise(model, prepared, method)
     torch.testing.assert_close(denoise(model, prepared[1:2], method), together[1:2], rtol=1e-3, atol=1e-3)
     assert not torch.allclose(denoise(model, prepared, teacher_method(2, 1.0)), together, atol=0.1)
-
-
-def test_emphasis_is_a_network_that_answers_more_velocity(model, prepared):
-    """Against the same network with its last layer, which answers the velocity, multiplied; and none is none."""
-    plain = denoise(model, prepared, teacher_method(3, 2.0))
-    noise = pipeline.initial_noise(prepared.seeds, prepared.latent_shape)
-    with torch.no_grad(), adapter_off(model):
-        predict = predictor(model, prepared, 2.0)
-        bare = sample_ddim(predict, noise, NoiseSchedule(model.alphas_cumprod), 3, None, "trailing")
-    assert torch.equal(bare, plain)
-    drawn = denoise(model, prepared, teacher_method(3, 2.0, emphasis=1.3))
-    last = list(model.model.diffusion_model.out[-1].parameters())
-    before = [parameter.detach().clone() for parameter in last]
-    try:
-        for parameter in last:
-            parameter.data.mul_(1.3)
-        louder = denoise(model, prepared, teacher_method(3, 2.0))
-    finally:
-        for parameter, value in zip(last, before, strict=True):
-            parameter.data.copy_(value)
-    torch.testing.assert_close(drawn, louder, rtol=1e-3, atol=1e-3)
-    assert (drawn - plain).abs().max() > 0.1
 
 
 def test_editing_shows_the_picture_to_the_model(model):
@@ -277,8 +251,7 @@ def test_bad_methods_and_seeds(model, prepared):
         (lambda: Method("m", "euler", 4), "ddim"),
         (lambda: teacher_method(4, eta=1.5), "eta must lie in 0..1"),
         (lambda: parse_method("student-4-eta1"), "unknown"),
-        (lambda: teacher_method(4, emphasis=0.0), "emphasis must lie in 0.5..2"),
-        (lambda: parse_method("student-4-emphasis1.2"), "unknown"),
+        (lambda: parse_method("teacher-4-emphasis1.2"), "unknown"),
         (lambda: Method("m", "lcm", 2.5), "integer"),
         (lambda: parse_method("student-4-leading"), "unknown"),
         (lambda: parse_method("student"), "teacher-N"),
@@ -296,9 +269,7 @@ def test_method_names():
     assert parse_method("teacher-50").spacing == "leading" and parse_method("teacher-4").spacing == "trailing"
     assert parse_method("teacher-4-leading").spacing == "leading"
     assert parse_method("teacher-4-leading-eta0.5").eta == 0.5 and parse_method("teacher-4").eta == 0
-    assert parse_method("teacher-4-eta0.5-emphasis1.2") == teacher_method(4, eta=0.5, emphasis=1.2)
-    assert parse_method("teacher-4").emphasis == 1
-    names = ("teacher-4-leading", "teacher-50-eta1", "teacher-50-emphasis1.25", "student-8", "untrained-1")
+    names = ("teacher-4-leading", "teacher-50-eta1", "student-8", "untrained-1")
     for name in names:
         assert parse_method(name).name == name
 

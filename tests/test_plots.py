@@ -42,8 +42,7 @@ CALLS = {
     "evaluations": lambda: plots.report_chart(REPORT, "evaluations", title="t"),
     "time": lambda: plots.report_chart(REPORT, "time", "ned"),
     "distance": lambda: plots.report_chart(REPORT, "evaluations", "distance"),
-    "heights": lambda: plots.height_chart(REPORT),
-    "workflow": lambda: plots.workflow("t"),
+    "charts": lambda: plots.report_charts(REPORT),
     "zoom": lambda: plots.text_zoom(REPORT, DRAWN, [[BOX], [BOX, BOX]], [["cat"], ["dog", "$5"]]),
     "grid": lambda: plots.picture_grid([[PICTURE, None], [torch.zeros(1, 8, 8)]], ["a", "b"], ["c", "d"], "e"),
     "outlines": lambda: plots.picture_grid([[PICTURE]], outlines=[[[np.array([[1, 1], [6, 1], [6, 6]])]]]),
@@ -57,7 +56,7 @@ CALLS = {
     ), "t"),
     "unet": lambda: plots.unet_map(AnyText2.from_config(EMBEDDED, device="meta").model.diffusion_model),
 }
-AXES = {"grid": 4, "panels": 2, "histograms": 2, "zoom": 9}
+AXES = {"charts": 2, "grid": 4, "panels": 2, "histograms": 2, "zoom": 9}
 
 
 @pytest.mark.parametrize("name", CALLS)

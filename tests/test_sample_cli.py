@@ -102,8 +102,6 @@ def test_editing(embedded, tmp_path):
         (["--line", LINE, "--sampler", "gamma"], "teacher cannot be sampled by gamma"),
         (["--line", LINE, "--eta", "2"], "eta must lie in 0..1"),
         (["--line", LINE, "--adapter", "shipped", "--eta", "1"], "--eta is of the teacher's ddim"),
-        (["--line", LINE, "--emphasis", "3"], "emphasis must lie in 0.5..2"),
-        (["--line", LINE, "--adapter", "shipped", "--emphasis", "1.2"], "--emphasis is of the teacher's ddim"),
         (["--line", LINE, "--w", "1", "--guidance_scale", "2"], "say the same"),
         (["--line", LINE, "--mix", "style"], "without adapters"),
         (["--line", LINE, "--count", "0"], "--count"),

@@ -8,7 +8,6 @@ One or several JSONs, each {"data_root": folder, "data_list": [{"img_name", "cap
 - nothing is written back into a record, so every epoch sees the same record (upstream's grow);
 - a line that no font can draw, or that has no room, is left to the ignored region (upstream draws black);
 - polygons follow their picture when it is resized (upstream leaves them where they were);
-- `share` keeps what it says (upstream's `percent` keeps one more);
 - every random draw comes from (seed, index), so an item is the same in any worker.
 
 May import: numpy, cv2, Pillow, torch, anytext_lcm.data.*.
@@ -107,7 +106,6 @@ class AnyWordDataset(torch.utils.data.Dataset):
         rules       how a record becomes an item
         seed        another seed is another jitter, choice of lines, font, hint, phrase
         wm_thresh   records with a higher wm_score are left out
-        share       share of each JSON's records to use, from its beginning
         strict      the first problem is an error (BadRecord)
         index_dir   where indices are kept, if not beside the JSONs
         progress    called with the number of records read while an index is built
@@ -125,20 +123,17 @@ class AnyWordDataset(torch.utils.data.Dataset):
         rules: ReadingRules | None = None,
         seed: int = 0,
         wm_thresh: float = 1.0,
-        share: float = 1.0,
         strict: bool = False,
         index_dir: str | Path | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        if not 0 < share <= 1:
-            raise ValueError(f"share is {share}, it must be over 0 and up to 1.")
         self.sources = [Path(path) for path in ([data_list] if isinstance(data_list, str | Path) else data_list)]
         if not self.sources:
             raise ValueError("There is no JSON of records: name at least one.")
         self.rules, self.seed, self.strict = rules or ReadingRules(), seed, strict
         self.indices = [open_index(source, index_dir, strict, progress) for source in self.sources]
         self.roots = [self._root(i, data_root) for i in range(len(self.sources))]
-        self._chosen = [_chosen(index, wm_thresh, share) for index in self.indices]
+        self._chosen = [_chosen(index, wm_thresh) for index in self.indices]
         self._ends = list(accumulate(len(chosen) for chosen in self._chosen))
         if not len(self):
             raise ValueError(f"No record of {', '.join(map(str, self.sources))} can be used: see the problems.")
@@ -317,17 +312,15 @@ def read_picture(path: str | Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _chosen(index, wm_thresh: float, share: float) -> np.ndarray | range:
-    """Places of the records to use: those without too sure a watermark, of these the first ones, `share` of
-    all records in number, as upstream counts.
-    """
+def _chosen(index, wm_thresh: float) -> np.ndarray | range:
+    """Places of the records to use: those without too sure a watermark."""
     places: np.ndarray | range = range(len(index))
     scores = index.column("wm_score")
     if scores.null_count < len(scores):
         sure = np.nan_to_num(scores.to_numpy(), nan=-np.inf) > wm_thresh
         if sure.any():
             places = np.flatnonzero(~sure).astype(np.uint32)
-    return places[: max(1, int(share * len(index)))] if share < 1 else places
+    return places
 
 
 def _reason(error: Exception, path: Path) -> str:

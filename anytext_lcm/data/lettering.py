@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from anytext_lcm.data import mock
+from anytext_lcm.data import ink, mock
 from anytext_lcm.data.fonts import TEXT_FONTS, covering_fonts, covers, find_fonts, load_font
 from anytext_lcm.data.records import chinese_kind
 from anytext_lcm.data.words import split_of
@@ -102,27 +102,28 @@ class Lettering:
         angle = rng.uniform(-self.max_angle, self.max_angle) if turned else 0.0
         fonts = self.chinese_fonts if chinese else self.fonts
         font = fonts[int(rng.integers(len(fonts)))]
-        text = _chinese_text(rng, split, font) if chinese else mock._draw_text(rng, split)
+        text = _chinese_text(rng, split, font) if chinese else mock.draw_text(rng, split)
         wished = rng.uniform(*self.heights) * scale
-        em = int(wished / _box_em(font, chinese) * mock._SUPER)
-        mask = _stacked(text, font, em) if vertical else mock._draw_ink(text, font, em)
-        transform, width, height = mock._ink_frame(mask, 1.0, 0.0)
+        em = int(wished / _box_em(font, chinese) * ink.SUPERSAMPLING)
+        mask = _stacked(text, font, em) if vertical else ink.draw_ink(text, font, em)
+        transform, width, height = ink.ink_frame(mask, 1.0, 0.0)
         width, height = width + 2 * mock.MARGIN * scale, height + 2 * mock.MARGIN * scale
         slack = rng.uniform(0, mock.MAX_SLACK * scale, 4)
         wide, high = width + slack[0] + slack[2], height + slack[1] + slack[3]
         # A squarish polygon would be taken for vertical text, and the other way round.
         if (high < mock.MIN_ASPECT * wide) if vertical else (wide < mock.MIN_ASPECT * high):
             return None
-        placed = mock._find_place(rng, size, scale, taken, width, height, slack, mock._turn(angle))
+        turn = ink.rotation(angle)
+        placed = ink.find_place(rng, size, taken, width, height, slack, turn, mock.GAP * scale)
         if placed is None:
             return None
         middle, quad, condition_quad = placed
         return mock.Block(
             text=text,
             font=font,
-            font_height=round(em / mock._SUPER * _box_em(font, chinese), 2),
+            font_height=round(em / ink.SUPERSAMPLING * _box_em(font, chinese), 2),
             angle=round(float(angle), 2),
-            coverage=mock._place_ink(mask, transform, mock._turn(angle), middle, size),
+            coverage=ink.place_ink(mask, transform, turn, middle, size),
             quad=quad,
             condition_quad=condition_quad,
             language=chinese_kind(text) if chinese else "Latin",

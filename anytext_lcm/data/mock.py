@@ -15,16 +15,15 @@ May import: numpy, cv2, Pillow, torch, anytext_lcm.data.*.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 from anytext_lcm.data.batch import TEXT_PHRASES, Line, build_conditioning
-from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT, covers, load_font
+from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT, covers
+from anytext_lcm.data.ink import SUPERSAMPLING, draw_ink, find_place, ink_frame, place_ink, proportions, rotation
 from anytext_lcm.data.words import WORDS_OF, split_of
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -56,9 +55,7 @@ MAX_SLACK = 2.0  # how far the condition polygon may exceed the text on each sid
 MIN_ASPECT = 1.3  # width to height of a line; squarer polygons are taken for vertical text
 MARGIN = 1.0  # of the text quad around the ink
 GAP = 3.0  # between lines, and between text and objects
-_SUPER = 2  # text is drawn at twice the size
-_BOX_TEXT = "bdfghjklpqyABCQ0"  # spans a font's box
-_FONTS = (
+FONTS = (
     "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSans-Oblique.ttf", "DejaVuSans-BoldOblique.ttf",
     "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf", "cmss10.ttf", "STIXGeneralBol.ttf",
 )  # fmt: skip
@@ -207,7 +204,7 @@ class MockDataset(torch.utils.data.Dataset):
 def _draw_scene(rng: np.random.Generator, size: int, max_lines: int, split: str, lettering: Any = None) -> Scene:
     scale = size / 128.0
     background_name = _pick(rng, tuple(COLORS))
-    background, darkest, lightest = _background(rng, background_name, size)
+    background, darkest, lightest = draw_background(rng, background_name, size)
     if lettering is None:
         n_lines = 2 if max_lines > 1 and rng.random() < 0.35 else 1
         blocks = _layout(rng, n_lines, size, scale, split)
@@ -223,7 +220,7 @@ def _draw_scene(rng: np.random.Generator, size: int, max_lines: int, split: str,
     lines, previous = [], None
     image = canvas.astype(np.float32)
     for block in blocks:
-        color_name, color = _text_color(rng, background_name, darkest, lightest, previous)
+        color_name, color = pick_text_color(rng, background_name, darkest, lightest, previous)
         previous = (color_name, color)
         alpha = block.coverage[..., None] * np.float32(1 / 255)
         image += alpha * (np.asarray(color, np.float32) - image)
@@ -244,7 +241,7 @@ def _draw_scene(rng: np.random.Generator, size: int, max_lines: int, split: str,
     return Scene(np.rint(image).astype(np.uint8), coverage, tuple(lines), background_name, objects)
 
 
-def _background(rng: np.random.Generator, name: str, size: int) -> tuple[np.ndarray, float, float]:
+def draw_background(rng: np.random.Generator, name: str, size: int) -> tuple[np.ndarray, float, float]:
     """One colour with a faint pattern, (size, size, 3) float32, and its darkest and lightest luma."""
     base = _jitter(rng, name, 12)
     kind = _pick(rng, PATTERNS)
@@ -328,7 +325,7 @@ def _draw_shape(
     cv2.fillPoly(canvas, [points.reshape(-1, 1, 2)], color, cv2.LINE_AA, 4)
 
 
-def _text_color(
+def pick_text_color(
     rng: np.random.Generator,
     background_name: str,
     darkest: float,
@@ -385,15 +382,15 @@ def _place_line(
     rng: np.random.Generator, size: int, scale: float, split: str, taken: np.ndarray, n_lines: int
 ) -> Block | None:
     """Draw text, font, size, angle and place; None if it cannot be placed. Marks what it takes in `taken`."""
-    text, font = _draw_text(rng, split), _pick(rng, _FONTS)
+    text, font = draw_text(rng, split), _pick(rng, FONTS)
     slant = 0.0 if font in ITALIC_FONTS else rng.uniform(-6, 6)
     angle = rng.uniform(-15, 15) if rng.random() < 0.3 else 0.0
     slack = rng.uniform(0, MAX_SLACK * scale, 4)  # left, top, right, bottom
 
     # Sizes in em: what the font's box, the advance of a character and the picture allow.
-    box, ink_width, ink_height, advance = _proportions(font, text)
+    box, ink_width, ink_height, advance = proportions(font, text)
     # About as wide for its height as in the plain font, so that the placed glyph's letters are near the picture's.
-    _, plain_width, plain_height, _ = _proportions(PLAIN_FONT, text)
+    _, plain_width, plain_height, _ = proportions(PLAIN_FONT, text)
     width_factor = rng.uniform(0.92, 1.08) * (plain_width / plain_height) / (ink_width / ink_height)
     if ink_width * width_factor < MIN_ASPECT * ink_height:
         return None
@@ -405,67 +402,34 @@ def _place_line(
     high = min(MAX_HEIGHT * scale / box, widest)
     if n_lines > 1:
         high = min(high, 34.0 * scale / box)
-    smallest, largest = int(np.ceil(low * _SUPER)), int(high * _SUPER)  # font sizes of the enlarged layer
+    smallest, largest = int(np.ceil(low * SUPERSAMPLING)), int(high * SUPERSAMPLING)  # font sizes of the enlarged layer
     if smallest > largest:
         return None
     layer_em = int(rng.integers(smallest, largest + 1, size=2).max())  # rather large than small
 
-    mask = _draw_ink(text, font, layer_em)
-    transform, width, height = _ink_frame(mask, width_factor, slant)
+    mask = draw_ink(text, font, layer_em)
+    transform, width, height = ink_frame(mask, width_factor, slant)
     width, height = width + 2 * MARGIN * scale, height + 2 * MARGIN * scale
     if width + slack[0] + slack[2] < MIN_ASPECT * (height + slack[1] + slack[3]):
         return None
 
-    turn = _turn(angle)
-    placed = _find_place(rng, size, scale, taken, width, height, slack, turn)
+    turn = rotation(angle)
+    placed = find_place(rng, size, taken, width, height, slack, turn, GAP * scale)
     if placed is None:
         return None
     middle, quad, condition_quad = placed
     return Block(
         text=text,
         font=font,
-        font_height=round(layer_em / _SUPER * box, 2),
+        font_height=round(layer_em / SUPERSAMPLING * box, 2),
         angle=round(float(angle), 2),
-        coverage=_place_ink(mask, transform, turn, middle, size),
+        coverage=place_ink(mask, transform, turn, middle, size),
         quad=quad,
         condition_quad=condition_quad,
     )
 
 
-def _find_place(
-    rng: np.random.Generator,
-    size: int,
-    scale: float,
-    taken: np.ndarray,
-    width: float,
-    height: float,
-    slack: np.ndarray,
-    turn: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """A free place for a line: middle of the ink, quad, condition quad; marks it in `taken`. None if there is none."""
-    # Corners of text and condition around the middle of the ink, turned; then a place for the condition.
-    left, top, right, bottom = -width / 2, -height / 2, width / 2, height / 2
-    inner = _corners(left, top, right, bottom)
-    outer = _corners(left - slack[0], top - slack[1], right + slack[2], bottom + slack[3])
-    inner, outer = inner @ turn.T, outer @ turn.T
-    free_low, free_high = 1 - outer.min(axis=0), size - 2 - outer.max(axis=0)
-    if (free_low > free_high).any():
-        return None
-    for _ in range(12):
-        middle = rng.uniform(free_low, free_high)
-        condition_quad = np.rint(outer + middle).astype(np.int32)
-        here = np.zeros_like(taken)
-        cv2.fillPoly(here, [condition_quad.reshape(-1, 1, 2)], 1)
-        if not (here & taken).any():
-            break
-    else:
-        return None
-    reach = int(np.ceil(GAP * scale)) * 2 + 1
-    np.maximum(taken, cv2.dilate(here, np.ones((reach, reach), np.uint8)), out=taken)
-    return middle, np.rint(inner + middle).astype(np.int32), condition_quad
-
-
-def _draw_text(rng: np.random.Generator, split: str) -> str:
+def draw_text(rng: np.random.Generator, split: str) -> str:
     """Half words, a quarter digits, a quarter letters and digits; of the strings of this split only."""
     kind = rng.random()
     if kind < 0.5:
@@ -477,68 +441,6 @@ def _draw_text(rng: np.random.Generator, split: str) -> str:
         text = "".join(alphabet[i] for i in rng.integers(len(alphabet), size=length))
         if split_of(text) == split:
             return text
-
-
-@lru_cache(maxsize=8192)
-def _proportions(font: str, text: str) -> tuple[float, float, float, float]:
-    """In em: height of the font's box, width and height of the text's ink, its advance."""
-    reference = 64
-    drawn = load_font(font, reference)
-    _, box_top, _, box_bottom = drawn.getbbox(_BOX_TEXT)
-    left, top, right, bottom = drawn.getbbox(text)
-    sizes = (box_bottom - box_top, right - left, bottom - top, drawn.getlength(text))
-    return tuple(size / reference for size in sizes)
-
-
-def _draw_ink(text: str, font: str, size: int) -> np.ndarray:
-    """The text in a frame cut to its ink, uint8 coverage."""
-    drawn = load_font(font, size)
-    left, top, right, bottom = drawn.getbbox(text)
-    layer = Image.new("L", (int(right - left) + 4, int(bottom - top) + 4), 0)
-    ImageDraw.Draw(layer).text((2 - left, 2 - top), text, font=drawn, fill=255)
-    mask = np.asarray(layer)
-    x, y, w, h = cv2.boundingRect(mask)
-    return mask[y : y + h, x : x + w]
-
-
-def _ink_frame(mask: np.ndarray, width_factor: float, slant: float) -> tuple[np.ndarray, float, float]:
-    """Stretch and slant: (2, 3) map from layer pixels to pixels around the ink's middle; the ink's size."""
-    lean = -np.tan(np.radians(slant))
-    linear = np.array([[width_factor, lean], [0.0, 1.0]]) / _SUPER
-    rows = np.arange(len(mask))
-    ink = mask > 64
-    has_ink = ink.any(axis=1)
-    first = ink.argmax(axis=1)[has_ink]
-    last = mask.shape[1] - ink[:, ::-1].argmax(axis=1)[has_ink]
-    rows = rows[has_ink] + 0.5
-    left = (linear[0, 0] * first + linear[0, 1] * rows).min()
-    right = (linear[0, 0] * last + linear[0, 1] * rows).max()
-    width, height = right - left, len(mask) / _SUPER
-    offset = np.array([-(left + right) / 2, -height / 2])
-    return np.column_stack([linear, offset]), float(width), float(height)
-
-
-def _place_ink(
-    mask: np.ndarray, transform: np.ndarray, turn: np.ndarray, middle: np.ndarray, size: int
-) -> np.ndarray:
-    """Draw the layer in its place: at twice the size, then averaged for smooth edges. (size, size) uint8."""
-    linear = turn @ transform[:, :2]
-    offset = turn @ transform[:, 2] + middle
-    # Pixel i covers i..i+1, so centres are at +0.5 on both sides.
-    linear, offset = linear * _SUPER, offset * _SUPER
-    offset = offset + linear @ np.array([0.5, 0.5]) - 0.5
-    large = cv2.warpAffine(mask, np.column_stack([linear, offset]), (size * _SUPER, size * _SUPER))
-    return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
-
-
-def _corners(left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-
-
-def _turn(degrees: float) -> np.ndarray:
-    """Clockwise on a picture, whose y points down."""
-    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.array([[cos, -sin], [sin, cos]])
 
 
 # -- caption --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One DDIM step, deterministic or with fresh noise, guidance and emphasis. Imports the schedule."""
+"""One DDIM step, deterministic or with fresh noise, and guidance. Imports the schedule."""
 
 import torch
 from torch import Tensor
@@ -13,16 +13,6 @@ def guide(cond: Tensor, uncond: Tensor, guidance_scale: float | Tensor) -> Tenso
     LCM's paper writes the same as cond + w (cond - uncond), so w = s - 1. fp32.
     """
     return uncond.float() + guidance_scale * (cond.float() - uncond.float())
-
-
-def emphasise(schedule: NoiseSchedule, x: Tensor, eps: Tensor, timesteps: Tensor, factor: float) -> Tensor:
-    """eps at x_t (B, ...) -> eps of `factor` times its velocity v = alpha eps - sigma x0; 1 changes nothing. fp32.
-
-    The estimate of the clean picture, alpha x_t - sigma v, moves away from alpha x_t, which somebody would estimate who
-    knows of pictures only a mean of 0 and a deviation of 1: guidance by the weakest of models (arXiv:2406.02507).
-    """
-    _, sigma = schedule.alpha_sigma(timesteps, x)
-    return factor * eps.float() - (factor - 1) * sigma * x.float()
 
 
 def ddim_step(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, end_timesteps: Tensor) -> Tensor:

@@ -56,17 +56,8 @@ class Conditioning:
     def __len__(self) -> int:
         return self.glyphs.shape[0]
 
-    def map(self, function) -> "Conditioning":
-        return Conditioning(**{name: function(getattr(self, name)) for name in self.__dataclass_fields__})
-
-    def to(self, *args, **kwargs) -> "Conditioning":
-        return self.map(lambda x: x.to(*args, **kwargs))
-
-    def detach(self) -> "Conditioning":
-        return self.map(torch.Tensor.detach)
-
     def __getitem__(self, rows) -> "Conditioning":
-        return self.map(lambda x: x[rows])
+        return Conditioning(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
 
     def chunk(self, parts: int) -> list["Conditioning"]:
         """Splits the batch evenly: undoes `cat` of conditionings of one size."""

@@ -68,9 +68,9 @@ class EmbeddingManager(nn.Module):
 
     token_dim: width of the text encoder. recogniser: keyword arguments of `Recogniser`, for the font
     predictor inside and for the size of the features of the text predictor, which is passed to the calls and
-    must be built alike. placeholder_id: token id of '*'. enable_flag: leave the font or colour part out where
-    none is given; the released network was trained with False, so there an absent font is the answer to a
-    black crop and an absent colour the answer to (500,500,500).
+    must be built alike. placeholder_id: token id of '*'. An absent font is encoded as a black crop and an absent
+    colour as (500,500,500), as the released network was trained; upstream's enable_flag, which would leave the two
+    parts out, raises ValueError.
     """
 
     def __init__(
@@ -82,9 +82,10 @@ class EmbeddingManager(nn.Module):
         position_widths: Sequence[int] = POSITION_WIDTHS,
     ):
         super().__init__()
+        if enable_flag:
+            raise ValueError("enable_flag must be false: AnyText2 was trained without it.")
         self.token_dim = token_dim
         self.placeholder_id = placeholder_id
-        self.enable_flag = enable_flag
         self.font_predictor = Recogniser(**(recogniser or {}))
         self.position_encoder = PositionEncoder(token_dim, position_widths)
         self.style_proj = _projection(self.font_predictor.feature_size, token_dim)
@@ -109,18 +110,13 @@ class EmbeddingManager(nn.Module):
         font_hint: Tensor,
         positions: Tensor,
         n_lines: Tensor,
-        font_images: Sequence[Sequence[Tensor]] | None = None,
     ) -> Tensor:
         """Features of the font hint under each line: -> (B,L,40*neck), unused rows 0.
 
-        font_hint (B,1|3,H,W) 0..1, positions (B,L,H,W) 0/1. font_images[sample][line] (3,h,w) 0..255 replaces
-        the crops. Follows the train or eval mode of the font predictor.
+        font_hint (B,1|3,H,W) 0..1, positions (B,L,H,W) 0/1. Follows the train or eval mode of the font predictor.
         """
         used = _used_lines(positions, n_lines, "positions")
-        if font_images is None:
-            crops = font_crops(font_hint, positions, n_lines)
-        else:
-            crops = [font_images[sample][line] for sample, line in used.nonzero().tolist()]
+        crops = font_crops(font_hint, positions, n_lines)
         return _scatter(self.font_predictor.neck_features(crops), used)
 
     def line_embeddings(
@@ -134,7 +130,6 @@ class EmbeddingManager(nn.Module):
         *,
         glyph_features: Tensor | None = None,
         font_features: Tensor | None = None,
-        font_images: Sequence[Sequence[Tensor]] | None = None,
     ) -> list[Tensor]:
         """One (n_i, token_dim) tensor per sample, rows in the order of the lines.
 
@@ -152,7 +147,6 @@ class EmbeddingManager(nn.Module):
             n_lines,
             glyph_features=glyph_features,
             font_features=font_features,
-            font_images=font_images,
         )
         rows = parts["glyph"] + parts["position"] + parts["font"] + parts["color"]
         return list(rows.split(n_lines.tolist()))
@@ -168,7 +162,6 @@ class EmbeddingManager(nn.Module):
         *,
         glyph_features: Tensor | None = None,
         font_features: Tensor | None = None,
-        font_images: Sequence[Sequence[Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         """The four summands of `line_embeddings`, each (sum of n_i, token_dim), samples outer and lines
         inner.
@@ -181,9 +174,9 @@ class EmbeddingManager(nn.Module):
                 raise ValueError("line_embeddings: give text_predictor and gly_line, or glyph_features.")
             glyph_features = self.encode_glyphs(text_predictor, gly_line, n_lines)
         if font_features is None:
-            if font_hint is None and font_images is None:
+            if font_hint is None:
                 raise ValueError("line_embeddings: give font_hint (all zero for no hint), or font_features.")
-            font_features = self.encode_fonts(font_hint, positions, n_lines, font_images)
+            font_features = self.encode_fonts(font_hint, positions, n_lines)
         features = {"glyph_features": glyph_features, "font_features": font_features, "color": color}
         for name, value in features.items():
             if value.shape[:2] != used.shape:
@@ -195,25 +188,12 @@ class EmbeddingManager(nn.Module):
         def rows(value: Tensor) -> Tensor:
             return value[used.to(value.device)].to(device=weight.device, dtype=weight.dtype)
 
-        parts = {
+        return {
             "glyph": self.proj(rows(glyph_features)),
             "position": self.position_encoder(rows(positions)[:, None]),
             "font": self.style_proj(rows(font_features)),
             "color": self.color_proj(rows(color)),  # raw 0..500, unnormalised: so the network was trained
         }
-        if self.enable_flag:
-            if font_hint is None and font_images is None:
-                raise ValueError("line_embeddings: enable_flag looks at the crops, give font_hint as well.")
-            if font_images is None:
-                crops = font_crops(font_hint, positions, n_lines)
-            else:
-                crops = [font_images[sample][line] for sample, line in used.nonzero().tolist()]
-            has_font = torch.stack([crop.float().mean() != 0 for crop in crops])
-            mean = rows(color).float().mean(-1)
-            has_color = (mean >= 0) & (mean <= 255)
-            parts["font"] = parts["font"] * has_font.to(weight)[:, None]
-            parts["color"] = parts["color"] * has_color.to(weight)[:, None]
-        return parts
 
     def replace(
         self,

@@ -303,11 +303,6 @@ def _preprocess_equal(images: Tensor) -> Tensor:
     return F.pad(images / 127.5 - 1, (0, IMAGE_WIDTH - width))
 
 
-def characters_from_lines(lines: Sequence[str]) -> list[str]:
-    """Lines of a PaddleOCR dictionary -> classes: 0 the CTC blank ('sos'), then the lines, last the space."""
-    return ["sos", *lines, " "]
-
-
 def encode_text(text: str, characters: Sequence[str]) -> list[int]:
     """Text -> class ids; characters the dictionary lacks become the last class, the space, as upstream does.
     """

@@ -1,0 +1,204 @@
+"""How well a perfect teacher reads after a few steps, by how much its condition leaves open.
+
+A trained teacher's few steps may be legible because the network is good or because the task leaves nothing open. Here
+the network is taken away: all pictures that a condition allows are drawn, the mean of the clean latents given noisy
+ones is a formula (`anytext_lcm.toy.Mixture`), and DDIM along it draws what a perfect network would, without guidance.
+Section 9 of notebook 03 shows one condition; `python notebooks/perfect_teacher.py --help` measures many.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from anytext_lcm.data import ink, mock
+from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT
+from anytext_lcm.judge import Interval, LineReader, bootstrap_mean, score_lines
+from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.schedule import NoiseSchedule
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.pipeline import initial_noise, load_embedded_teacher, use_available_cores
+from anytext_lcm.toy import Mixture
+
+SIZE = 128  # pixels of a picture's side
+STEPS = (1, 2, 4, 8, 50)
+SPREAD = 0.05  # standard deviation around each picture, in latents of variance 1: next to nothing
+_WIDTHS = (0.95, 1.05)  # times the width for its height that the plain font's letters have
+_SLANTS = (-4.0, 4.0)  # degrees; italic fonts stay as they are
+_LAYER_EM = 80  # letters are drawn at this size and then scaled
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class OpenCondition:
+    """What a condition says about a picture with one upright line in its middle, and how much of it stays open."""
+
+    background: np.ndarray  # (SIZE, SIZE, 3) float32, 0..255
+    color: tuple[int, int, int]  # of the text
+    text: str
+    ink_size: tuple[float, float]  # width and height of the ink in the plain font, pixels
+    reach: float  # how far the text's middle may lie from the picture's, pixels each way
+
+    @property
+    def polygon(self) -> np.ndarray:
+        """(4, 2) int, around everything that the text may cover."""
+        across, down = _widest(*self.ink_size) / 2 + self.reach + 3, self.ink_size[1] / 2 + self.reach + 3
+        middle = SIZE / 2
+        return np.rint(ink.corners(middle - across, middle - down, middle + across, middle + down)).astype(int)
+
+    def pictures(self, spacing: float = 1.0) -> np.ndarray:
+        """Every picture that fits, (K, SIZE, SIZE, 3) uint8: each font, width and slant in places `spacing` pixels
+        apart. Raises ValueError for a spacing that is not positive.
+        """
+        if spacing <= 0:
+            raise ValueError(f"Places {spacing} pixels apart cannot be drawn, give more than 0.")
+        count = int(self.reach / spacing)
+        offsets = spacing * np.arange(-count, count + 1)
+        drawn = [
+            coverage
+            for font in mock.FONTS
+            for width in _WIDTHS
+            for slant in ((0.0,) if font in ITALIC_FONTS else _SLANTS)
+            for coverage in self._coverages(font, width, slant, offsets)
+        ]
+        share = np.stack(drawn)[..., None].astype(np.float32) / 255
+        return np.rint(self.background + share * (np.float32(self.color) - self.background)).astype(np.uint8)
+
+    def _coverages(self, font: str, width: float, slant: float, offsets: np.ndarray) -> list[np.ndarray]:
+        """The text in one shape, in every place: (SIZE, SIZE) uint8 each."""
+        mask = ink.draw_ink(self.text, font, _LAYER_EM)
+        _, own_width, own_height, _ = ink.proportions(font, self.text)
+        factor = width * (self.ink_size[0] / self.ink_size[1]) / (own_width / own_height)
+        transform, _, height = ink.ink_frame(mask, factor, slant)
+        transform, turn, middle = transform * (self.ink_size[1] / height), ink.rotation(0.0), SIZE / 2
+        places = [np.array([middle + across, middle + down]) for down in offsets for across in offsets]
+        return [ink.place_ink(mask, transform, turn, place, SIZE) for place in places]
+
+
+def draw_condition(
+    rng: np.random.Generator, reach: float = 1.0, heights: tuple[float, float] = (mock.MIN_HEIGHT, mock.MAX_HEIGHT)
+) -> OpenCondition:
+    """A condition by the rules of the mock task, with a held-out text. heights: least and largest of the font's box,
+    pixels. Raises ValueError for a reach or heights with which no line fits.
+    """
+    if not 0 <= reach <= 16 or not 8 <= heights[0] <= heights[1] <= mock.MAX_HEIGHT:
+        least, largest = heights
+        raise ValueError(
+            f"The reach must be 0..16 pixels, not {reach:g}, and heights rise within 8..{mock.MAX_HEIGHT:g} pixels, "
+            f"not {least:g} to {largest:g}."
+        )
+    free = SIZE - 2 * (reach + 4)
+    names = tuple(mock.COLORS)
+    while True:
+        name = names[int(rng.integers(len(names)))]
+        background, darkest, lightest = mock.draw_background(rng, name, SIZE)
+        _, color = mock.pick_text_color(rng, name, darkest, lightest, None)
+        text = mock.draw_text(rng, "test")
+        box, width, height, advance = ink.proportions(PLAIN_FONT, text)
+        # Letters as narrow for their height as the task allows, no wider than the picture.
+        narrowest = mock.MIN_ADVANCE * (heights[0] / mock.MIN_HEIGHT) * len(text) / advance
+        low, high = max(heights[0] / box, narrowest), min(heights[1] / box, free / _widest(width, height))
+        if low < high:
+            em = rng.uniform(low, high)
+            return OpenCondition(background, color, text, (width * em, height * em), reach)
+
+
+def _widest(width: float, height: float) -> float:
+    """Width of the widest of its shapes, of ink of this width and height in the plain font."""
+    return max(_WIDTHS) * width + np.tan(np.radians(max(_SLANTS))) * height
+
+
+@torch.no_grad()
+def exact_teacher(model: AnyText2, pictures: np.ndarray) -> Mixture:
+    """Exact denoiser for a uniform distribution over `pictures` (K, H, W, 3) uint8: a mixture of K narrow Gaussians at
+    their latents. It works on flattened latents (B, C*h*w).
+    """
+    planes = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+    images = (planes.to(model.device).float() / 127.5 - 1).to(model.dtype)
+    means = torch.cat([model.first_stage_model.encode(part)[0] for part in images.split(_BATCH)])
+    means = model.scale_factor * means.flatten(1).float()
+    weights = torch.full((len(means),), 1 / len(means), device=means.device)
+    return Mixture(means, SPREAD, weights, NoiseSchedule(model.alphas_cumprod))
+
+
+def pictures_left(teacher: Mixture, noise: Tensor) -> float:
+    """How many pictures stay possible at noise (B, D) of t = 999: one over the sum of squared shares, median."""
+    shares = teacher.shares(noise, torch.full((len(noise),), len(teacher.schedule) - 1, device=noise.device))
+    return float((1 / shares.square().sum(-1)).median())
+
+
+@torch.no_grad()
+def draw(model: AnyText2, teacher: Mixture, noise: Tensor, steps: int) -> Tensor:
+    """DDIM from noise (B, C, h, w) along the exact teacher, decoded: (B, 3, H, W) in -1..1."""
+    flat = sample_ddim(teacher.predict, noise.flatten(1), teacher.schedule, steps, spacing="trailing")
+    return model.decode(flat.view_as(noise))
+
+
+def measure(
+    model: AnyText2, conditions: Sequence[OpenCondition], spacing: float, noises: int = 2, progress: bool = True
+) -> tuple[dict[int, Interval], float, int]:
+    """Share of lines read by number of steps, with a bootstrap interval over conditions; the median of `pictures_left`;
+    and how many pictures a condition allows.
+    """
+    images, left, count = {steps: [] for steps in STEPS}, [], 0
+    for index, condition in enumerate(tqdm(conditions, desc="conditions", disable=not progress)):
+        teacher = exact_teacher(model, condition.pictures(spacing))
+        shape = (model.latent_channels, SIZE // 8, SIZE // 8)
+        noise = initial_noise([index * noises + k for k in range(noises)], shape).to(model.device)
+        for steps, found in images.items():
+            found.append(draw(model, teacher, noise, steps).cpu())
+        left.append(pictures_left(teacher, noise.flatten(1)))
+        count = len(teacher.means)
+    polygons = [[condition.polygon] for condition in conditions for _ in range(noises)]
+    texts = [[condition.text] for condition in conditions for _ in range(noises)]
+    groups = [index for index in range(len(conditions)) for _ in range(noises)]
+    reader, read = LineReader(), {}
+    for steps, found in images.items():
+        scores = score_lines(reader, torch.cat(found), polygons, texts, groups)
+        read[steps] = bootstrap_mean(scores.correct, scores.group)
+    return read, float(np.median(left)), count
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Flags of the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    reach = "pixels by which the text's place is open, each way; the mock task has 1"
+    parser.add_argument("--reach", type=float, nargs="+", default=[1.0, 3.0, 6.0, 10.0], help=reach)
+    heights = "of the font's box, pixels"
+    parser.add_argument("--heights", type=float, nargs=2, default=[30.0, 46.0], metavar=("LEAST", "MOST"), help=heights)
+    parser.add_argument("--conditions", type=int, default=48, help="each drawn from two noises (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=5, help="of the conditions (default: %(default)s)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a Markdown table. Exit code 0, or 2 with one sentence on stderr for flags that cannot be."""
+    args = build_parser().parse_args(arguments)
+    try:
+        if args.conditions < 1:
+            raise ValueError(f"--conditions must be 1 or more, not {args.conditions}.")
+        draw_condition(np.random.default_rng(args.seed), max(args.reach), tuple(args.heights))
+        draw_condition(np.random.default_rng(args.seed), min(args.reach), tuple(args.heights))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    use_available_cores()
+    model = load_embedded_teacher()
+    columns = ["reach", "pictures", "still possible at t = 999", *(f"{n} step{'s' * (n > 1)}" for n in STEPS)]
+    print("| " + " | ".join(columns) + " |")
+    print("| ---: " * len(columns) + "|")
+    for reach in args.reach:
+        rng = np.random.default_rng(args.seed)
+        conditions = [draw_condition(rng, reach, tuple(args.heights)) for _ in range(args.conditions)]
+        read, left, count = measure(model, conditions, spacing=1.0 if reach <= 3 else 2.0)
+        print(f"| {reach:g} | {count} | {left:.0f} | " + " | ".join(map(str, read.values())) + " |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
