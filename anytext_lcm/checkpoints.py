@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from anytext_lcm.lora import adapter_state, load_adapter, read_adapter, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.outputs import check_writable, whole_directory
-from anytext_lcm.settings import TrainSettings
+from anytext_lcm.settings import REMOVED, TrainSettings
 
 STATE_FILE, MANIFEST_FILE = "training_state.pt", "manifest.json"
 EMA_FOLDER = "ema"
@@ -376,6 +376,11 @@ def restore(
     Raises ValueError when it belongs to another run: other settings, number of processes or base weights.
     """
     state = _read_state(directory)
+    if gone := [f"{k} {then!r}" for k, then in state["settings"].items() if REMOVED.get(k, then) != then]:
+        raise ValueError(
+            f"{directory} was trained with {', '.join(gone)}, which this version no longer has; start a new run, "
+            "or resume with the version that made it."
+        )
     now = settings.identity() | {"processes": accelerator.num_processes}
     defaults = {f.name: f.default for f in fields(TrainSettings)}  # of settings younger than the checkpoint
     then = defaults | state["settings"] | {"processes": state["processes"]}

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +86,10 @@ class DistillStep(nn.Module):
         objective: str = "lcm",
         guidance_scale: float = 7.5,
         negative_prompt: str = "",
-        solver_steps: int = 50,
         huber_c: float = 1e-3,
         loss: str = "huber",
-        guidance_spread: float = 0.0,
-        loss_gain: float = 1.0,
     ):
-        """guidance_scale: the middle of a range of 2 guidance_spread from which each picture draws its own. The rest as
-        in TrainSettings.
-        """
+        """Arguments as in TrainSettings. Raises ValueError for a network without fast control."""
         super().__init__()
         if not model.control_model.fast_control:
             raise ValueError(
@@ -104,10 +98,9 @@ class DistillStep(nn.Module):
             )
         self.model = model
         self.schedule = NoiseSchedule(model.alphas_cumprod)
-        self.solver = DDIMSolver(self.schedule, solver_steps)
+        self.solver = DDIMSolver(self.schedule)
         self.objective = OBJECTIVES[objective]
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
-        self.guidance_spread, self.loss_gain = guidance_spread, loss_gain
         self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> LossParts:
@@ -138,10 +131,6 @@ class DistillStep(nn.Module):
         device = generator.device if generator is not None else latents.device
         index = torch.randint(len(self.solver), (len(latents),), generator=generator, device=device)
         noise = torch.randn(latents.shape, generator=generator, device=device)
-        guidance: float | Tensor = self.guidance_scale
-        if self.guidance_spread:
-            places = 2 * torch.rand(len(latents), 1, 1, 1, generator=generator, device=device) - 1
-            guidance = (self.guidance_scale + self.guidance_spread * places).to(latents.device)
 
         unet, encoded = model.model.diffusion_model, None
         shares = not adapts(model, "model.diffusion_model.input_blocks", "model.diffusion_model.time_embed")
@@ -171,10 +160,9 @@ class DistillStep(nn.Module):
             latents.float(),
             noise.to(latents.device),
             index.to(latents.device),
-            guidance_scale=guidance,
+            guidance_scale=self.guidance_scale,
             loss=self.loss,
             weight=latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None,
-            gain=self.loss_gain,
         )
 
     def _encode(self, batch: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
@@ -498,17 +486,6 @@ def _same_start(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) ->
             torch.distributed.broadcast(parameter.data, src=0)
 
 
-def _optimizer(settings: TrainSettings, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """Raises ValueError when 8-bit states are asked for and bitsandbytes is not installed."""
-    kind = torch.optim.AdamW
-    if settings.optimizer == "adamw8bit":
-        try:  # no dependency: it is of use on some GPUs alone
-            kind = import_module("bitsandbytes").optim.AdamW8bit
-        except ImportError as error:
-            raise ValueError("--optimizer adamw8bit needs bitsandbytes; install it, or use adamw.") from error
-    return kind(parameters, lr=settings.learning_rate, weight_decay=0.0)
-
-
 class _Sums:
     """Loss and squared x0 gap of an update, the gap by bucket of timesteps, over batches and processes."""
 
@@ -578,15 +555,12 @@ def _train(
         settings.objective,
         settings.guidance_scale,
         settings.negative_prompt,
-        settings.solver_steps,
         settings.huber_c,
         settings.loss,
-        settings.guidance_spread,
-        settings.loss_gain,
     ).eval()  # nothing in the network may drop out or move its statistics
     if settings.latents:
         dataset = with_latents(dataset, settings.latents, model)
-    optimizer = accelerator.prepare(_optimizer(settings, parameters))
+    optimizer = accelerator.prepare(torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0))
     _same_start(accelerator, parameters)
     ema = Ema(adapter_state(model), settings.ema_decay) if settings.ema_decay else None
     progress, random_numbers = Progress(), None

@@ -10,10 +10,12 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from anytext_lcm.lcm.objectives import OBJECTIVES
-from anytext_lcm.lcm.schedule import lcm_timesteps, solver_grid
+from anytext_lcm.lcm.schedule import lcm_timesteps
 from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT, EMBEDDED_CONFIG, EMBEDDED_GUIDANCE, defaults_for
 
-LOSSES, OPTIMIZERS = ("huber", "l2"), ("adamw", "adamw8bit")
+LOSSES = ("huber", "l2")
+# Settings of earlier versions that changed what is trained, and the value that every run has now.
+REMOVED = {"loss_gain": 1.0, "guidance_spread": 0.0, "solver_steps": 50, "optimizer": "adamw"}
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -57,24 +59,12 @@ class TrainSettings:
         None, "the teacher's guidance, built into the student; by default 7.5, for the embedded network "
         f"{EMBEDDED_GUIDANCE:g}",
     )
-    guidance_spread: float = _setting(
-        0.0, "half width of the range each picture's guidance is drawn from; 0: the student is not told which, "
-        "so a range would teach it the average",
-    )
     negative_prompt: str | None = _setting(
         None, "what the teacher is guided away from, built in too; by default what the network is drawn with"
-    )
-    solver_steps: int = _setting(
-        50, "points of the solver's grid; its step skips 1000 over that, 20 as LCM's; a multiple of 50, for samplers "
-        "ask the student at the points of 50",
     )
     loss: str = _setting("huber", f"distance of student and target: {' or '.join(LOSSES)}")
     huber_c: float = _setting(
         1e-3, "where the loss turns from quadratic to absolute; small, since latents are about 1"
-    )
-    loss_gain: float = _setting(
-        1.0, "differences are taken times 1/sigma of their timestep, by this at most, so that low noise counts; 1 is "
-        "LCM's loss, with which the embedded student in many steps got sharper than real pictures",
     )
     # adapter
     lora_rank: int = _setting(64, "rank of the adapter, as in LCM-LoRA: 108 MB in fp32 at full size")
@@ -88,9 +78,6 @@ class TrainSettings:
     # optimisation
     train_batch_size: int = _setting(12, "pictures a step and process; 12 at 512 px were meant for 24 GB")
     gradient_accumulation_steps: int = _setting(4, "batches an update; on three GPUs that makes 144 pictures")
-    optimizer: str = _setting(
-        "adamw", "adamw8bit keeps its moments in 8 bits where bitsandbytes is installed; saves 0.15 GB at rank 64"
-    )
     learning_rate: float = _setting(1e-4, "LCM-LoRA's; larger ones overexpose")
     lr_warmup_steps: int = _setting(
         0, "updates of rising rate; the adapter starts at zero and needs none, long runs may use 500"
@@ -167,7 +154,7 @@ class TrainSettings:
                 raise ValueError(f"--{name} must be a positive integer, not {value!r}.")
         for name in (
             "num_workers", "lr_warmup_steps", "sample_steps", "checkpoints_total_limit", "panel_prompts", "patience",
-            "guidance_spread", "seed",
+            "seed",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must not be negative, it is {getattr(self, name)}.")
@@ -176,8 +163,6 @@ class TrainSettings:
                 raise ValueError(f"--{name} must be a positive number, not {getattr(self, name)!r}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must lie in 0..1 without 1, not {self.ema_decay!r}; 0.999 is usual.")
-        if not 1 <= self.loss_gain < math.inf:
-            raise ValueError(f"--loss_gain must be 1 or more, not {self.loss_gain!r}; 1 is LCM's loss.")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(
                 f"--guidance_scale must be a number, not {self.guidance_scale!r}; 1 is no guidance."
@@ -186,15 +171,9 @@ class TrainSettings:
             raise ValueError("--panel_prompts must be 0 or 2 or more: one prompt is no panel.")
         if self.patience and not (self.panel_prompts and self.sample_steps):
             raise ValueError("--patience needs a panel to go by; set --panel_prompts and --sample_steps.")
-        for name, known in (("objective", OBJECTIVES), ("loss", LOSSES), ("optimizer", OPTIMIZERS)):
+        for name, known in (("objective", OBJECTIVES), ("loss", LOSSES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name} {getattr(self, name)!r} is unknown; choose {' or '.join(known)}.")
-        solver_grid(self.solver_steps)
-        if self.solver_steps % 50:
-            raise ValueError(
-                f"--solver_steps must be a multiple of 50, not {self.solver_steps}: samplers ask the student at "
-                "t = 19, 39, ..., and other grids leave some of these untrained."
-            )
         if self.mixed_precision not in (None, *PRECISIONS):
             raise ValueError(
                 f"--mixed_precision {self.mixed_precision!r} is unknown; choose {', '.join(PRECISIONS)}."
@@ -220,7 +199,7 @@ class TrainSettings:
 
 LISTS = ("lora_targets", "data_list", "fonts")
 CHOICES = {
-    "objective": tuple(OBJECTIVES), "mixed_precision": tuple(PRECISIONS), "loss": LOSSES, "optimizer": OPTIMIZERS
+    "objective": tuple(OBJECTIVES), "mixed_precision": tuple(PRECISIONS), "loss": LOSSES
 }  # fmt: skip
 
 

@@ -2,9 +2,7 @@
 
 import json
 import math
-import sys
 import time
-import types
 from dataclasses import fields
 
 import numpy as np
@@ -27,7 +25,7 @@ from anytext_lcm.distill import (
     seeded_generator,
 )
 from anytext_lcm.lcm.consistency import consistency_function
-from anytext_lcm.lcm.schedule import lcm_timesteps, solver_grid
+from anytext_lcm.lcm.schedule import lcm_timesteps
 from anytext_lcm.lcm.solver import guide
 from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT
 from anytext_lcm.settings import TrainSettings
@@ -193,28 +191,6 @@ def test_ignored_pixels_do_not_count():
     parts = DistillStep(model)(batch, seeded_generator(1))
     half = (parts.pred - parts.target)[:, :, SIDE // 16 :]
     torch.testing.assert_close(parts.loss, (half**2 + 1e-6).sqrt().sub(1e-3).mean(), rtol=1e-4, atol=1e-6)
-
-
-def test_each_picture_draws_its_own_guidance():
-    def drawn(spread):
-        step = DistillStep(student(), guidance_scale=3.0, guidance_spread=spread)
-        step.objective = lambda *arguments, guidance_scale, **more: guidance_scale
-        return step(micro_batch(8), seeded_generator(1))
-
-    found = drawn(2.0)
-    assert found.shape == (8, 1, 1, 1) and len(set(found.flatten().tolist())) == 8
-    assert 1 <= found.min() < 3 < found.max() <= 5 and drawn(0.0) == 3.0
-
-
-def test_the_step_s_loss_has_its_gain():
-    model = student()
-    plain, gained = (DistillStep(model, loss="l2", loss_gain=g)(micro_batch(), seeded_generator(5)) for g in (1, 3))
-    torch.testing.assert_close(gained.pred, plain.pred)
-    abar = model.alphas_cumprod[plain.start_timesteps].view(-1, 1, 1, 1)
-    scale = (1 / (1 - abar).sqrt()).clamp(max=3)
-    squares = (plain.pred - plain.target) ** 2
-    torch.testing.assert_close(gained.loss, (scale**2 * squares).mean(), rtol=1e-4, atol=0)
-    assert gained.loss > plain.loss
 
 
 def test_precomputed_latents_spare_the_autoencoder():
@@ -414,17 +390,6 @@ def test_settings_that_cannot_be(teacher, tmp_path, changes, words):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_eight_bits_need_their_package(teacher, tmp_path, monkeypatch):
-    settings = TrainSettings.from_dict(options(teacher, tmp_path, optimizer="adamw8bit", learning_rate=0.5))
-    weight = torch.nn.Parameter(torch.zeros(2))
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
-    with pytest.raises(ValueError, match="needs bitsandbytes; install it, or use adamw"):
-        distill._optimizer(settings, [weight])
-    optim = types.SimpleNamespace(AdamW8bit=lambda parameters, **more: (parameters, more))
-    monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace(optim=optim))
-    assert distill._optimizer(settings, [weight]) == ([weight], {"lr": 0.5, "weight_decay": 0.0})
-
-
 def test_missing_files_and_names(teacher, tmp_path):
     with pytest.raises(FileNotFoundError, match="teacher_ckpt"):
         run_distillation(options(teacher, tmp_path, teacher_ckpt="nowhere.ckpt"))
@@ -542,10 +507,10 @@ def test_the_command_has_a_flag_for_every_setting():
     assert parsed.train_batch_size == 12 and parsed.guidance_scale is None and parsed.image_size is None
 
 
-@pytest.mark.parametrize("points", [50, 100, 200, 250, 500, 1000])
-def test_every_grid_that_may_be_trained_holds_what_samplers_ask(points):
+def test_the_trained_grid_holds_what_samplers_ask():
     asked = {t for steps in range(1, 51) for t in lcm_timesteps(steps).tolist()}
-    assert asked <= set(solver_grid(points).tolist())
+    solver = DistillStep(student()).solver
+    assert asked <= set(solver.start_timesteps(torch.arange(len(solver))).tolist())
 
 
 def test_bad_flags_end_with_code_2_and_a_sentence(teacher, tmp_path, capsys):
@@ -556,10 +521,6 @@ def test_bad_flags_end_with_code_2_and_a_sentence(teacher, tmp_path, capsys):
         ([*good, "--lora_rank", "0"], "lora_rank"),
         ([*good, "--lora_targets", "zero_conv"], "zero_conv"),
         ([*good, "--seed", "-1"], "--seed must not be negative"),
-        ([*good, "--loss_gain", "0.5"], "--loss_gain must be 1 or more, not 0.5"),
-        ([*good, "--loss_gain", "nan"], "--loss_gain must be 1 or more, not nan"),
-        ([*good, "--solver_steps", "20"], "--solver_steps must be a multiple of 50, not 20"),
-        ([*good, "--solver_steps", "150"], "does not divide 1000"),
     ):
         assert train.main(bad) == 2
         error = capsys.readouterr().err.strip().splitlines()

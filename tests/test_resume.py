@@ -1,6 +1,7 @@
 """A run that is killed anywhere and resumed is the unbroken run, bit for bit; a checkpoint is whole or not there."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from anytext_lcm import checkpoints, distill
 from anytext_lcm.checkpoints import defect, find_resume
 from anytext_lcm.distill import run_distillation
 from anytext_lcm.lora import read_adapter
-from anytext_lcm.settings import TrainSettings
+from anytext_lcm.settings import REMOVED, TrainSettings
 
 STEPS = 6
 
@@ -359,6 +360,35 @@ def test_another_base_rank_or_average_is_refused(teacher, tmp_path, unbroken):
         with pytest.raises(ValueError, match=words):
             train(options(teacher, output, **more, **changes))
     assert sorted(whole(output)) == [STEPS - 2, STEPS]
+
+
+def change_state(checkpoint, change):
+    """Writes the checkpoint's training state again, as `change` leaves it, with a manifest that fits."""
+    file = checkpoint / "training_state.pt"
+    state = torch.load(file, weights_only=True)
+    change(state)
+    torch.save(state, file)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": digest}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_settings_that_are_no_longer_there(teacher, tmp_path, unbroken):
+    """An older checkpoint resumes if it was trained as every run is now, and is refused in a sentence otherwise."""
+    common = {"loss_gain": 1.0, "guidance_spread": 0.0, "solver_steps": 50, "optimizer": "adamw"}
+    assert common == REMOVED
+    train(options(teacher, tmp_path, max_train_steps=2))
+    checkpoint = tmp_path / "checkpoint-2"
+    again = options(teacher, tmp_path, resume_from_checkpoint="latest")
+    for changed in ({"loss_gain": 5.0}, {"guidance_spread": 2.0}, {"solver_steps": 100}, {"optimizer": "adamw8bit"}):
+        change_state(checkpoint, lambda state, found=common | changed: state["settings"].update(found))
+        [(name, value)] = changed.items()
+        with pytest.raises(ValueError, match=f"was trained with {name} {value!r}, which this version no longer has"):
+            train(again)
+    change_state(checkpoint, lambda state: state["settings"].update(common))
+    train(again)
+    assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
 
 
 def hold(output, ready):

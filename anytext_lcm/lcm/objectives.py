@@ -33,16 +33,6 @@ class LossParts:
     end_timesteps: Tensor  # (B,) where the target looks: t - skip, or t
 
 
-def _compare(
-    loss: Callable[..., Tensor], pred: Tensor, wanted: Tensor, schedule: NoiseSchedule, t: Tensor, gain: float,
-    weight: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Step 10: the loss of both times 1 / sigma_t, `gain` at most."""
-    _, sigma = schedule.alpha_sigma(t, pred)
-    scale = (1 / sigma).clamp(max=gain)
-    return loss(scale * pred, scale * wanted, weight=weight)
-
-
 def lcm(
     student: Predict,
     teacher: PredictPair,
@@ -52,10 +42,9 @@ def lcm(
     latents: Tensor,
     noise: Tensor,
     index: Tensor,
-    guidance_scale: float | Tensor = 7.5,
+    guidance_scale: float = 7.5,
     loss: Callable[..., Tensor] = pseudo_huber,
     weight: Tensor | None = None,
-    gain: float = 1.0,
 ) -> LossParts:
     """Latent consistency: f(x_t, t) of the student = f(x_s, s) of itself, where the teacher's ODE leads from
     x_t to x_s.
@@ -64,12 +53,8 @@ def lcm(
     (arXiv:2311.05556), the student's own weights instead of a moving average as target. Guidance acts on eps; on x0
     it would be the same, x0 being linear in eps.
 
-    latents, noise: (B, C, h, w); index: int64 (B,) of the solver's grid; guidance_scale: one, or (B, 1, 1, 1), one for
-    each picture; weight: (B, 1, h, w) in 0..1, what the mean keeps.
-
-    gain: both sides are multiplied by 1 / sigma_t, by this at most, before they are compared; 1 is the paper's loss,
-    1 / sigma_t being 1 or more. Where there is little noise a velocity v moves its estimate x0 = alpha x - sigma v
-    little, so in x0 the loss hardly sees what the student answers there; times 1 / sigma_t it is a loss of velocities.
+    latents, noise: (B, C, h, w); index: int64 (B,) of the solver's grid; weight: (B, 1, h, w) in 0..1, what the mean
+    keeps.
     """
     t = solver.start_timesteps(index)
     # 5. add noise: one point x_t on the way from the picture to pure noise
@@ -87,8 +72,7 @@ def lcm(
     # 9. student: the consistency function at (x_t, t)
     pred = consistency_function(noisy_latents, student(noisy_latents, t), t, schedule)
     # 10. loss: distance of the two
-    found = _compare(loss, pred, wanted, schedule, t, gain, weight)
-    return LossParts(found, pred, wanted, teacher_x0, noisy_latents, t, s)
+    return LossParts(loss(pred, wanted, weight=weight), pred, wanted, teacher_x0, noisy_latents, t, s)
 
 
 def teacher_x0(
@@ -100,10 +84,9 @@ def teacher_x0(
     latents: Tensor,
     noise: Tensor,
     index: Tensor,
-    guidance_scale: float | Tensor = 7.5,
+    guidance_scale: float = 7.5,
     loss: Callable[..., Tensor] = pseudo_huber,
     weight: Tensor | None = None,
-    gain: float = 1.0,
 ) -> LossParts:
     """Regression of the student's x0 on the guided teacher's x0 at the same x_t and t; arguments as in `lcm`,
     `target` unused.
@@ -122,8 +105,7 @@ def teacher_x0(
     # 9. student: its estimate of the clean latents at the same (x_t, t)
     pred = schedule.x0_from_eps(noisy_latents, student(noisy_latents, t), t)
     # 10. loss: distance of the two
-    found = _compare(loss, pred, wanted, schedule, t, gain, weight)
-    return LossParts(found, pred, wanted, wanted, noisy_latents, t, t)
+    return LossParts(loss(pred, wanted, weight=weight), pred, wanted, wanted, noisy_latents, t, t)
 
 
 OBJECTIVES = {"lcm": lcm, "teacher_x0": teacher_x0}
