@@ -390,6 +390,48 @@ def test_settings_that_cannot_be(teacher, tmp_path, changes, words):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"lora_rank": 0}, "--lora_rank must be an integer, at least 1: 0 is not."),
+        ({"lora_rank": True}, "--lora_rank must be an integer, at least 1: True is not."),
+        ({"max_train_steps": 1.5}, "--max_train_steps must be an integer, at least 1: 1.5 is not."),
+        ({"seed": -1}, "--seed must be an integer, at least 0: -1 is not."),
+        ({"learning_rate": 0}, "--learning_rate must be a number, above 0: 0 is not."),
+        ({"huber_c": math.inf}, "--huber_c must be a number, above 0: inf is not."),
+        ({"ema_decay": 1.0}, "--ema_decay must be a number, at least 0 and below 1: 1.0 is not."),
+        ({"ema_decay": -0.1}, "--ema_decay must be a number, at least 0 and below 1: -0.1 is not."),
+        ({"guidance_scale": math.nan}, "--guidance_scale must be a number: nan is not."),
+        ({"learning_rate": "1e-4"}, "--learning_rate must be a number, above 0: '1e-4' is not."),
+        ({"loss": "l1"}, "--loss 'l1' is unknown; choose huber or l2."),
+        ({"mixed_precision": "fp8"}, "--mixed_precision 'fp8' is unknown; choose no or fp16 or bf16."),
+    ],
+)
+def test_bounds_are_said_in_one_sentence(teacher, tmp_path, changes, words):
+    with pytest.raises(ValueError) as refused:
+        TrainSettings.from_dict(options(teacher, tmp_path, **changes))
+    assert str(refused.value) == words
+
+
+def test_the_ends_of_the_bounds_are_within(teacher, tmp_path):
+    ends = {"lora_rank": 1, "seed": 0, "ema_decay": 0.0, "learning_rate": 1, "guidance_scale": -3.0}
+    settings = TrainSettings.from_dict(options(teacher, tmp_path, **ends))
+    assert {name: getattr(settings, name) for name in ends} == ends
+
+
+def test_what_a_resumed_run_may_change(teacher, tmp_path):
+    """Where files lie, how long it runs and what is watched; nothing that decides the weights."""
+    one = TrainSettings.from_dict(options(teacher, tmp_path)).identity()
+    free = dict(output_dir="elsewhere", max_train_steps=99, num_workers=3, sample_steps=7, gradient_checkpointing=True)
+    assert TrainSettings.from_dict(options(teacher, tmp_path, **free)).identity() == one
+    bound = dict(seed=5, learning_rate=0.5, objective="teacher_x0", lora_targets=("unet_attnx",), train_batch_size=7)
+    for name, value in bound.items():
+        other = TrainSettings.from_dict(options(teacher, tmp_path, **{name: value})).identity()
+        assert {key for key in one if other[key] != one[key]} == {name}
+    moved = [TrainSettings.from_dict(options(teacher, tmp_path, latents=place)).identity() for place in ("a", "b")]
+    assert moved[0] == moved[1] != one
+
+
 def test_missing_files_and_names(teacher, tmp_path):
     with pytest.raises(FileNotFoundError, match="teacher_ckpt"):
         run_distillation(options(teacher, tmp_path, teacher_ckpt="nowhere.ckpt"))
@@ -520,7 +562,7 @@ def test_bad_flags_end_with_code_2_and_a_sentence(teacher, tmp_path, capsys):
         ([*flags, "--teacher_ckpt", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
         ([*good, "--lora_rank", "0"], "lora_rank"),
         ([*good, "--lora_targets", "zero_conv"], "zero_conv"),
-        ([*good, "--seed", "-1"], "--seed must not be negative"),
+        ([*good, "--seed", "-1"], "--seed must be an integer, at least 0: -1 is not."),
     ):
         assert train.main(bad) == 2
         error = capsys.readouterr().err.strip().splitlines()
