@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from anytext_lcm.checkpoints import (
@@ -41,8 +41,6 @@ from anytext_lcm.checkpoints import (
     restore,
     save_checkpoint,
     seed_random_state,
-    set_random_state,
-    undisturbed,
 )
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate
@@ -227,8 +225,9 @@ class _Order:
 
 
 class _Batches(Dataset):
-    """The items of a micro-batch at once. In a worker the global generators, from which a data set of one's own may
-    draw, begin each of them anew, as its place in the run decides: no checkpoint can ask a worker for their state.
+    """The items of a micro-batch at once. The global generators, from which a data set of one's own may draw, begin
+    each of them anew, as its place in the run decides, here or in a worker: so a resumed run draws what the unbroken
+    one does, and no checkpoint holds their state.
     """
 
     def __init__(self, dataset: Dataset, seed: int, rank: int, world: int):
@@ -239,9 +238,8 @@ class _Batches(Dataset):
 
     def __getitems__(self, batch: tuple[int, list[int]]) -> list[Any]:
         step, indices = batch
-        if get_worker_info() is not None:
-            place = step * self.world + self.rank
-            seed_random_state(seeded_generator(self.seed, place, 1 << 22).initial_seed())
+        place = step * self.world + self.rank
+        seed_random_state(seeded_generator(self.seed, place, 1 << 22).initial_seed())
         together = getattr(self.dataset, "__getitems__", None)  # where it can, as torch asks it itself
         return together(indices) if together else [self.dataset[i] for i in indices]
 
@@ -453,8 +451,7 @@ def _run(settings: TrainSettings, on_sample: OnSample | None, dataset: Dataset |
         [(resume, problem)] = broadcast_object_list([(resume, problem)])
         if problem is not None:
             raise problem
-        with undisturbed(accelerator.device):
-            last = _train(accelerator, dataset, settings, resume, on_sample)
+        last = _train(accelerator, dataset, settings, resume, on_sample)
         # A process that still holds the model when the interpreter ends may abort in the teardown.
         accelerator.wait_for_everyone()
     accelerator.free_memory()
@@ -563,9 +560,9 @@ def _train(
     optimizer = accelerator.prepare(torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0))
     _same_start(accelerator, parameters)
     ema = Ema(adapter_state(model), settings.ema_decay) if settings.ema_decay else None
-    progress, random_numbers = Progress(), None
+    progress = Progress()
     if resume:
-        progress, random_numbers = restore(resume, model, optimizer, accelerator, settings, ema)
+        progress = restore(resume, model, optimizer, accelerator, settings, ema)
     if progress.step >= settings.max_train_steps:
         raise ValueError(
             f"{resume} has trained {progress.step} steps already; raise --max_train_steps to go on."
@@ -622,7 +619,7 @@ def _train(
         """Pictures and scores of this moment to TensorBoard; all processes learn the best step. Collective."""
         if accelerator.is_main_process and watching:
             writer = accelerator.get_tracker("tensorboard", unwrap=True)
-            with accelerator.autocast(), undisturbed(accelerator.device):
+            with accelerator.autocast():
                 found = look(step)
                 if ema is not None and step:
                     with ema.applied():
@@ -650,10 +647,6 @@ def _train(
     sums = _Sums(accelerator.device, len(step_module.schedule))
     last: Path | None = None
     troubles: Counter[str] = Counter()
-    if random_numbers is not None:
-        set_random_state(random_numbers, accelerator.device)
-    else:
-        seed_random_state(seeded_generator(settings.seed, rank, 1 << 21).initial_seed())
     began = time.perf_counter()
     for micro, batch in enumerate(loader, progress.step * accumulation):
         _tell(batch.get("problems", ()), troubles)
