@@ -91,16 +91,14 @@ def questions(model: AnyText2, settings: TrainSettings, latents: str) -> dict[st
             "decoder alone": {"lora_targets": tuple(decoder)},
         },
         "rank": {f"rank {rank}": {"lora_rank": rank, "lora_alpha": rank} for rank in (4, 16, 64)},
-        "guidance": {"random guidance": {"guidance_spread": settings.guidance_scale / 2}},
         "loss": {"Huber": {"loss": "huber"}},
-        "skip": {"skip 10": {"solver_steps": 100}},  # not 50: at its grid samplers do not ask
         "latents": {"cached latents": {"latents": latents}},
         "average": {"no average": {"ema_decay": 0.0}},
     }
 
 
 QUESTIONS = (
-    "objective", "adapter", "rank", "guidance", "loss", "skip", "latents", "average",
+    "objective", "adapter", "rank", "loss", "latents", "average",
 )  # fmt: skip
 
 

@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from anytext_lcm.lora import adapter_state, load_adapter, read_adapter, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.outputs import check_writable, whole_directory
-from anytext_lcm.settings import TrainSettings
+from anytext_lcm.settings import REMOVED, TrainSettings
 
 STATE_FILE, MANIFEST_FILE = "training_state.pt", "manifest.json"
 EMA_FOLDER = "ema"
@@ -64,15 +65,35 @@ class Ema:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float):
-        self.parameters, self.decay, self.updates = dict(parameters), decay, 0
-        self.values = {key: p.detach().clone() for key, p in self.parameters.items()}
+        self.parameters = dict(parameters)
+        self.keys = list(self.parameters)
+
+        def average(mean: Tensor, own: Tensor, updates: Tensor | int) -> Tensor:
+            return torch.lerp(mean, own, 1 - min(decay, (1 + int(updates)) / (10 + int(updates))))
+
+        # a list, since the keys' dots cannot be names of parameters; the first update copies the weights
+        self.own = nn.ParameterList(self.parameters.values())
+        self.averaged = AveragedModel(self.own, avg_fn=average)
+        self.averaged.update_parameters(self.own)
+
+    @property
+    def updates(self) -> int:
+        """Updates so far; the copy at the start is none."""
+        return int(self.averaged.n_averaged) - 1
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        return dict(zip(self.keys, self.averaged.module, strict=True))
+
+    def update(self) -> None:
+        self.averaged.update_parameters(self.own)
 
     @torch.no_grad()
-    def update(self) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+    def restore(self, values: Mapping[str, Tensor], updates: int) -> None:
+        """Puts a stored average back."""
         for key, value in self.values.items():
-            value.lerp_(self.parameters[key], 1 - decay)
+            value.copy_(values[key])
+        self.averaged.n_averaged.fill_(updates + 1)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -91,46 +112,14 @@ class Ema:
         torch.clear_autocast_cache()  # it holds half-precision copies of what was there before
 
 
-def random_state(device: torch.device) -> dict[str, Any]:
-    """State of this process's global generators: Python, numpy, torch and the GPU. The run's own noise comes from
-    none of them, but a data set of one's own may draw from them; one that works in processes of its own
-    (--num_workers) finds them begun anew for each batch.
-    """
-    version, words, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": (version, list(words), gauss),
-        "numpy": (str(name), torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-
-
-def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
 def seed_random_state(seed: int) -> None:
-    """Starts all of them anew, so that the same command is the same run whatever was drawn before."""
+    """Starts the global generators of Python, numpy, torch and the GPU anew. The run's own noise comes from none of
+    them, but a user's data set may draw from them: seeded before every micro-batch by its place in the run, they need
+    not be saved.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)  # of the GPU too
-
-
-@contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside, the global generators go on as if nothing had been."""
-    state = random_state(device)
-    try:
-        yield
-    finally:
-        set_random_state(state, device)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -285,11 +274,10 @@ def save_checkpoint(
     `checkpoint-N.damaged-` and a number. Raises ValueError on every process when it
     cannot be written; the checkpoints that were there stay.
     """
-    randoms = gather_object([random_state(accelerator.device)])
     problem = None
     if accelerator.is_main_process:
         try:
-            _write(directory, model, optimizer, accelerator, settings, progress, ema, randoms)
+            _write(directory, model, optimizer, accelerator, settings, progress, ema)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             last = list(checkpoints(settings.output_dir).values())
             kept = f"the last good one is {last[-1].name}" if last else "there is no earlier one"
@@ -311,7 +299,6 @@ def _write(
     settings: TrainSettings,
     progress: Progress,
     ema: Ema | None,
-    randoms: list[dict[str, Any]],
 ) -> None:
     base = fingerprint(model)
     about = {"step": progress.step, "network": Path(settings.config).name, "base": base, **settings.identity()}
@@ -324,7 +311,6 @@ def _write(
         "optimizer": optimizer.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
         "ema_updates": ema.updates if ema is not None else None,
-        "random": randoms,
     }
     if directory.exists() and (problem := defect(directory)) is not None:
         # One that was passed over, or something else by that name: it is kept, and not in the way.
@@ -370,12 +356,17 @@ def restore(
     accelerator: Accelerator,
     settings: TrainSettings,
     ema: Ema | None = None,
-) -> tuple[Progress, dict[str, Any]]:
-    """Puts a checkpoint back. Returns its progress and the state for `set_random_state` of this process.
+) -> Progress:
+    """Puts a checkpoint back and returns its progress. Earlier versions' random states, if it holds any, are not used.
 
     Raises ValueError when it belongs to another run: other settings, number of processes or base weights.
     """
     state = _read_state(directory)
+    if gone := [f"{k} {then!r}" for k, then in state["settings"].items() if REMOVED.get(k, then) != then]:
+        raise ValueError(
+            f"{directory} was trained with {', '.join(gone)}, which this version no longer has; start a new run, "
+            "or resume with the version that made it."
+        )
     now = settings.identity() | {"processes": accelerator.num_processes}
     defaults = {f.name: f.default for f in fields(TrainSettings)}  # of settings younger than the checkpoint
     then = defaults | state["settings"] | {"processes": state["processes"]}
@@ -393,11 +384,8 @@ def restore(
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     if ema is not None:
-        averaged = read_adapter(directory / EMA_FOLDER)[1]
-        for key, value in ema.values.items():
-            value.copy_(averaged[key])
-        ema.updates = state["ema_updates"]
-    return Progress(**state["progress"]), state["random"][accelerator.process_index]
+        ema.restore(read_adapter(directory / EMA_FOLDER)[1], state["ema_updates"])
+    return Progress(**state["progress"])
 
 
 def adapter_norm(model: AnyText2) -> float:

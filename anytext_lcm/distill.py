@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from anytext_lcm.checkpoints import (
@@ -42,8 +41,6 @@ from anytext_lcm.checkpoints import (
     restore,
     save_checkpoint,
     seed_random_state,
-    set_random_state,
-    undisturbed,
 )
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate
@@ -88,15 +85,10 @@ class DistillStep(nn.Module):
         objective: str = "lcm",
         guidance_scale: float = 7.5,
         negative_prompt: str = "",
-        solver_steps: int = 50,
         huber_c: float = 1e-3,
         loss: str = "huber",
-        guidance_spread: float = 0.0,
-        loss_gain: float = 1.0,
     ):
-        """guidance_scale: the middle of a range of 2 guidance_spread from which each picture draws its own. The rest as
-        in TrainSettings.
-        """
+        """Arguments as in TrainSettings. Raises ValueError for a network without fast control."""
         super().__init__()
         if not model.control_model.fast_control:
             raise ValueError(
@@ -105,10 +97,9 @@ class DistillStep(nn.Module):
             )
         self.model = model
         self.schedule = NoiseSchedule(model.alphas_cumprod)
-        self.solver = DDIMSolver(self.schedule, solver_steps)
+        self.solver = DDIMSolver(self.schedule)
         self.objective = OBJECTIVES[objective]
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
-        self.guidance_spread, self.loss_gain = guidance_spread, loss_gain
         self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
         self._blanks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -140,10 +131,6 @@ class DistillStep(nn.Module):
         device = generator.device if generator is not None else latents.device
         index = torch.randint(len(self.solver), (len(latents),), generator=generator, device=device)
         noise = torch.randn(latents.shape, generator=generator, device=device)
-        guidance: float | Tensor = self.guidance_scale
-        if self.guidance_spread:
-            places = 2 * torch.rand(len(latents), 1, 1, 1, generator=generator, device=device) - 1
-            guidance = (self.guidance_scale + self.guidance_spread * places).to(latents.device)
 
         # 5. add noise: one point x_t on the way from the picture to pure noise
         index = index.to(latents.device)
@@ -177,10 +164,9 @@ class DistillStep(nn.Module):
             self.solver,
             noisy_latents,
             index,
-            guidance_scale=guidance,
+            guidance_scale=self.guidance_scale,
             loss=self.loss,
             weight=latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None,
-            gain=self.loss_gain,
             shared=shared,
         )
 
@@ -258,8 +244,9 @@ class _Order:
 
 
 class _Batches(Dataset):
-    """The items of a micro-batch at once. In a worker the global generators, from which a data set of one's own may
-    draw, begin each of them anew, as its place in the run decides: no checkpoint can ask a worker for their state.
+    """The items of a micro-batch at once. The global generators, from which a data set of one's own may draw, begin
+    each of them anew, as its place in the run decides, here or in a worker: so a resumed run draws what the unbroken
+    one does, and no checkpoint holds their state.
     """
 
     def __init__(self, dataset: Dataset, seed: int, rank: int, world: int):
@@ -270,9 +257,8 @@ class _Batches(Dataset):
 
     def __getitems__(self, batch: tuple[int, list[int]]) -> list[Any]:
         step, indices = batch
-        if get_worker_info() is not None:
-            place = step * self.world + self.rank
-            seed_random_state(seeded_generator(self.seed, place, 1 << 22).initial_seed())
+        place = step * self.world + self.rank
+        seed_random_state(seeded_generator(self.seed, place, 1 << 22).initial_seed())
         together = getattr(self.dataset, "__getitems__", None)  # where it can, as torch asks it itself
         return together(indices) if together else [self.dataset[i] for i in indices]
 
@@ -484,8 +470,7 @@ def _run(settings: TrainSettings, on_sample: OnSample | None, dataset: Dataset |
         [(resume, problem)] = broadcast_object_list([(resume, problem)])
         if problem is not None:
             raise problem
-        with undisturbed(accelerator.device):
-            last = _train(accelerator, dataset, settings, resume, on_sample)
+        last = _train(accelerator, dataset, settings, resume, on_sample)
         # A process that still holds the model when the interpreter ends may abort in the teardown.
         accelerator.wait_for_everyone()
     accelerator.free_memory()
@@ -515,17 +500,6 @@ def _same_start(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) ->
     if accelerator.num_processes > 1:
         for parameter in parameters:
             torch.distributed.broadcast(parameter.data, src=0)
-
-
-def _optimizer(settings: TrainSettings, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """Raises ValueError when 8-bit states are asked for and bitsandbytes is not installed."""
-    kind = torch.optim.AdamW
-    if settings.optimizer == "adamw8bit":
-        try:  # no dependency: it is of use on some GPUs alone
-            kind = import_module("bitsandbytes").optim.AdamW8bit
-        except ImportError as error:
-            raise ValueError("--optimizer adamw8bit needs bitsandbytes; install it, or use adamw.") from error
-    return kind(parameters, lr=settings.learning_rate, weight_decay=0.0)
 
 
 class _Sums:
@@ -597,20 +571,17 @@ def _train(
         settings.objective,
         settings.guidance_scale,
         settings.negative_prompt,
-        settings.solver_steps,
         settings.huber_c,
         settings.loss,
-        settings.guidance_spread,
-        settings.loss_gain,
     ).eval()  # nothing in the network may drop out or move its statistics
     if settings.latents:
         dataset = with_latents(dataset, settings.latents, model)
-    optimizer = accelerator.prepare(_optimizer(settings, parameters))
+    optimizer = accelerator.prepare(torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0))
     _same_start(accelerator, parameters)
     ema = Ema(adapter_state(model), settings.ema_decay) if settings.ema_decay else None
-    progress, random_numbers = Progress(), None
+    progress = Progress()
     if resume:
-        progress, random_numbers = restore(resume, model, optimizer, accelerator, settings, ema)
+        progress = restore(resume, model, optimizer, accelerator, settings, ema)
     if progress.step >= settings.max_train_steps:
         raise ValueError(
             f"{resume} has trained {progress.step} steps already; raise --max_train_steps to go on."
@@ -667,7 +638,7 @@ def _train(
         """Pictures and scores of this moment to TensorBoard; all processes learn the best step. Collective."""
         if accelerator.is_main_process and watching:
             writer = accelerator.get_tracker("tensorboard", unwrap=True)
-            with accelerator.autocast(), undisturbed(accelerator.device):
+            with accelerator.autocast():
                 found = look(step)
                 if ema is not None and step:
                     with ema.applied():
@@ -695,10 +666,6 @@ def _train(
     sums = _Sums(accelerator.device, len(step_module.schedule))
     last: Path | None = None
     troubles: Counter[str] = Counter()
-    if random_numbers is not None:
-        set_random_state(random_numbers, accelerator.device)
-    else:
-        seed_random_state(seeded_generator(settings.seed, rank, 1 << 21).initial_seed())
     began = time.perf_counter()
     for micro, batch in enumerate(loader, progress.step * accumulation):
         _tell(batch.get("problems", ()), troubles)

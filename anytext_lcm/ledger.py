@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from anytext_lcm.model.anytext2 import AnyText2
 
@@ -94,6 +96,33 @@ def attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: An
     """FLOPs of attention from the shapes (batch, heads, rows, width) of its inputs: its two matrix products."""
     batch, heads, rows, width = q
     return 2 * batch * heads * rows * k[2] * (width + v[3])
+
+
+def flops_by_part(forward: Callable[[], Tensor], networks: Sequence[AnyText2]) -> dict[str, int]:
+    """FLOPs of forward() and of the backward pass from the loss it returns: two a multiplication with its addition,
+    matrix products and convolutions alone. One kernel of attention that torch's counter does not know is added.
+    """
+    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+        ledger = Ledger(counter.get_total_flops)
+        with ledger.watch(*networks):
+            loss = forward()
+            with ledger.part("backward"):
+                loss.backward()
+    return {name: flops for name, flops in ledger.totals.items() if flops}
+
+
+def seconds_by_part(
+    update: Callable[[Callable[[str], Any]], None], networks: Sequence[AnyText2], device: str, repeats: int
+) -> dict[str, float]:
+    """Seconds of one update by part, mean of `repeats`. update(around) enters around("backward") for its backward
+    pass.
+    """
+    ledger = Ledger(lambda: now(device))
+    with ledger.watch(*networks):
+        for _ in range(repeats):
+            update(ledger.part)
+    return {name: seconds / repeats for name, seconds in ledger.totals.items()}
 
 
 def profile(call: Callable[[], Any], device: str, top: int = 12) -> list[dict[str, Any]]:

@@ -197,7 +197,6 @@ def estimate(
     image_size: int | None = None,
     latents: bool = False,
     ema: bool = False,
-    optimizer: str = "adamw",
     kernel: str = "fused",
 ) -> dict[str, float]:
     """GiB on each GPU by part, "total" last. latents: they are precomputed, so no picture is encoded; kernel: as in
@@ -213,7 +212,7 @@ def estimate(
     parts = {
         "base weights, one copy": found["base"],
         "adapter, its gradient and average": (2 + ema) * weights,
-        "optimiser": weights // 2 if optimizer == "adamw8bit" else 2 * weights,
+        "optimiser": 2 * weights,
         "control residuals": batch_size * found["residuals"],
         "activations": batch_size * found["activations"],
         "runtime and workspaces (a guess)": RUNTIME,

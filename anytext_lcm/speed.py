@@ -1,38 +1,39 @@
 """Command: training step and sampler against the way public scripts write them. `python -m anytext_lcm.speed`
 
 On a CPU the embedded network, on a GPU the full-size one with random weights. Both sides work on the same weights,
-pictures, LoRA targets, noise and timesteps; that they answer the same is checked first. Then times (medians, the two
-sides in turn), peak memory (each variant in a process of its own), FLOPs by part (torch's counter), a profile. Writes
-speed.json, speed.md and speed.png. Imports torch, OmegaConf, psutil and the rooms that
-train and draw, with reference, ledger, memory, tables, plots.
+pictures, LoRA targets, noise and timesteps. First the losses and gradients of both sides are compared. Then each
+variant of the step runs in a process of its own, which gives its time, peak memory, FLOPs by part and profile. Writes
+speed.json, speed.md and speed.png.
 """
 
 import argparse
 import copy
 import gc
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from anytext_lcm import memory, tables
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.distill import DistillStep, seeded_generator
 from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.ledger import Ledger, attention_flops, now, profile
+from anytext_lcm.ledger import flops_by_part, now, profile, seconds_by_part
 from anytext_lcm.lora import adapter_state, attach
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.outputs import check_writable, whole_file
@@ -79,6 +80,10 @@ VARIANTS = {
     "ours, decoder only": Variant(False, DECODER),
 }
 
+MEASURED = (
+    "samples_per_second", "slowest_and_fastest", "core_seconds", "peak_gib", "flops", "seconds_by_part", "profile",
+)  # fmt: skip
+
 # -- what is measured -----------------------------------------------------------------------------------
 
 
@@ -114,20 +119,19 @@ class Options:
         return network.guidance_scale, network.negative_prompt if self.real else ""
 
 
-def build(options: Options, device: str | None = None) -> AnyText2:
+def build(options: Options) -> AnyText2:
     """The bare teacher, fp32, its weights laid out as public scripts leave them: the embedded one, one from a
     checkpoint, or random weights of which none is zero, with the embedded tokenizer, since CLIP's vocabulary is not in
     the repository.
     """
-    device = device or options.device
     if options.real:
-        return load_chosen(options.config, options.ckpt, device).to(memory_format=torch.contiguous_format)
+        return load_chosen(options.config, options.ckpt, options.device).to(memory_format=torch.contiguous_format)
     yaml = OmegaConf.load(options.config)
     yaml.model.params.cond_stage_config.params.version = str(ASSETS / "tokenizer")
-    with torch.random.fork_rng(devices=[] if device in ("cpu", "meta") else None):
+    with torch.random.fork_rng(devices=[] if options.device in ("cpu", "meta") else None):
         torch.manual_seed(0)
-        model = AnyText2.from_config(yaml, device=device)
-        if device != "meta":
+        model = AnyText2.from_config(yaml, device=options.device)
+        if options.device != "meta":
             for parameter in model.parameters():
                 if not parameter.detach().any():
                     torch.nn.init.normal_(parameter, std=0.02)
@@ -135,23 +139,21 @@ def build(options: Options, device: str | None = None) -> AnyText2:
 
 
 def adapt(model: AnyText2, options: Options, targets: Sequence[str] | None) -> AnyText2:
-    """An adapter that already says something, so that student and teacher differ. In place."""
+    """Attaches an adapter whose B is not zero, so that student and teacher differ. In place."""
+    device = model.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         attach(model, options.rank, options.rank, targets)
         for key, parameter in adapter_state(model).items():
             if ".lora_B." in key:
                 torch.nn.init.normal_(parameter, std=0.01)
-    device = model.device
-    for parameter in adapter_state(model).values():
-        parameter.data = parameter.data.to(device)
-    return model
+    return model.to(device)  # the adapter was made on the CPU
 
 
-def example_batch(options: Options, count: int | None = None) -> dict[str, Any]:
+def example_batch(options: Options) -> dict[str, Any]:
     """Pictures of the mock data set, to be drawn from nothing as in AnyText2's own training; on the device."""
     dataset = MockDataset(4, image_size=options.side, edit_share=0.0)
-    batch = collate([dataset[i % 4] for i in range(count or options.batch)])
+    batch = collate([dataset[i % 4] for i in range(options.batch)])
     device = "cpu" if options.device == "meta" else options.device
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
@@ -173,6 +175,7 @@ class Training:
                 moments = vae.encode(batch["img"].to(model.device, model.dtype))
             self.step.blank(batch)  # encoded once a run, so not in the measured step
             self.batch = batch | {"latent_moments": torch.cat(moments, dim=1)}
+        self.networks = [model] if teacher is None else [model, teacher]
         self.parameters = list(adapter_state(model).values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, weight_decay=0.0)
         fp16 = options.precision == "fp16" and options.device == "cuda"
@@ -209,28 +212,38 @@ class Training:
         self.optimizer.zero_grad()
         self.updates += 1
 
+    def loss_and_gradient(self) -> tuple[float, np.ndarray]:
+        """Of one fixed step, fp32; the gradient of the whole adapter as one vector."""
+        self.optimizer.zero_grad()
+        loss = self.loss(seeded_generator(7))
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in self.parameters])
+        self.optimizer.zero_grad()
+        return float(loss.detach()), gradient.double().cpu().numpy()
+
+
+def build_training(variant: Variant, options: Options, batch: dict[str, Any]) -> Training:
+    """A variant with networks of its own in the precision of the run; the adapter is fp32."""
+    model = build(options).to(options.dtype)
+    teacher = copy.deepcopy(model) if variant.reference else None
+    return Training(variant, adapt(model, options, variant.targets), teacher, batch, options)
+
 
 # -- are both the same? ---------------------------------------------------------------------------------
 
 
-def compare(before: Training, after: Training) -> dict[str, float]:
-    """Loss of both, its difference, and the relative difference (L2) of the adapter's gradients; fp32.
+def compare(before: tuple[float, np.ndarray], after: tuple[float, np.ndarray]) -> dict[str, float]:
+    """Loss of both, its difference, and the relative difference (L2) of the adapter's gradients; from
+    `loss_and_gradient` of the reference and of our step.
 
     Raises ArithmeticError when the two do not agree to LOSS_TOLERANCE and GRADIENT_TOLERANCE.
     """
-    found = []
-    for training in (before, after):
-        training.optimizer.zero_grad()
-        loss = training.loss(seeded_generator(7))
-        loss.backward()
-        found.append((float(loss.detach()), torch.cat([p.grad.flatten() for p in training.parameters]).double()))
-        training.optimizer.zero_grad()
-    (loss, gradient), (other, changed) = found
+    (loss, gradient), (other, changed) = before, after
     result = {
         "reference loss": loss,
         "our loss": other,
         "difference": abs(loss - other),
-        "gradient": float((gradient - changed).norm() / gradient.norm()),
+        "gradient": float(np.linalg.norm(gradient - changed) / np.linalg.norm(gradient)),
     }
     if not (result["difference"] <= LOSS_TOLERANCE and result["gradient"] <= GRADIENT_TOLERANCE):
         raise ArithmeticError(
@@ -253,47 +266,41 @@ def compare_sampling(model: AnyText2, prepared: Prepared, guidance_scale: float,
     return difference
 
 
-# -- where it goes --------------------------------------------------------------------------------------
+# -- FLOPs at full size ---------------------------------------------------------------------------------
 
 
 def count(training: Training) -> dict[str, float]:
-    """FLOPs of forward and backward pass by part, for one picture: two a multiplication with its addition, matrix
-    products and convolutions alone. One kernel of attention that torch's counter does not know is added.
-    """
-    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
-    models = [training.model] + ([] if training.teacher is None else [training.teacher])
-    meta = training.model.device.type == "meta"
-    with FlopCounterMode(display=False, custom_mapping=known) as counter:
-        ledger = Ledger(counter.get_total_flops)
-        with ledger.watch(*models):
-            loss = training.forward(None if meta else seeded_generator(0))
-            with ledger.part("backward"):
-                loss.backward()
+    """FLOPs of forward and backward pass by part, for one picture; see `flops_by_part`."""
+    generator = None if training.options.device == "meta" else seeded_generator(0)
+    found = flops_by_part(lambda: training.forward(generator), training.networks)
     training.optimizer.zero_grad()
-    size = len(training.batch["img_caption"])
-    return {name: flops / size for name, flops in ledger.totals.items() if flops}
+    return {name: flops / training.options.batch for name, flops in found.items()}
 
 
 def count_on_shapes(variant: Variant, options: Options) -> dict[str, float]:
     """`count` of a network too large to run here, on torch's meta device. The recogniser, which reads pixels, is left
     out on both sides.
     """
-    model = attach(build(options, "meta"), options.rank, options.rank, variant.targets).to("meta")
-    teacher = build(options, "meta") if variant.reference else None
+    options = replace(options, device="meta", precision="no")
+    model = adapt(build(options), options, variant.targets)
+    teacher = build(options) if variant.reference else None
     for network in [model] + ([] if teacher is None else [teacher]):
         network._buffers["alphas_cumprod"] = NoiseSchedule.scaled_linear().alphas_cumprod  # its values are looked at
         network.embedding_manager.line_embeddings = lambda *_, **__: None
     return count(Training(variant, model, teacher, example_batch(options), options))
 
 
-def seconds_by_part(training: Training, repeats: int) -> dict[str, float]:
-    """Seconds of a whole update by part, for one picture."""
-    ledger = Ledger(lambda: now(training.options.device))
-    with ledger.watch(training.model, *([] if training.teacher is None else [training.teacher])):
-        for _ in range(repeats):
-            training(ledger.part)
-    size = repeats * training.options.batch
-    return {name: seconds / size for name, seconds in ledger.totals.items()}
+def expected_gib(variant: Variant, batch: int = 12) -> float:
+    """At full size in fp16, as `anytext_lcm.memory` counts it on shapes; the reference encodes on the way and has a
+    second copy of the network.
+    """
+    found = memory.estimate(
+        FULL_CONFIG, batch, 64, variant.targets, "fp16", variant.checkpointing, latents=not variant.reference
+    )
+    return found["total"] + variant.reference * found["base weights, one copy"]
+
+
+# -- time and memory ------------------------------------------------------------------------------------
 
 
 def matmul_rate(options: Options) -> float:
@@ -306,9 +313,6 @@ def matmul_rate(options: Options) -> float:
         a @ a
         best = min(best, now(options.device) - began)
     return 2 * side**3 / best
-
-
-# -- time and memory ------------------------------------------------------------------------------------
 
 
 def interleave(
@@ -352,111 +356,59 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def alone(variant: Variant, options: Options) -> dict[str, Any]:
-    """Peak memory of this process beyond what it had before it built its networks, its speed (median of the updates)
-    and the kernels that take longest; None for what did not fit. On a GPU torch's own count of allocated memory.
+def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """work(*arguments) in a fresh process, which inherits neither memory nor caches. Raises what it raises, and
+    RuntimeError when the process was killed.
     """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(work, *arguments).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError("A variant's process was killed, most likely for lack of memory.") from error
+
+
+def loss_and_gradient(variant: Variant, options: Options) -> tuple[float, np.ndarray]:
+    use_available_cores()
+    return build_training(variant, options, example_batch(options)).loss_and_gradient()
+
+
+def measure_step(variant: Variant, options: Options) -> dict[str, Any]:
+    """Speed, peak memory, FLOPs and seconds by part, and the kernels that take longest, of one variant; None for each
+    when it did not fit. Memory is that of this process beyond what it had before it built its networks; on a GPU
+    torch's own count of what was allocated.
+    """
+    use_available_cores()
     cuda = options.device == "cuda"
     batch = example_batch(options)
     before = 0 if cuda else _resident(peak=False)
     try:
-        model = build(options).to(options.dtype)
-        teacher = copy.deepcopy(model) if variant.reference else None
-        training = Training(variant, adapt(model, options, variant.targets), teacher, batch, options)
+        training = build_training(variant, options, batch)
         gc.collect()
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
             _forget_peak()  # of building in fp32, which is not the step's
-        clocks = interleave({"update": lambda clock: training()}, options.repeats, torch.device(options.device))
-    except torch.OutOfMemoryError:
-        return dict.fromkeys(("peak_gib", "samples_per_second", "slowest_and_fastest", "profile"))
-    peak = torch.cuda.max_memory_allocated() if cuda else _resident(peak=True) - before
-    return {
-        "peak_gib": peak / 2**30,
-        **_speeds(clocks["update"], options.batch),
-        "profile": profile(training, options.device),
-    }
-
-
-def _speeds(clocks: Sequence[Clock], batch: int) -> dict[str, Any]:
-    seconds = [clock.wall["all"] for clock in clocks]
-    return {
-        "samples_per_second": batch / statistics.median(seconds),
-        "slowest_and_fastest": [batch / max(seconds), batch / min(seconds)],
-    }
-
-
-def in_own_process(name: str, options: Options) -> dict[str, Any]:
-    """`alone` in a fresh process. Raises RuntimeError with its last words when it fails."""
-    words = [f"--{key}={value}" for key, value in vars(options).items() if key != "side" and value is not None]
-    command = [sys.executable, "-m", "anytext_lcm.speed", "--alone", name, *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{name} alone failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def expected_gib(variant: Variant, batch: int, config: str = str(FULL_CONFIG), precision: str = "fp16",
-                 rank: int = 64) -> float:
-    """What `anytext_lcm.memory` counts on shapes; the reference encodes on the way and has a second copy."""
-    found = memory.estimate(config, batch, rank, variant.targets, precision, variant.checkpointing,
-                            latents=not variant.reference)
-    return found["total"] + variant.reference * found["base weights, one copy"]
-
-
-# -- the run --------------------------------------------------------------------------------------------
-
-
-def measure_training(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
-    """Checks, times, parts, FLOPs and profiles of all variants."""
-    bare = build(options)
-    networks = {  # the layout of the weights is ours, so the reference has its own
-        (reference, targets): adapt(copy.deepcopy(bare), options, targets)
-        for reference, targets in ((True, None), (False, None), (False, DECODER))
-    }
-    few = example_batch(options, min(2, options.batch))
-
-    def trainings(batch: dict[str, Any]) -> dict[str, Training]:
+        [clocks] = interleave({"": lambda _: training()}, options.repeats, torch.device(options.device)).values()
+        peak = torch.cuda.max_memory_allocated() if cuda else _resident(peak=True) - before
+        turns = max(1, options.repeats // 2)
+        parts = seconds_by_part(training, training.networks, options.device, turns)
+        seconds = [clock.wall["all"] for clock in clocks]
         return {
-            name: Training(v, networks[v.reference, v.targets], bare if v.reference else None, batch, options)
-            for name, v in VARIANTS.items()
+            "samples_per_second": options.batch / statistics.median(seconds),
+            "slowest_and_fastest": [options.batch / max(seconds), options.batch / min(seconds)],
+            "core_seconds": medians(clocks, "cores", options.batch)["total"],
+            "peak_gib": peak / 2**30,
+            "flops": count(training),
+            "seconds_by_part": {name: spent / options.batch for name, spent in parts.items()},
+            "profile": profile(training, options.device),
         }
-
-    small = trainings(few)
-    plain = Training(Variant(True, DECODER), networks[False, DECODER], bare, few, options)
-    checks = {
-        "all targets": compare(small["reference"], small["ours"]),
-        "decoder only": compare(plain, small["ours, decoder only"]),
-    }
-    say("The steps agree.")
-    for model in (bare, *networks.values()):
-        model.to(options.dtype)
-        for parameter in adapter_state(model).values():
-            parameter.data = parameter.data.float()
-    variants = trainings(example_batch(options))
-    rate = matmul_rate(options)
-    device = torch.device(options.device)
-    calls = {name: lambda clock, run=run: run() for name, run in variants.items()}
-    clocks = interleave(calls, options.repeats, device)
-    rows: dict[str, dict[str, Any]] = {}
-    for name, training in variants.items():
-        wall, cores = (medians(clocks[name], kind, options.batch)["total"] for kind in ("wall", "cores"))
-        flops = count(training)
-        rows[name] = {
-            **_speeds(clocks[name], options.batch),
-            "core_seconds": cores,
-            "flops": flops,
-            "share_of_matmul_rate": sum(flops.values()) / wall / rate,
-            "seconds_by_part": seconds_by_part(training, max(1, options.repeats // 2)),
-        }
-        say(f"{name}: {1 / wall:.2f} samples/s")
-    profiles = {name: profile(variants[name], options.device) for name in ("reference, checkpointed", "ours")}
-    return {"checks": checks, "matmul_flops": rate, "variants": rows, "profile": profiles}
+    except torch.OutOfMemoryError:
+        return dict.fromkeys(MEASURED)
 
 
-def measure_sampling(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
-    """Times of upstream's sampler and of ours, by phase."""
+def measure_sampling(options: Options) -> dict[str, Any]:
+    """Times of upstream's sampler and of ours by phase, all in turn. Raises ArithmeticError when they differ."""
+    use_available_cores()
     model = adapt(build(options), options, None).to(memory_format=torch.channels_last)
     device = torch.device(options.device)
     batch, seeds = example_batch(options), list(range(options.batch))
@@ -465,7 +417,6 @@ def measure_sampling(options: Options, say: Callable[[str], None]) -> dict[str, 
     with torch.no_grad():
         few = {key: value[:2] for key, value in batch.items()}
         difference = compare_sampling(bare, prepare(bare, few, seeds[: len(few["img"])], negative), guidance)
-    say("The samplers agree.")
     bare.to(options.dtype)
     model.to(options.dtype)
 
@@ -504,184 +455,115 @@ def measure_sampling(options: Options, say: Callable[[str], None]) -> dict[str, 
     return {"latents_differ_by": difference, "methods": rows}
 
 
-def _circumstances(options: Options) -> dict[str, Any]:
+# -- the report -----------------------------------------------------------------------------------------
+
+
+def check_steps(options: Options) -> dict[str, dict[str, float]]:
+    """`compare` of the reference and our step, with all targets and with the decoder's, on two pictures in fp32."""
+    small = replace(options, batch=min(2, options.batch), precision="no")
     return {
+        name: compare(*(in_own_process(loss_and_gradient, Variant(by, targets), small) for by in (True, False)))
+        for name, targets in (("all targets", None), ("decoder only", DECODER))
+    }
+
+
+def measure(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """The whole report. Raises ArithmeticError when both sides differ, RuntimeError when a process is killed."""
+    report = {
         "hardware": describe_hardware(torch.device(options.device)),
         "torch": torch.__version__,
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         **vars(options),
         "config": Path(options.config).name,
     }
-
-
-def measure_apart(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Speed, memory and profile of every variant in a process of its own, one after the other, then the samplers: for
-    a network of which several do not fit side by side. That the steps agree is not checked here.
-
-    Raises RuntimeError when a process fails, ArithmeticError when the samplers differ.
-    """
-    report = _circumstances(options) | {"variants": {}}
-    for name in VARIANTS:
-        report["variants"][name] = found = in_own_process(name, options)
-        say(f"{name}: {found['samples_per_second'] or 0:.3f} samples/s")
-    return report | {"sampling": measure_sampling(options, say)}
-
-
-def measure(options: Options, batches: Sequence[int] = (), say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The whole report. batches: of the memory table, on a GPU. Raises ArithmeticError when both sides differ."""
-    report = _circumstances(options) | {"training": measure_training(options, say)}
-    gc.collect()
-    report["sampling"] = measure_sampling(options, say)
-    gc.collect()
-    if options.device == "cuda":
-        torch.cuda.empty_cache()
-    for name in VARIANTS:
-        report["training"]["variants"][name]["peak_gib"] = in_own_process(name, options)["peak_gib"]
-    report["batches"] = [
-        {
-            "variant": name,
-            "batch": batch,
-            "expected_gib": expected_gib(VARIANTS[name], batch, options.config, options.precision, options.rank),
-            **in_own_process(name, replace(options, batch=batch)),
-        }
-        for batch in batches
-        for name in ("ours", "ours, decoder only")
-    ]
-    full = replace(
-        options, config=str(FULL_CONFIG), ckpt=None, device="meta", batch=12, side=512, precision="no"
-    )
+    checks, rate, rows = check_steps(options), in_own_process(matmul_rate, options), {}
+    say("The steps agree.")
+    for name, variant in VARIANTS.items():
+        rows[name] = row = in_own_process(measure_step, variant, options)
+        if row["flops"] is not None:
+            row["share_of_matmul_rate"] = sum(row["flops"].values()) * row["samples_per_second"] / rate
+        say(f"{name}: {row['samples_per_second'] or 0:.3f} samples/s")
+    report["training"] = {"checks": checks, "matmul_flops": rate, "variants": rows}
+    report["sampling"] = in_own_process(measure_sampling, options)
+    say("The samplers agree.")
+    full = replace(options, config=str(FULL_CONFIG), ckpt=None, batch=12, side=512)
     report["full_size_flops"] = {name: count_on_shapes(variant, full) for name, variant in VARIANTS.items()}
-    report["full_size_gib"] = {name: expected_gib(variant, 12) for name, variant in VARIANTS.items()}
+    report["full_size_gib"] = {name: expected_gib(variant) for name, variant in VARIANTS.items()}
     say("FLOPs and memory at full size are counted.")
     return report
-
-
-# -- tables ---------------------------------------------------------------------------------------------
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(tables.table(head, rows)) + "\n"
 
 
-def _heading(report: Mapping[str, Any]) -> str:
-    hardware, load = report["hardware"], report["load_before"]
-    machine = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
-    return (
-        f"{report['config']}, {report['side']} px, batch {report['batch']}, rank {report['rank']}, precision "
-        f"{report['precision']}, torch {report['torch']}, on {machine}"
-        + (f"; load average before {load:.1f}.\n" if load is not None else ".\n")
-    )
-
-
-def _sampling_table(methods: Mapping[str, Any]) -> list[str]:
+def _step_row(name: str, report: Mapping[str, Any]) -> list[str]:
+    """A line of the table of steps; a variant that did not fit says so."""
+    variants = report["training"]["variants"]
+    row, first = variants[name], next(iter(variants.values()))["samples_per_second"]
+    full = [f"{sum(report['full_size_flops'][name].values()) / 1e9:.0f}", f"{report['full_size_gib'][name]:.1f}"]
+    if row["samples_per_second"] is None:
+        return [name, *["does not fit"] * 7, *full]
+    low, high = row["slowest_and_fastest"]
     return [
-        "Sampling, seconds a picture:\n",
-        _table(
-            ["method", "prepare", "denoise", "decode", "faster, denoise", "faster, end to end"],
-            [
-                [
-                    name, *(f"{row['seconds'][phase]:.3f}" for phase in ("prepare", "denoise", "decode")),
-                    f"{row['speedup_denoise']:.1f}x", f"{row['speedup_end_to_end']:.1f}x",
-                ]
-                for name, row in methods.items()
-            ],
-        ),
-    ]  # fmt: skip
+        name,
+        f"{row['samples_per_second']:.3g}",
+        f"{low:.3g} to {high:.3g}",
+        f"{row['samples_per_second'] / first:.2f}x" if first else "",
+        f"{row['core_seconds']:.3f}",
+        f"{row['peak_gib']:.2f}",
+        f"{sum(row['flops'].values()) / 1e9:.2f}",
+        f"{row['share_of_matmul_rate']:.0%}",
+        *full,
+    ]
 
 
-def _profile_tables(profiles: Mapping[str, Any]) -> list[str]:
-    text = []
-    for name, rows in profiles.items():
-        text += [
-            f"Where the time goes in one update, {name}:\n",
-            _table(["kernel", "share", "calls"], [[r["name"], f"{r['share']:.1%}", str(r["calls"])] for r in rows]),
-        ]
-    return text
-
-
-def format_apart(report: Mapping[str, Any]) -> str:
-    """What `measure_apart` gives, in Markdown; what did not fit says so."""
-    variants = report["variants"]
-    slowest = variants["reference, checkpointed"]
-
-    def row(name: str, found: Mapping[str, Any]) -> list[str]:
-        if found["peak_gib"] is None:
-            return [name, *["does not fit"] * 5]
-        low, high = found["slowest_and_fastest"]
-        ratios = ["", ""]
-        if slowest["peak_gib"] is not None:
-            ratios = [
-                f"{found['samples_per_second'] / slowest['samples_per_second']:.2f}x",
-                f"{found['peak_gib'] / slowest['peak_gib']:.2f}x",
-            ]
-        seconds, span = 1 / found["samples_per_second"], f"{1 / high:.2f} to {1 / low:.2f}"
-        return [name, f"{seconds:.2f}", span, ratios[0], f"{found['peak_gib']:.2f}", ratios[1]]
-
-    head = ["step", "s a picture, median", "fastest to slowest", "faster", "peak GiB", "of the first line's"]
-    profiles = {name: variants[name]["profile"] for name in ("reference, checkpointed", "ours")}
-    return "\n".join([
-        _heading(report),
-        f"Training, each in a process of its own, {report['repeats']} updates; compared with the first line:\n",
-        _table(head, [row(name, found) for name, found in variants.items()]),
-        *_sampling_table(report["sampling"]["methods"]),
-        *_profile_tables({name: rows for name, rows in profiles.items() if rows}),
-    ])  # fmt: skip
+STEP_HEAD = (
+    "step", "samples/s", "slowest to fastest", "faster", "core s", "peak GiB", "GFLOP", "of matmul rate",
+    "GFLOP, full size", "GiB, full size",
+)  # fmt: skip
 
 
 def format_report(report: Mapping[str, Any]) -> str:
     """The report in Markdown."""
-    variants = report["training"]["variants"]
-    slowest = variants["reference, checkpointed"]["samples_per_second"]
-    full = {name: sum(flops.values()) / 1e9 for name, flops in report["full_size_flops"].items()}
+    variants, full = report["training"]["variants"], report["full_size_flops"]
+    hardware, load = report["hardware"], report["load_before"]
+    machine = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
+    sampling = [
+        [
+            name,
+            *(f"{row['seconds'][phase]:.3f}" for phase in ("prepare", "denoise", "decode")),
+            f"{row['speedup_denoise']:.1f}x",
+            f"{row['speedup_end_to_end']:.1f}x",
+        ]
+        for name, row in report["sampling"]["methods"].items()
+    ]
+    parts = dict.fromkeys(part for flops in full.values() for part in flops)
     text = [
-        _heading(report),
-        "Training, for one picture; faster than the first line. Full size is counted on shapes, its memory in fp16 at "
-        "batch 12:\n",
-        _table(
-            ["step", "samples/s", "faster", "core s", "peak GiB", "GFLOP", "of matmul rate", "GFLOP, full size",
-             "GiB, full size"],
-            [
-                [
-                    name, f"{row['samples_per_second']:.2f}", f"{row['samples_per_second'] / slowest:.2f}x",
-                    f"{row['core_seconds']:.3f}",
-                    "does not fit" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}",
-                    f"{sum(row['flops'].values()) / 1e9:.2f}",
-                    f"{row['share_of_matmul_rate']:.0%}", f"{full[name]:.0f}",
-                    f"{report['full_size_gib'][name]:.1f}",
-                ]
-                for name, row in variants.items()
-            ],
-        ),
-        *_sampling_table(report["sampling"]["methods"]),
-    ]  # fmt: skip
-    names = list(dict.fromkeys(part for flops in report["full_size_flops"].values() for part in flops))
-    text += [
+        f"{report['config']}, {report['side']} px, batch {report['batch']}, rank {report['rank']}, precision "
+        f"{report['precision']}, torch {report['torch']}, on {machine}"
+        + (f"; load average before {load:.1f}.\n" if load is not None else ".\n"),
+        f"Training, for one picture, each step in a process of its own, median of {report['repeats']} updates; faster "
+        "than the first line. Full size is counted on shapes, its memory in fp16 at batch 12:\n",
+        _table(STEP_HEAD, [_step_row(name, report) for name in variants]),
+        "Sampling, seconds a picture:\n",
+        _table(["method", "prepare", "denoise", "decode", "faster, denoise", "faster, end to end"], sampling),
         "GFLOP for one picture at full size, by part:\n",
         _table(
             ["part", *full],
-            [
-                [part, *(f"{flops.get(part, 0) / 1e9:.0f}" for flops in report["full_size_flops"].values())]
-                for part in names
-            ],
+            [[part, *(f"{flops.get(part, 0) / 1e9:.0f}" for flops in full.values())] for part in parts],
         ),
     ]
-    text += _profile_tables(report["training"]["profile"])
-    if report["batches"]:
-        text += [
-            "Memory by batch:\n",
-            _table(
-                ["step", "batch", "expected GiB", "peak GiB", "samples/s"],
-                [
-                    [
-                        row["variant"], str(row["batch"]), f"{row['expected_gib']:.1f}",
-                        *("does not fit" if v is None else f"{v:.2f}"
-                          for v in (row["peak_gib"], row["samples_per_second"])),
-                    ]
-                    for row in report["batches"]
-                ],
-            ),
-        ]  # fmt: skip
+    for name in ("reference, checkpointed", "ours"):
+        rows = [[row["name"], f"{row['share']:.1%}", str(row["calls"])] for row in variants[name]["profile"] or ()]
+        text += [f"Where the time goes in one update, {name}:\n", _table(["kernel", "share", "calls"], rows)]
     return "\n".join(text)
+
+
+def _fitting(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report without the steps that did not fit, for the chart."""
+    variants = {name: row for name, row in report["training"]["variants"].items() if row["samples_per_second"]}
+    return {**report, "training": {**report["training"], "variants": variants}}
 
 
 # -- the command ----------------------------------------------------------------------------------------
@@ -696,15 +578,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default a GPU where there is one")
     parser.add_argument("--precision", choices=PRECISIONS, help="by default no on a CPU, bf16 on a GPU")
     parser.add_argument("--batch", type=int, help="pictures at once; by default 4, on a GPU 12")
-    parser.add_argument("--batches", type=int, nargs="*", default=[3, 6, 12], help="of the memory table, on a GPU")
     parser.add_argument("--rank", type=int, default=64, help="of the adapter")
     parser.add_argument("--repeats", type=int, default=7, help="timed turns of each step; half as many of the samplers")
     parser.add_argument("--steps", type=int, default=50, help="of the teacher's sampler")
     parser.add_argument("--out", default="outputs/speed", help="folder of speed.json, speed.md and speed.png")
-    parser.add_argument("--apart", action="store_true", help="every variant in a process of its own, for a network of "
-        "which several do not fit side by side: apart.json and apart.md")  # fmt: skip
-    parser.add_argument("--alone", choices=VARIANTS, help="one variant in this process: prints its peak memory, its "
-        "speed and its profile as JSON")  # fmt: skip
     return parser
 
 
@@ -716,10 +593,10 @@ def read_options(arguments: argparse.Namespace) -> Options:
     cuda = device == "cuda"
     config = arguments.config or str(FULL_CONFIG if cuda else EMBEDDED_CONFIG)
     batch = (12 if cuda else 4) if arguments.batch is None else arguments.batch
-    for name, value in (("batch", batch), ("rank", arguments.rank), ("repeats", arguments.repeats),
-                        ("steps", arguments.steps), *(("batches", b) for b in arguments.batches)):  # fmt: skip
-        if value < 1:
-            raise ValueError(f"--{name} must be a positive integer, not {value}.")
+    given = vars(arguments) | {"batch": batch}
+    for name in ("batch", "rank", "repeats", "steps"):
+        if given[name] < 1:
+            raise ValueError(f"--{name} must be a positive integer, not {given[name]}.")
     precision = arguments.precision or ("bf16" if cuda else "no")
     if precision == "fp16" and not cuda:
         raise ValueError("--precision fp16 needs a GPU; use bf16 or no on a CPU.")
@@ -735,29 +612,22 @@ def main(words: Sequence[str] | None = None) -> int:
     use_available_cores()
     try:
         options = read_options(arguments)
-        if arguments.alone:
-            print(json.dumps(alone(VARIANTS[arguments.alone], options)))
-            return 0
         folder = check_writable(Path(arguments.out) / "speed.json")
-        if arguments.apart:
-            report = measure_apart(options)
-        else:
-            report = measure(options, arguments.batches if options.device == "cuda" else ())
+        report = measure(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (ArithmeticError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    kind, table = ("apart", format_apart(report)) if arguments.apart else ("speed", format_report(report))
-    for name, text in ((f"{kind}.json", json.dumps(report, indent=2) + "\n"), (f"{kind}.md", table)):
+    from anytext_lcm.plots import speed_chart  # matplotlib, for this alone
+
+    table = format_report(report)
+    for name, text in (("speed.json", json.dumps(report, indent=2) + "\n"), ("speed.md", table)):
         with whole_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    if not arguments.apart:
-        from anytext_lcm.plots import speed_chart
-
-        with whole_file(folder / "speed.png") as temporary:
-            speed_chart(report).savefig(temporary)
+    with whole_file(folder / "speed.png") as temporary:
+        speed_chart(_fitting(report)).savefig(temporary)
     print(table)
     return 0
 

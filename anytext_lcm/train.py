@@ -32,7 +32,7 @@ def show_estimate(settings: Mapping[str, Any]) -> None:
     sizes = memory.estimate(
         settings["config"], settings["train_batch_size"], settings["lora_rank"], settings["lora_targets"], precision,
         settings["gradient_checkpointing"], settings["image_size"], bool(settings["latents"]),
-        bool(settings["ema_decay"]), settings["optimizer"],
+        bool(settings["ema_decay"]),
     )  # fmt: skip
     print(f"Memory of one process, batch {settings['train_batch_size']}, rank {settings['lora_rank']}, {precision}:")
     print(memory.table(sizes))

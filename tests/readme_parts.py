@@ -2,9 +2,9 @@
 
 Between a pair of marks <!-- NAME --> and <!-- /NAME --> stands what this file makes: the training settings from
 TrainSettings, and the tables of what was measured, whole in RESULTS.md, the rows that matter most in the READMEs. A
-folder is that of an evaluation, of ablations, or of the speed benchmark (with --apart, the full size's); its pictures
-come along, and the numbers that notebook 05 draws. Without one only the settings are made anew. The Chinese settings
-keep their own reasons, line by line.
+folder is that of an evaluation, of ablations, or of the speed benchmark (embedded or full size). Its pictures come
+along, and the numbers that notebook 05 draws. Without one only the settings are made anew. The Chinese settings keep
+their own reasons, line by line.
 """
 
 import json
@@ -17,6 +17,7 @@ from typing import Any
 
 from anytext_lcm import tables
 from anytext_lcm.settings import TrainSettings
+from anytext_lcm.speed import FULL_CONFIG
 
 ROOT = Path(__file__).parents[1]
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
@@ -110,13 +111,12 @@ def measured(folder: Path) -> dict[str, dict[str, list[str]]]:
         MEASURED.parent.mkdir(exist_ok=True)
         MEASURED.write_text(json.dumps(without_lists(report), indent=1) + "\n", encoding="utf-8")
         return {"first page": {"results": first_page(report)}, "whole": {"results": results(report)}}
-    if (folder / "apart.md").exists():
-        lines = (folder / "apart.md").read_text(encoding="utf-8").strip().splitlines()
-        return {"first page": {}, "whole": {"full_size": lines}}
     name, file = ("speed", "speed.md") if (folder / "speed.md").exists() else ("ablations", "table.md")
     lines = (folder / file).read_text(encoding="utf-8").strip().splitlines()
     if name == "ablations":
         return {"first page": {}, "whole": {name: lines}}
+    if json.loads((folder / "speed.json").read_text(encoding="utf-8"))["config"] == FULL_CONFIG.name:
+        return {"first page": {}, "whole": {"full_size": lines}}
     picture = ["![Where the time of a picture goes](notebooks/images/speed.png)", ""]
     most = lines[: next(i for i, line in enumerate(lines) if line.startswith("GFLOP for one picture"))]
     return {"first page": {name: picture + most[:-1]}, "whole": {name: picture + lines}}

@@ -222,30 +222,6 @@ def test_lcm_loss_equals_a_second_implementation():
     assert answer.end_timesteps.tolist() == [0, 19, 499, 979]
 
 
-@pytest.mark.parametrize("objective", [lcm, teacher_x0])
-def test_gain_weighs_low_noise_up_to_its_limit(objective):
-    """Squared differences over sigma squared, a picture by itself; without a limit those of velocities."""
-    plain, *_ = parts(objective, loss=l2, gain=1.0)
-    default, *_ = parts(objective, loss=l2)
-    assert torch.equal(plain.loss, default.loss)
-    squares = ((plain.pred - plain.target) ** 2).double().flatten(1).mean(1)
-    torch.testing.assert_close(plain.loss.double(), squares.mean(), rtol=1e-5, atol=0)
-    sigma = (1 - ABAR[plain.start_timesteps].double()).sqrt()
-    assert sigma.min() < 0.2 < 0.99 < sigma.max()
-    for gain in (5.0, 1e6):
-        limited = torch.minimum(1 / sigma, torch.tensor(gain, dtype=torch.float64))
-        answer, student, *_ = parts(objective, loss=l2, gain=gain)
-        torch.testing.assert_close(answer.loss.double(), (limited**2 * squares).mean(), rtol=1e-5, atol=0)
-        assert torch.equal(answer.pred, plain.pred) and torch.equal(answer.target, plain.target)
-        answer.loss.backward()
-        assert student.a.grad.abs() > 0
-    x, t = plain.noisy_latents, plain.start_timesteps
-    if objective is teacher_x0:  # x0 = alpha x - sigma v on both sides of it
-        alpha, sigma = SCHEDULE.alpha_sigma(t, x)
-        velocities = [(alpha * x - x0) / sigma for x0 in (plain.pred, plain.target)]
-        torch.testing.assert_close(answer.loss, l2(*velocities), rtol=1e-3, atol=0)
-
-
 def test_the_gradient_reaches_the_student_and_not_the_target():
     """Finite differences with the target held still: the derivative of the student's side alone."""
     answer, student, latents, noise = parts(lcm)

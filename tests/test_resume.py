@@ -1,6 +1,7 @@
 """A run that is killed anywhere and resumed is the unbroken run, bit for bit; a checkpoint is whole or not there."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from anytext_lcm import checkpoints, distill
 from anytext_lcm.checkpoints import defect, find_resume
 from anytext_lcm.distill import run_distillation
 from anytext_lcm.lora import read_adapter
-from anytext_lcm.settings import TrainSettings
+from anytext_lcm.settings import REMOVED, TrainSettings
 
 STEPS = 6
 
@@ -109,7 +110,7 @@ def assert_same(one, other, where=""):
 
 
 def assert_same_checkpoint(one, other):
-    """Adapter and average, optimiser, generators of every process, progress."""
+    """Adapter and average, optimiser, progress."""
     for name in ("", "ema"):
         pairs = [read_adapter(folder / name) for folder in (one, other)]
         assert_same(*pairs, name)
@@ -173,22 +174,34 @@ def test_fifty_kills(teacher, tmp_path, unbroken):
     kill_and_resume(teacher, tmp_path, unbroken, kills=50, seed=1)
 
 
-def test_the_data_set_would_betray_a_resume_that_forgot_its_random_numbers(teacher, tmp_path, unbroken, monkeypatch):
-    """Otherwise the tests above would show less than they say."""
+def train_after_other_draws(settings, keep_seeds=True):
+    """In a process whose global generators stand somewhere else; without seeds they are not begun anew."""
+    if not keep_seeds:
+        distill.seed_random_state = lambda seed: None
+    torch.manual_seed(3)
+    train(settings)
+
+
+def test_the_place_in_the_run_decides_what_a_data_set_draws(teacher, tmp_path, unbroken):
     assert finish([start(train, options(teacher, tmp_path, max_train_steps=2))]) == [0]
-    monkeypatch.setattr(distill, "set_random_state", lambda state, device: torch.manual_seed(3))
-    assert finish([start(train, options(teacher, tmp_path, resume_from_checkpoint="latest"))]) == [0]
+    again = options(teacher, tmp_path, resume_from_checkpoint="latest")
+    assert finish([start(train_after_other_draws, again)]) == [0]
+    assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
+
+
+def test_a_run_without_these_seeds_would_be_another(teacher, tmp_path, unbroken):
+    """Otherwise the tests above would show less than they say."""
+    assert finish([start(train_after_other_draws, options(teacher, tmp_path), False)]) == [0]
     with pytest.raises(AssertionError):
         assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
 
 
-def test_with_a_worker_it_is_the_unbroken_run_too(teacher, tmp_path):
-    """The generators that the data set draws from are the worker's then, whose state nobody keeps."""
-    assert finish([start(train, options(teacher, tmp_path / "one", num_workers=1))]) == [0]
+def test_with_a_worker_it_is_the_unbroken_run_too(teacher, tmp_path, unbroken):
+    """The generators that the data set draws from are the worker's then."""
     assert finish([start(train, options(teacher, tmp_path / "two", num_workers=1, max_train_steps=2))]) == [0]
     again = options(teacher, tmp_path / "two", num_workers=2, resume_from_checkpoint="latest")
     assert finish([start(train, again)]) == [0]
-    assert_same_checkpoint(*(tmp_path / name / f"checkpoint-{STEPS}" for name in ("one", "two")))
+    assert_same_checkpoint(unbroken[0], tmp_path / "two" / unbroken[0].name)
 
 
 def test_two_processes_one_killed(teacher, tmp_path):
@@ -359,6 +372,43 @@ def test_another_base_rank_or_average_is_refused(teacher, tmp_path, unbroken):
         with pytest.raises(ValueError, match=words):
             train(options(teacher, output, **more, **changes))
     assert sorted(whole(output)) == [STEPS - 2, STEPS]
+
+
+def change_state(checkpoint, change):
+    """Writes the checkpoint's training state again, as `change` leaves it, with a manifest that fits."""
+    file = checkpoint / "training_state.pt"
+    state = torch.load(file, weights_only=True)
+    change(state)
+    torch.save(state, file)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": digest}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_settings_that_are_no_longer_there(teacher, tmp_path, unbroken):
+    """An older checkpoint resumes if it was trained as every run is now, and is refused in a sentence otherwise."""
+    common = {"loss_gain": 1.0, "guidance_spread": 0.0, "solver_steps": 50, "optimizer": "adamw"}
+    assert common == REMOVED
+    train(options(teacher, tmp_path, max_train_steps=2))
+    checkpoint = tmp_path / "checkpoint-2"
+    again = options(teacher, tmp_path, resume_from_checkpoint="latest")
+    for changed in ({"loss_gain": 5.0}, {"guidance_spread": 2.0}, {"solver_steps": 100}, {"optimizer": "adamw8bit"}):
+        change_state(checkpoint, lambda state, found=common | changed: state["settings"].update(found))
+        [(name, value)] = changed.items()
+        with pytest.raises(ValueError, match=f"was trained with {name} {value!r}, which this version no longer has"):
+            train(again)
+    change_state(checkpoint, lambda state: state["settings"].update(common))
+    train(again)
+    assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
+
+
+def test_a_checkpoint_that_holds_random_states_resumes(teacher, tmp_path, unbroken):
+    """As those of earlier versions do; nothing reads them."""
+    train(options(teacher, tmp_path, max_train_steps=2))
+    change_state(tmp_path / "checkpoint-2", lambda state: state.update(random=[{"torch": torch.get_rng_state()}]))
+    train(options(teacher, tmp_path, resume_from_checkpoint="latest"))
+    assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
 
 
 def hold(output, ready):

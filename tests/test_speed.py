@@ -2,8 +2,10 @@
 
 import gc
 import json
+import os
+import signal
 import sys
-from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -33,15 +35,19 @@ def trainings(options, targets=None, checkpointing=False):
     ]
 
 
+def compare(before, after):
+    return speed.compare(before.loss_and_gradient(), after.loss_and_gradient())
+
+
 @pytest.mark.parametrize("targets", [None, speed.DECODER])
 def test_the_reference_step_and_ours_agree(options, targets):
-    found = speed.compare(*trainings(options, targets))
+    found = compare(*trainings(options, targets))
     assert found["difference"] <= 1e-5 and found["gradient"] <= 1e-3 and found["reference loss"] > 0
 
 
 def test_gradient_checkpointing_changes_no_answer(options):
     [plain, _], [checkpointed, _] = trainings(options), trainings(options, checkpointing=True)
-    assert speed.compare(plain, checkpointed)["gradient"] < 1e-5
+    assert compare(plain, checkpointed)["gradient"] < 1e-5
 
 
 def test_another_computation_is_noticed(options):
@@ -49,12 +55,12 @@ def test_another_computation_is_noticed(options):
     before, after = trainings(options)
     after.step.guidance_scale += 1.0
     with pytest.raises(ArithmeticError, match="differ"):
-        speed.compare(before, after)
+        compare(before, after)
     before, after = trainings(options, speed.DECODER)
     step = after.step.forward
     after.step.forward = lambda batch, generator: step(batch, torch.Generator().manual_seed(8))
     with pytest.raises(ArithmeticError, match="not compared"):
-        speed.compare(before, after)
+        compare(before, after)
 
 
 def test_the_samplers_agree_and_another_guidance_is_noticed(options, monkeypatch):
@@ -104,34 +110,78 @@ def test_medians_are_of_a_picture():
     assert speed.medians(clocks, "wall", 2) == {"a": 1.5, "b": 0.5, "total": 2.0}
 
 
-@pytest.mark.slow
 def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
-    """Every part of it on the micro network; what takes processes and the full size of its own is stood in for."""
-    monkeypatch.setattr(speed, "in_own_process", lambda name, options: {"peak_gib": 0.5, "samples_per_second": 1.0})
+    """On the micro network, one variant of the step really measured; it stands in for all but one that does not fit."""
+    in_own_process = speed.in_own_process
+
+    @cache
+    def measured(options):
+        return in_own_process(speed.measure_step, speed.VARIANTS["ours"], options)
+
+    def here(work, *arguments):
+        if work is not speed.measure_step:
+            return work(*arguments)
+        variant, options = arguments
+        return dict.fromkeys(speed.MEASURED) if variant == speed.VARIANTS["reference"] else dict(measured(options))
+
+    monkeypatch.setattr(speed, "in_own_process", here)
+    monkeypatch.setattr(speed, "matmul_rate", lambda options: 1e9)
     monkeypatch.setattr(speed, "count_on_shapes", lambda variant, options: {"UNet": 2e9, "backward": 1e9})
-    monkeypatch.setattr(speed, "expected_gib", lambda variant, batch: 1.0)
+    monkeypatch.setattr(speed, "expected_gib", lambda variant: 1.0)
     small = ["--config", str(teacher / "micro.yaml"), "--batch", "2", "--rank", "2", "--repeats", "1", "--steps", "2"]
     assert speed.main([*small, "--device", "cpu", "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "speed.json").read_text())
-    assert "| reference, checkpointed |" in (tmp_path / "speed.md").read_text() and "UNet, student" in str(report)
-    assert all(row["samples_per_second"] > 0 for row in report["training"]["variants"].values())
+    assert set(report["training"]["checks"]) == {"all targets", "decoder only"}
+    assert all(check["difference"] <= 1e-5 for check in report["training"]["checks"].values())
+    variants = report["training"]["variants"]
+    ours = variants["ours"]
+    low, high = ours["slowest_and_fastest"]
+    assert 0 < low <= ours["samples_per_second"] <= high and ours["peak_gib"] > 0 and ours["core_seconds"] > 0
+    assert ours["profile"][0]["share"] > 0 and ours["flops"]["UNet, student"] > 0 < ours["seconds_by_part"]["backward"]
+    assert ours["share_of_matmul_rate"] == pytest.approx(sum(ours["flops"].values()) * ours["samples_per_second"] / 1e9)
     assert set(report["sampling"]["methods"]) == {
         "upstream-2", "upstream-2, WriteNet in each call", "teacher-2", "student-8", "student-4"
     }  # fmt: skip
-    assert report["training"]["profile"]["ours"][0]["share"] > 0
-    variants, (steps, samplers) = report["training"]["variants"].values(), speed_chart(report).axes
-    rows = range(len(variants))
-    ends = [max(bars[i].get_x() + bars[i].get_width() for bars in steps.containers) for i in rows]
-    assert ends == pytest.approx([1000 / row["samples_per_second"] for row in variants])  # as long as the table says
-    assert len(samplers.texts) == 5
+    table = (tmp_path / "speed.md").read_text()
+    assert "| reference | does not fit |" in table and "| ours | " in table and "| UNet | 2 |" in table
+    steps, samplers = speed_chart(speed._fitting(report)).axes
+    fitting = [row for row in variants.values() if row["samples_per_second"]]
+    ends = [max(bars[i].get_x() + bars[i].get_width() for bars in steps.containers) for i in range(len(fitting))]
+    assert ends == pytest.approx([1000 / row["samples_per_second"] for row in fitting])  # as long as the table says
+    assert len(fitting) == 4 and len(samplers.texts) == 5
     assert (tmp_path / "speed.png").stat().st_size > 0
     assert "samples/s" in capsys.readouterr().out
 
 
-def test_memory_in_a_process_of_its_own(options):
-    found = speed.in_own_process("ours", options)
-    low, high = found["slowest_and_fastest"]
-    assert found["peak_gib"] > 0 and low <= found["samples_per_second"] <= high and found["profile"][0]["share"] > 0
+def stored_row(i):
+    """A step twice, three times, ... as fast as the first, with half, a third, ... of its memory."""
+    return {
+        "samples_per_second": 0.5 * i, "slowest_and_fastest": [0.25 * i, 1.0 * i], "core_seconds": 0.1,
+        "peak_gib": 8.0 / i, "flops": {"UNet": 4e9, "backward": 1e9}, "share_of_matmul_rate": 0.25,
+        "seconds_by_part": {"UNet": 1.0}, "profile": [{"name": "conv", "share": 0.5, "calls": 3}],
+    }  # fmt: skip
+
+
+def test_the_table_says_how_much_faster_than_the_first_line():
+    report = {
+        "config": "c.yaml", "side": 64, "batch": 2, "rank": 4, "precision": "no", "torch": "2", "repeats": 3,
+        "load_before": None, "hardware": {"cpu": "a CPU", "threads": 1},
+        "training": {"variants": {name: stored_row(i) for i, name in enumerate(speed.VARIANTS, 1)}},
+        "sampling": {"methods": {}}, "full_size_flops": {name: {"UNet": 7e9} for name in speed.VARIANTS},
+        "full_size_gib": dict.fromkeys(speed.VARIANTS, 9.0),
+    }  # fmt: skip
+    table = speed.format_report(report)
+    assert "| reference, checkpointed | 0.5 | 0.25 to 1 | 1.00x | 0.100 | 8.00 | 5.00 | 25% | 7 | 9.0 |" in table
+    assert "| ours | 1.5 | 0.75 to 3 | 3.00x | 0.100 | 2.67 | 5.00 | 25% | 7 | 9.0 |" in table
+    assert table.count("| conv | 50.0% | 3 |") == 2 and "; load average" not in table
+
+
+def test_a_process_of_its_own_raises_what_its_work_raises():
+    assert speed.in_own_process(os.getpid) != os.getpid()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        speed.in_own_process(os.listdir, "/nowhere")
+    with pytest.raises(RuntimeError, match="was killed, most likely for lack of memory"):
+        speed.in_own_process(signal.raise_signal, signal.SIGKILL)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's mark is Linux's")
@@ -147,26 +197,6 @@ def test_the_peak_is_of_what_follows():
     assert speed._resident(peak=True) > forgotten + 60e6 and len(large)
 
 
-def test_apart_each_in_its_process(teacher, tmp_path, capsys, monkeypatch):
-    """The table's ratios are against the first line; a variant that does not fit says so."""
-    rows = {
-        name: {"peak_gib": 8.0 / (i + 1), "samples_per_second": 0.5 * (i + 1),
-               "slowest_and_fastest": [0.25 * (i + 1), i + 1.0],
-               "profile": [{"name": "conv", "share": 0.5, "calls": 3}]}
-        for i, name in enumerate(speed.VARIANTS)
-    }  # fmt: skip
-    rows["reference"] = dict.fromkeys(rows["reference"])
-    monkeypatch.setattr(speed, "in_own_process", lambda name, options: rows[name])
-    small = ["--config", str(teacher / "micro.yaml"), "--batch", "2", "--rank", "2", "--repeats", "2", "--steps", "2"]
-    assert speed.main([*small, "--device", "cpu", "--apart", "--out", str(tmp_path)]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["apart.json", "apart.md"]
-    table = (tmp_path / "apart.md").read_text()
-    assert "| ours | 0.67 | 0.33 to 1.33 | 3.00x | 2.67 | 0.33x |" in table
-    assert "| reference | does not fit | does not fit |" in table
-    assert "| student-4 |" in table and "| conv | 50.0%" in table
-    assert json.loads((tmp_path / "apart.json").read_text())["variants"] == rows
-
-
 @pytest.mark.slow
 def test_flops_are_counted_on_shapes_as_on_numbers(options, monkeypatch):
     """All parts but the recogniser; the micro network predicts noise here, since v looks values up."""
@@ -178,11 +208,12 @@ def test_flops_are_counted_on_shapes_as_on_numbers(options, monkeypatch):
         return model
 
     monkeypatch.setattr(speed, "build", eps)
-    for name, variant in speed.VARIANTS.items():
+    for name in ("reference, checkpointed", "ours, decoder only"):  # every branch is in one of the two
+        variant = speed.VARIANTS[name]
         teacher, model = eps(options), speed.adapt(eps(options), options, variant.targets)
         batch = speed.example_batch(options)
         real = speed.count(speed.Training(variant, model, teacher if variant.reference else None, batch, options))
-        shapes = speed.count_on_shapes(variant, replace(options, device="meta"))
+        shapes = speed.count_on_shapes(variant, options)
         encodes = ("autoencoder",) if variant.reference else ()
         for part in ("UNet, student", "UNet, teacher and target", "WriteNet", "backward", *encodes):
             assert shapes[part] == pytest.approx(real[part], rel=0.02), (name, part)

@@ -36,16 +36,6 @@ class LossParts:
     end_timesteps: Tensor  # (B,) where the target looks: t - skip, or t
 
 
-def _compare(
-    loss: Callable[..., Tensor], pred: Tensor, wanted: Tensor, schedule: NoiseSchedule, t: Tensor, gain: float,
-    weight: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Step 10: the loss of both times 1 / sigma_t, `gain` at most."""
-    _, sigma = schedule.alpha_sigma(t, pred)
-    scale = (1 / sigma).clamp(max=gain)
-    return loss(scale * pred, scale * wanted, weight=weight)
-
-
 def lcm(
     student: Predict,
     teacher: PredictPair,
@@ -54,10 +44,9 @@ def lcm(
     solver: DDIMSolver,
     noisy_latents: Tensor,
     index: Tensor,
-    guidance_scale: float | Tensor = 7.5,
+    guidance_scale: float = 7.5,
     loss: Callable[..., Tensor] = pseudo_huber,
     weight: Tensor | None = None,
-    gain: float = 1.0,
     shared: Mapping[str, Any] = _NONE,
 ) -> LossParts:
     """Latent consistency: f(x_t, t) of the student = f(x_s, s) of itself, where the teacher's ODE leads from
@@ -67,13 +56,9 @@ def lcm(
     (arXiv:2311.05556), the student's own weights instead of a moving average as target. Guidance acts on eps; on x0
     it would be the same, x0 being linear in eps.
 
-    noisy_latents: x_t (B, C, h, w); index: int64 (B,) of t on the solver's grid; guidance_scale: one, or (B, 1, 1, 1),
-    one for each picture; weight: (B, 1, h, w) in 0..1, what the mean keeps. shared: keyword arguments for teacher and
-    student that are true at this very (x_t, t), such as encodings common to both; no call at another point gets them.
-
-    gain: both sides are multiplied by 1 / sigma_t, by this at most, before they are compared; 1 is the paper's loss,
-    1 / sigma_t being 1 or more. Where there is little noise a velocity v moves its estimate x0 = alpha x - sigma v
-    little, so in x0 the loss hardly sees what the student answers there; times 1 / sigma_t it is a loss of velocities.
+    noisy_latents: x_t (B, C, h, w); index: int64 (B,) of t on the solver's grid; weight: (B, 1, h, w) in 0..1, what the
+    mean keeps. shared: keyword arguments for teacher and student that are true at this very (x_t, t), such as encodings
+    common to both; no call at another point gets them.
     """
     t = solver.start_timesteps(index)
     with torch.no_grad():
@@ -89,8 +74,7 @@ def lcm(
     # 9. student: the consistency function at (x_t, t)
     pred = consistency_function(noisy_latents, student(noisy_latents, t, **shared), t, schedule)
     # 10. loss: distance of the two
-    found = _compare(loss, pred, wanted, schedule, t, gain, weight)
-    return LossParts(found, pred, wanted, teacher_x0, noisy_latents, t, s)
+    return LossParts(loss(pred, wanted, weight=weight), pred, wanted, teacher_x0, noisy_latents, t, s)
 
 
 def teacher_x0(
@@ -101,10 +85,9 @@ def teacher_x0(
     solver: DDIMSolver,
     noisy_latents: Tensor,
     index: Tensor,
-    guidance_scale: float | Tensor = 7.5,
+    guidance_scale: float = 7.5,
     loss: Callable[..., Tensor] = pseudo_huber,
     weight: Tensor | None = None,
-    gain: float = 1.0,
     shared: Mapping[str, Any] = _NONE,
 ) -> LossParts:
     """Regression of the student's x0 on the guided teacher's x0 at the same x_t and t; arguments as in `lcm`,
@@ -122,8 +105,7 @@ def teacher_x0(
     # 9. student: its estimate of the clean latents at the same (x_t, t)
     pred = schedule.x0_from_eps(noisy_latents, student(noisy_latents, t, **shared), t)
     # 10. loss: distance of the two
-    found = _compare(loss, pred, wanted, schedule, t, gain, weight)
-    return LossParts(found, pred, wanted, wanted, noisy_latents, t, t)
+    return LossParts(loss(pred, wanted, weight=weight), pred, wanted, wanted, noisy_latents, t, t)
 
 
 OBJECTIVES = {"lcm": lcm, "teacher_x0": teacher_x0}
