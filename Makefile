@@ -65,9 +65,9 @@ readme: $(STAMP)  ## what was measured (FOLDERS="outputs/evaluation outputs/spee
 lock:  ## write requirements.lock anew from what pyproject.toml allows today; then run the tests
 	$(PY) -m venv --clear build/lock
 	build/lock/bin/python $(INSTALL) -e $(EXTRAS)
-	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+.*//' > build/requirements.lock
-	{ sed '/^[^#]/,$$d' requirements.lock; cat build/requirements.lock; } > build/with-head.lock
-	mv build/with-head.lock requirements.lock
+	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable > build/frozen
+	{ grep '^#' requirements.lock; sed 's/+.*//' build/frozen; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock
 
 clean:  ## remove the environment, caches and outputs
 	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis
