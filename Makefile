@@ -1,4 +1,4 @@
-# One environment (.venv) for everything; it is made on first use and refreshed when pyproject.toml changes.
+# One environment (.venv) for everything: made on first use, refreshed when pyproject.toml or requirements.lock changes.
 PY ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -6,20 +6,24 @@ CELL_TIMEOUT ?= 300
 # A process a core, each with whole files, which share what they train.
 PARALLEL := -n logical --maxprocesses 4 --dist loadscope
 
+INSTALL := -m pip install --disable-pip-version-check
+EXTRAS := '.[test,notebooks]'
+
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-full test-browser teacher lint notebooks readme clean
+.PHONY: help demo bench test test-full test-browser teacher lint format notebooks readme lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml
+# The first install shows its progress; a refresh is quiet.
+$(STAMP): pyproject.toml requirements.lock
 	@test -n "$(PY)" || { echo "No python3 found: install Python 3.11 or newer, or run make PY=/path/to/python." >&2; exit 2; }
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PY) is older than Python 3.11: install 3.11 or newer, or run make PY=/path/to/python." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PY) -m venv .venv || { rm -rf .venv; echo \
 		"$(PY) cannot create a virtual environment: install its venv module (Debian, Ubuntu: apt-get install python3-venv)." \
 		>&2; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,notebooks]'
+	$(BIN)/python $(INSTALL) $(if $(wildcard $@),--quiet) -c requirements.lock -e $(EXTRAS)
 	@touch $@
 
 demo: $(STAMP)  ## distil the embedded teacher, draw with both, read and compare: outputs/demo
@@ -42,8 +46,13 @@ test-browser: $(STAMP)  ## every notebook in JupyterLab and Chromium (apt-get in
 teacher: $(STAMP)  ## train the embedded teacher again from its recipe
 	$(BIN)/python -m anytext_lcm.build_teacher
 
-lint: $(STAMP)  ## ruff over package, tests and notebooks
+lint: $(STAMP)  ## ruff over package, tests and notebooks: rules and format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## mend what ruff can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 notebooks: $(STAMP)  ## run the notebooks again and store their outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
@@ -53,6 +62,13 @@ notebooks: $(STAMP)  ## run the notebooks again and store their outputs
 readme: $(STAMP)  ## what was measured (FOLDERS="outputs/evaluation outputs/speed") and the settings into both READMEs
 	$(BIN)/python tests/readme_parts.py $(FOLDERS)
 
+lock:  ## write requirements.lock anew from what pyproject.toml allows today; then run the tests
+	$(PY) -m venv --clear build/lock
+	build/lock/bin/python $(INSTALL) -e $(EXTRAS)
+	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable > build/frozen
+	{ grep '^#' requirements.lock; sed 's/+.*//' build/frozen; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock
+
 clean:  ## remove the environment, caches and outputs
-	rm -rf .venv outputs runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find anytext_lcm tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
