@@ -4,23 +4,19 @@ import json
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from micro_network import micro_network
 
-from anytext_lcm import ablate, demo, lora
+from anytext_lcm import ablate, judge, lora
+from anytext_lcm.recipes import DEFAULTS, recipe
 from anytext_lcm.settings import TrainSettings
 
 
-def recipe(teacher):
+def small(teacher):
     return {
         "config": str(teacher / "micro.yaml"), "teacher_ckpt": str(teacher / "micro.safetensors"), "dataset_size": 5,
         "train_batch_size": 1, "lora_rank": 2, "lora_alpha": 2, "guidance_scale": 2.0, "negative_prompt": "",
         "progress": False,
     }  # fmt: skip
-
-
-def settings_of(teacher, folder, **changes):
-    return TrainSettings.from_dict(ablate.RECIPE | recipe(teacher) | {"output_dir": str(folder)} | changes)
 
 
 class Colours:
@@ -36,96 +32,98 @@ class Colours:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(ablate, "DetectorFeatures", Colours)
+    monkeypatch.setattr(judge, "DetectorFeatures", Colours)
     monkeypatch.setattr(ablate, "TEACHER_STEPS", 2)
-    monkeypatch.setattr(ablate, "SHEET_ROWS", 2)
+    monkeypatch.setattr(ablate, "STUDENT_STEPS", (4,))
 
 
 def test_equal_compute():
     assert ablate.updates_for({}, 100) == 100 and ablate.updates_for({"objective": "teacher_x0"}, 100) == 120
 
 
-def test_the_default_is_what_ships():
-    shipped = demo.DEFAULTS
-    assert (ablate.RECIPE["learning_rate"], ablate.RECIPE["train_batch_size"]) == (shipped.learning_rate, shipped.batch)
-    assert (ablate.RECIPE["lora_rank"], ablate.RECIPE["ema_decay"]) == (shipped.rank, shipped.ema)
-    assert ablate.RECIPE["lora_targets"] == shipped.targets
-
-
-def test_every_answer_is_a_run_that_can_be(teacher, tmp_path):
-    default, model = settings_of(teacher, tmp_path), micro_network()
-    asked = ablate.questions(model, default, "latents")
-    assert tuple(asked) == ablate.QUESTIONS
-    seen = []
-    for name, changes in (pair for answers in asked.values() for pair in answers.items()):
-        settings = settings_of(teacher, tmp_path, **changes)
+def test_every_run_differs_from_the_recipe_and_can_be(teacher, tmp_path):
+    model, common = micro_network(), recipe(10) | small(teacher) | {"output_dir": str(tmp_path)}
+    default = TrainSettings.from_dict(common)
+    assert default.learning_rate == DEFAULTS.learning_rate and default.lora_targets == DEFAULTS.targets
+    changes = ablate.changes(model, DEFAULTS.targets, "latents")
+    assert tuple(changes) == ablate.RUNS
+    for name, changed in changes.items():
+        settings = TrainSettings.from_dict(common | changed)
         names = lora.resolve_targets(model, settings.lora_targets)
-        assert settings.identity() != default.identity(), name
-        assert ablate.training_of(name, changes) not in seen  # no two runs share a folder
-        seen.append(ablate.training_of(name, changes))
+        differing = {key for key, value in settings.identity().items() if value != default.identity()[key]}
+        assert names and differing and differing <= set(changed), name
         if name == "decoder alone":
-            assert names and {n.split(".")[2] for n in names} <= {"middle_block", "output_blocks"}
-    assert seen.count(ablate.DEFAULT) == 1  # "no average" is the default's training, read without its average
+            assert {n.split(".")[2] for n in names} <= {"middle_block", "output_blocks"}
 
 
-def test_runs_table_and_going_on(teacher, tmp_path, capsys, monkeypatch, quick):
-    arguments = dict(asked=("objective", "latents", "average"), steps=2, lines=16, **recipe(teacher))
-    # Another process has one of the runs in hand: it is left alone.
-    with FileLock(tmp_path / ".teacher_x0.lock"):
-        found = ablate.ablate(tmp_path, **arguments)
-    said = capsys.readouterr().out
-    assert "5 of 5 runs are to do. One trains for about" in said and "teacher_x0: another process is at it." in said
-    assert list(found["runs"]) == ["default", "no average", "untrained", "cached latents"]
-    assert [run["updates"] for run in found["runs"].values()] == [2, 2, 0, 2]
-    assert found["runs"]["default"]["seconds"] > 0 and found["runs"]["no average"]["seconds"] is None
+def test_two_runs_are_trained_and_judged(teacher, tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(ablate, "format_table", lambda results: "the table")  # it asks for eight steps too
+    found = ablate.ablate(tmp_path, ("teacher_x0",), steps=5, lines=16, **small(teacher))
     assert json.loads((tmp_path / "results.json").read_text()) == found
-    for name, run in found["runs"].items():
-        assert (tmp_path / "sheets" / f"{name.replace(' ', '_')}.png").is_file()
-        for of in run["read"].values():
-            assert 0 <= of["ned"]["low"] <= of["ned"]["value"] <= of["ned"]["high"] <= 1
-            assert len(of["right"]) == found["panel"]["lines"] and of["kernel"]["low"] <= of["kernel"]["high"]
-    table = (tmp_path / "table.md").read_text()
-    assert table.splitlines()[2].startswith("| default | 2 |") and table.count("\n| ") == 4
-
-    # The second time the teacher is not read again, and only what was left is done.
-    monkeypatch.setattr(ablate.Judge, "_look_at_the_teacher", never)
-    assert set(ablate.ablate(tmp_path, **arguments)["runs"]) == {*found["runs"], "teacher_x0"}
-    monkeypatch.setattr(ablate, "run_distillation", never)
-    monkeypatch.setattr(ablate, "Judge", never)
-    assert len(ablate.ablate(tmp_path, **arguments)["runs"]) == 5
-    for changes in ({"steps": 3}, {"lines": 17}, {"learning_rate": 1.0}):
-        with pytest.raises(ValueError, match="belongs to another ablation"):
-            ablate.ablate(tmp_path, **arguments | changes)
+    runs = found["runs"]
+    assert {name: run["updates"] for name, run in runs.items()} == {
+        "default": 5, "teacher_x0": 6, "no average": 5, "untrained": 0
+    }  # fmt: skip
+    assert runs["default"]["seconds"] > 0 and runs["default"]["cpu_seconds"] > 0
+    averages = [lora.read_adapter(tmp_path / name)[1] for name in ("default/checkpoint-5", "default/checkpoint-5/ema")]
+    assert any((averages[0][key] != averages[1][key]).any() for key in averages[0])
+    for name, run in runs.items():
+        of = run["read"]["4"]
+        assert 0 <= of["ned"]["low"] <= of["ned"]["value"] <= of["ned"]["high"] <= 1
+        assert ("over_default" in of) == (name != "default") and "retention" in of
+        assert of["distribution"]["kernel"]["low"] <= of["distribution"]["kernel"]["high"]
+    assert (tmp_path / "table.md").read_text() == "the table\n"
+    with pytest.raises(ValueError, match="checkpoint-5"):  # trained ones are not overwritten
+        ablate.ablate(tmp_path, (), steps=2, lines=16, **small(teacher))
 
 
-def never(*arguments, **more):
-    raise AssertionError("what is done was done again")
-
-
-def test_a_training_that_gives_up_does_not_end_the_others(teacher, tmp_path, monkeypatch, quick):
+def test_a_training_that_gives_up_does_not_end_the_others(teacher, tmp_path, monkeypatch):
     def gives_up(settings, on_sample):
         raise FloatingPointError("Updates 1 to 10 were skipped.")
 
     monkeypatch.setattr(ablate, "run_distillation", gives_up)
-    found = ablate.ablate(tmp_path, (), steps=2, lines=16, **recipe(teacher))
-    assert found["runs"]["default"]["failed"] == "Updates 1 to 10 were skipped."
-    assert "read" in found["runs"]["untrained"]
-    assert "default failed: Updates 1 to 10 were skipped." in (tmp_path / "table.md").read_text()
+    monkeypatch.setattr(ablate, "judge", lambda settings, adapters, panel: {"teacher": {}, "runs": dict(adapters)})
+    monkeypatch.setattr(ablate, "format_table", lambda results: "")
+    found = ablate.ablate(tmp_path, ("Huber",), steps=2, lines=16, **small(teacher))["runs"]
+    assert found["default"]["failed"] == found["Huber"]["failed"] == "Updates 1 to 10 were skipped."
+    assert [name for name, run in found.items() if "read" in run] == ["untrained"]
 
 
-def test_a_run_over_the_default(monkeypatch):
-    runs = {name: {"read": {"4": {"right": right}}} for name, right in (("default", "1100"), ("other", "1110"))}
-    results = {"runs": runs, "panel": {"groups": [0, 0, 1, 1]}}
-    assert ablate._over_default(results, "other", "4")["value"] == 1.5
-    assert ablate._over_default(results, "default", "4") is None
-    runs["default"]["read"]["4"]["right"] = "0000"
-    assert ablate._over_default(results, "other", "4") is None
+def reading(accuracy, ned, over_default=None):
+    def interval(value):
+        return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+    return {
+        "accuracy": interval(accuracy), "ned": interval(ned), "retention": interval(1.0),
+        "over_default": over_default and interval(over_default),
+        "distribution": {"kernel": interval(0.4), "kernel_floor": interval(0.0)},
+    }  # fmt: skip
+
+
+def test_the_table_begins_with_the_default_and_ends_with_the_worst():
+    both = {
+        "untrained": {"updates": 0, "read": {s: reading(0.5, 0.6, 0.7) for s in "48"}},
+        "Huber": {"updates": 20, "cpu_seconds": 7.4, "read": {s: reading(0.9, 0.95, 1.1) for s in "48"}},
+        "default": {"updates": 20, "cpu_seconds": 10.0, "read": {s: reading(0.8, 0.85) for s in "48"}},
+        "rank 4": {"updates": 20, "failed": "Updates 1 to 10 were skipped."},
+    }
+    results = {"runs": both, "panel": {"lines": 20, "prompts": 15}, "teacher": reading(0.9, 0.9)}
+    lines = ablate.format_table(results).splitlines()
+    assert lines[0].count("|") == 12 and "right, 4 steps" in lines[0] and "right, 8 steps" in lines[0]
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| default", "| Huber", "| untrained"]
+    assert lines[2].startswith("| default | 20 | 10 | 0.800 [0.700, 0.900] | 1.000 [0.900, 1.100] | - | 0.400 [")
+    assert lines[3].startswith("| Huber | 20 | 7 | 0.900 [0.800, 1.000] | 1.000 [0.900, 1.100] | 1.100 [1.000, 1.200]")
+    assert lines[4].startswith("| untrained | 0 | - |")
+    assert "rank 4 failed: Updates 1 to 10 were skipped." in lines
+    assert lines[-1].startswith(
+        "20 lines of 15 prompts, 95 % intervals over prompts. The teacher's 50 steps: right 0.9"
+    )
 
 
 def test_bad_input(tmp_path, capsys):
     for flags, words in (
-        (["--questions", "moon"], "no question moon"), (["--steps", "0"], "--steps must"),
-        (["--threads", "0"], "--threads must"), (["--lines", "3"], "--lines must be 16 or more"),
+        (["--runs", "moon"], "no run moon"), (["--steps", "0"], "--steps must"),
+        (["--lines", "3"], "--lines must be 16 or more"),
         (["--teacher_ckpt", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
     ):  # fmt: skip
         assert ablate.main(["--output", str(tmp_path / "o"), *flags]) == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anytext_lcm import demo, pipeline
+from anytext_lcm import demo, pipeline, recipes
 from anytext_lcm.lora import attach, load_adapter, save_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 
@@ -92,7 +92,7 @@ def test_missing_teacher_is_said_at_once(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_distilling(tmp_path, monkeypatch, processes):
-    monkeypatch.setattr(demo, "DEFAULTS", demo.DemoSettings(batch=2, rank=4, pictures=8))
-    checkpoint = demo.distil(tmp_path / "training", 1, processes=processes)
+    monkeypatch.setattr(recipes, "DEFAULTS", recipes.DemoSettings(batch=2, rank=4, pictures=8))
+    checkpoint = recipes.distil(tmp_path / "training", 1, processes=processes)
     assert (tmp_path / "training" / "logs").is_dir()
     load_adapter(AnyText2.from_config(pipeline.EMBEDDED_CONFIG), checkpoint)
