@@ -43,9 +43,17 @@ TEACHER_STEPS = 50
 # pass of two more, and for `lcm` the target. What an adapter's groups cost besides is in the seconds.
 PASSES = {"lcm": 6, "teacher_x0": 5}
 RUNS = (
-    "teacher_x0", "AnyText2's groups", "without zero convs", "attnx alone", "decoder alone", "rank 4", "rank 16",
-    "rank 64", "Huber", "cached latents",
-)  # fmt: skip
+    "teacher_x0",
+    "AnyText2's groups",
+    "without zero convs",
+    "attnx alone",
+    "decoder alone",
+    "rank 4",
+    "rank 16",
+    "rank 64",
+    "Huber",
+    "cached latents",
+)
 
 
 def changes(model: AnyText2, targets: Sequence[str], latents: str) -> dict[str, dict[str, Any]]:
@@ -160,10 +168,13 @@ def ablate(
     for name, read in found["runs"].items():
         runs[name]["read"] = read
     results = {
-        "anytext_lcm": __version__, "hardware": describe_hardware(default_device()), "recipe": settings.identity(),
-        "panel": {"lines": len(panel.groups), "prompts": len(panel), "seed": seed}, "teacher": found["teacher"],
+        "anytext_lcm": __version__,
+        "hardware": describe_hardware(default_device()),
+        "recipe": settings.identity(),
+        "panel": {"lines": len(panel.groups), "prompts": len(panel), "seed": seed},
+        "teacher": found["teacher"],
         "runs": runs,
-    }  # fmt: skip
+    }
     for file, text in (("results.json", json.dumps(results, indent=1)), ("table.md", format_table(results))):
         with whole_file(output / file) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -191,22 +202,33 @@ def format_table(results: Mapping[str, Any]) -> str:
     head = ["run", "updates", "CPU s", *(text.format(steps) for steps in STUDENT_STEPS for text in each)]
     failed = [f"\n{name} failed: {run['failed']}" for name, run in runs.items() if "failed" in run]
     distance = teacher["distribution"]
-    return "\n".join([
-        *table(head, rows), *failed, "",
-        f"{panel['lines']} lines of {panel['prompts']} prompts, 95 % intervals over prompts. The teacher's "
-        f"{TEACHER_STEPS} steps: right {_interval(teacher['accuracy'])}, kernel distance "
-        f"{_interval(distance['kernel'])}; other real pictures {_interval(distance['kernel_floor'])}.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *table(head, rows),
+            *failed,
+            "",
+            f"{panel['lines']} lines of {panel['prompts']} prompts, 95 % intervals over prompts. The teacher's "
+            f"{TEACHER_STEPS} steps: right {_interval(teacher['accuracy'])}, kernel distance "
+            f"{_interval(distance['kernel'])}; other real pictures {_interval(distance['kernel_floor'])}.",
+        ]
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m anytext_lcm.ablate", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--output", default="outputs/ablation", help="gets results.json, table.md and a folder for each run "
-        "(default: %(default)s)")  # fmt: skip
+    add(
+        "--output",
+        default="outputs/ablation",
+        help="gets results.json, table.md and a folder for each run (default: %(default)s)",
+    )
     add("--runs", nargs="+", default=RUNS, metavar="RUN", help=f"among {', '.join(map(repr, RUNS))}")
-    add("--steps", type=int, default=DEFAULTS.steps, help="updates of the default; the others cost the same "
-        "(default: %(default)s)")  # fmt: skip
+    add(
+        "--steps",
+        type=int,
+        default=DEFAULTS.steps,
+        help="updates of the default; the others cost the same (default: %(default)s)",
+    )
     add("--lines", type=int, default=256, help="lines of text to read (default: %(default)s)")
     add("--seed", type=int, default=0, help="of training and panel (default: %(default)s)")
     add("--config", default=str(EMBEDDED_CONFIG), help="yaml of the network (default: the embedded one)")

@@ -334,18 +334,29 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data", required=True, help="test1k.json of laion_word or wukong_word")
-    add("--output", default="outputs/benchmark",
+    add(
+        "--output",
+        default="outputs/benchmark",
         help="gets a folder of pictures for each method, and report.json; goes on where it stopped "
-        "(default: %(default)s)")  # fmt: skip
-    add("--methods", nargs="+", default=list(METHODS), metavar="METHOD",
+        "(default: %(default)s)",
+    )
+    add(
+        "--methods",
+        nargs="+",
+        default=list(METHODS),
+        metavar="METHOD",
         help="teacher-N, teacher-N-eta1, student-N, student-N-deterministic, "
-        f"student-N-gamma0.3, student-N-w0.5 or untrained-N in N steps (default: {' '.join(METHODS)})")  # fmt: skip
+        f"student-N-gamma0.3, student-N-w0.5 or untrained-N in N steps (default: {' '.join(METHODS)})",
+    )
     add("--limit", type=int, help="prompts, the first ones; default: all")
     add("--samples", type=int, default=SAMPLES, help="pictures a prompt (default: %(default)s, upstream's)")
     add("--seed", type=int, default=SEED, help="of the first picture of each prompt (default: %(default)s, upstream's)")
-    add("--font", default=PLAIN_FONT,
+    add(
+        "--font",
+        default=PLAIN_FONT,
         help="of glyphs and font hint, file or matplotlib font; upstream's is Arial Unicode, and Chinese needs one "
-        "that has it (default: %(default)s)")  # fmt: skip
+        "that has it (default: %(default)s)",
+    )
     add("--no_font_hint", action="store_true", help="leave the font open")
     add("--words", default=ADDED_WORDS, help="behind every caption (default: %(default)s)")
     add("--guidance_scale", type=float, help="the teacher's; default: what suits the network, 7.5 at full size")

@@ -145,8 +145,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=float, default=Recipe.diffusion_lr, help="of the diffusion at its peak")
     parser.add_argument("--decay", type=float, default=Recipe.decay, help="share of the steps over which it falls")
     parser.add_argument("--pictures", type=int, help=f"default: {Recipe.pictures}, or as the work folder was begun")
-    parser.add_argument("--seed", type=int,
-        help=f"another one gives other pictures; default: {Recipe.seed}, or as the work folder was begun")  # fmt: skip
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help=f"another one gives other pictures; default: {Recipe.seed}, or as the work folder was begun",
+    )
     parser.add_argument("--vae_steps", type=int, default=Recipe.vae_steps)
     parser.add_argument("--writing_steps", type=int, default=Recipe.writing_steps)
     parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else available_cores())

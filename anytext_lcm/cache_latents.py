@@ -16,9 +16,23 @@ from anytext_lcm.pipeline import default_device, use_available_cores
 from anytext_lcm.settings import TrainSettings, add_flags, collect
 
 FLAGS = (
-    "config", "teacher_ckpt", "use_mock_dataset", "data_list", "data_root", "index_dir", "wm_thresh", "edit_share",
-    "fonts", "strict", "dataset_size", "image_size", "num_workers", "train_batch_size", "seed", "progress",
-)  # fmt: skip
+    "config",
+    "teacher_ckpt",
+    "use_mock_dataset",
+    "data_list",
+    "data_root",
+    "index_dir",
+    "wm_thresh",
+    "edit_share",
+    "fonts",
+    "strict",
+    "dataset_size",
+    "image_size",
+    "num_workers",
+    "train_batch_size",
+    "seed",
+    "progress",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

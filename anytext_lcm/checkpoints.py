@@ -206,8 +206,7 @@ def find_resume(settings: TrainSettings) -> Path | None:
         start = _read_state(Path(wanted))["progress"]["step"]
     if later := [path.name for step, path in existing.items() if step > start]:
         raise ValueError(
-            f"{settings.output_dir} holds {', '.join(later)} already; "
-            "resume from latest or name another output_dir."
+            f"{settings.output_dir} holds {', '.join(later)} already; resume from latest or name another output_dir."
         )
     return None if wanted is None else Path(wanted)
 

@@ -32,9 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
         description="Distils the embedded teacher, draws with teacher and student, and judges both.",
     )
     add = parser.add_argument
-    add("--output", default="outputs/demo",
+    add(
+        "--output",
+        default="outputs/demo",
         help="gets grid.png, tables, charts, report.json and adapter/; replaced when all went well "
-        "(default: %(default)s)")  # fmt: skip
+        "(default: %(default)s)",
+    )
     add("--steps", type=_positive, default=DEFAULTS.steps, help="updates of the adapter (default: %(default)s)")
     add("--prompts", type=_positive, default=64, help="prompts to draw and judge, 2 or more (default: %(default)s)")
     add("--seed", type=int, default=0, help="of training, prompts and noise (default: %(default)s)")
@@ -81,8 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     minutes = (time.monotonic() - began) / 60
-    print(f"{output / 'grid.png'} shows the pictures, {output / 'report.json'} holds all measures; "
-          f"the student's adapter is in {output / 'adapter'} ({minutes:.1f} minutes).")  # fmt: skip
+    print(
+        f"{output / 'grid.png'} shows the pictures, {output / 'report.json'} holds all measures; "
+        f"the student's adapter is in {output / 'adapter'} ({minutes:.1f} minutes)."
+    )
     return 0
 
 

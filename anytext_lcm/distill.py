@@ -92,8 +92,7 @@ class DistillStep(nn.Module):
         super().__init__()
         if not model.control_model.fast_control:
             raise ValueError(
-                "Distillation shares control residuals between timesteps, "
-                "so it needs fast_control: true in the yaml."
+                "Distillation shares control residuals between timesteps, so it needs fast_control: true in the yaml."
             )
         self.model = model
         self.schedule = NoiseSchedule(model.alphas_cumprod)
@@ -217,9 +216,7 @@ def batch_indices(
     """
     first = (step * world + rank) * batch_size
     epochs = [divmod(place, size) for place in range(first, first + batch_size)]
-    return [
-        int(_epoch_order(size, seed, epoch)[place]) + (epoch * size if redraws else 0) for epoch, place in epochs
-    ]
+    return [int(_epoch_order(size, seed, epoch)[place]) + (epoch * size if redraws else 0) for epoch, place in epochs]
 
 
 def batch_generator(seed: int, rank: int, world: int, step: int) -> torch.Generator:
@@ -296,9 +293,7 @@ def load_teacher(settings: TrainSettings, dtype: torch.dtype = torch.float32) ->
 
 
 @torch.no_grad()
-def sample_grid(
-    model: AnyText2, batch: Mapping[str, Any], settings: TrainSettings, step: int
-) -> dict[str, np.ndarray]:
+def sample_grid(model: AnyText2, batch: Mapping[str, Any], settings: TrainSettings, step: int) -> dict[str, np.ndarray]:
     """Pictures (B, H, W, 3) uint8 by method: the student's in 1, 2, 4, 8 and the settings' steps, and at step 0,
     before training, the teacher's in 20.
     """
@@ -411,9 +406,7 @@ def _end_with_parent() -> None:
 def _accelerator(settings: TrainSettings) -> Accelerator:
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if 0 < gpus < here and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes"):
-        raise ValueError(
-            f"{here} processes were launched for {gpus} GPUs; launch {gpus}, or set ACCELERATE_USE_CPU=1."
-        )
+        raise ValueError(f"{here} processes were launched for {gpus} GPUs; launch {gpus}, or set ACCELERATE_USE_CPU=1.")
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         log_with="tensorboard",
@@ -429,9 +422,7 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision fp16 needs a GPU; use bf16 or no on a CPU.")
     if accelerator.mixed_precision not in PRECISIONS:
-        raise ValueError(
-            f"mixed_precision {accelerator.mixed_precision} is not possible; use {', '.join(PRECISIONS)}."
-        )
+        raise ValueError(f"mixed_precision {accelerator.mixed_precision} is not possible; use {', '.join(PRECISIONS)}.")
     return accelerator
 
 
@@ -583,9 +574,7 @@ def _train(
     if resume:
         progress = restore(resume, model, optimizer, accelerator, settings, ema)
     if progress.step >= settings.max_train_steps:
-        raise ValueError(
-            f"{resume} has trained {progress.step} steps already; raise --max_train_steps to go on."
-        )
+        raise ValueError(f"{resume} has trained {progress.step} steps already; raise --max_train_steps to go on.")
 
     accelerator.init_trackers(
         "distill",

@@ -88,9 +88,7 @@ def boxes_of_mask(mask: np.ndarray, count: int, order: str = "down") -> list[np.
     return boxes
 
 
-def paste_back(
-    photo: np.ndarray, drawn: np.ndarray, polygons: Sequence[np.ndarray], feather: int = 3
-) -> np.ndarray:
+def paste_back(photo: np.ndarray, drawn: np.ndarray, polygons: Sequence[np.ndarray], feather: int = 3) -> np.ndarray:
     """The drawn picture inside the polygons and the photograph outside, exactly, from 3 `feather` pixels on.
 
     The autoencoder changes every pixel a little; between, one picture fades into the other. All (H, W, 3) uint8.

@@ -63,17 +63,29 @@ SHOWN_METHODS, ZOOM_LINES = 7, 8  # columns and rows that can still be read
 DISTRIBUTION_FROM = 8  # prompts; fewer say nothing about a distribution
 REAL, RECONSTRUCTION = "real", "reconstruction"
 METHODS = (
-    REAL, RECONSTRUCTION, "teacher-50", "teacher-8", "teacher-4", "teacher-2", "teacher-1",
-    "untrained-4", "student-1", "student-2", "student-4", "student-8",
-)  # fmt: skip
+    REAL,
+    RECONSTRUCTION,
+    "teacher-50",
+    "teacher-8",
+    "teacher-4",
+    "teacher-2",
+    "teacher-1",
+    "untrained-4",
+    "student-1",
+    "student-2",
+    "student-4",
+    "student-8",
+)
 COMPARISON = (  # the README's table: every family at equal evaluations; guided steps count twice
-    REAL, RECONSTRUCTION,
+    REAL,
+    RECONSTRUCTION,
     *(f"teacher-{n}" for n in (50, 20, 8, 4, 2, 1)),
     *(f"teacher-{n}-eta1" for n in (50, 20, 8, 4, 2)),
     *(f"teacher-{n}-{solver}" for solver in ("dpm++", "unipc") for n in (8, 4, 2)),
     *(f"untrained-{n}" for n in (1, 2, 4, 8, 16)),
-    *(f"student-{n}" for n in (1, 2, 4, 6, 8, 16)), *(f"student-{n}-deterministic" for n in (2, 4, 8)),
-)  # fmt: skip
+    *(f"student-{n}" for n in (1, 2, 4, 6, 8, 16)),
+    *(f"student-{n}-deterministic" for n in (2, 4, 8)),
+)
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "peft", "rapidocr", "onnxruntime")
 
 # -- the panel ------------------------------------------------------------------------------------------
@@ -162,9 +174,7 @@ class Panel:
 
 
 def _pictures(size: int, seed: int, image_size: int) -> MockDataset:
-    return MockDataset(
-        size, seed, image_size=image_size, max_lines=2, split="test", edit_share=0.0, hint_share=0.0
-    )
+    return MockDataset(size, seed, image_size=image_size, max_lines=2, split="test", edit_share=0.0, hint_share=0.0)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -290,9 +300,7 @@ def run_method(
         return MethodResult(RECONSTRUCTION, images, 0, clock.wall, clock.cores)
     method = parse_any(method) if isinstance(method, str) else method
     drawing = draw(model, prepared or prepare_panel(model, panel), method, show)
-    return MethodResult(
-        method.name, drawing.images, drawing.evaluations, drawing.clock.wall, drawing.clock.cores
-    )
+    return MethodResult(method.name, drawing.images, drawing.evaluations, drawing.clock.wall, drawing.clock.cores)
 
 
 # -- judging --------------------------------------------------------------------------------------------
@@ -539,19 +547,19 @@ def _equal_evaluations(
                 continue
             difference = scores[student].correct.astype(float) - scores[rival].correct
             distances = [rows[name]["distribution"] for name in (student, rival)]
-            pairs.append({
-                "student": student,
-                "rival": rival,
-                "evaluations": rows[student]["evaluations"],
-                "accuracy_difference": asdict(judge.bootstrap_mean(difference, groups)),
-                "kernel": [d and d["kernel"]["value"] for d in distances],
-            })  # fmt: skip
+            pairs.append(
+                {
+                    "student": student,
+                    "rival": rival,
+                    "evaluations": rows[student]["evaluations"],
+                    "accuracy_difference": asdict(judge.bootstrap_mean(difference, groups)),
+                    "kernel": [d and d["kernel"]["value"] for d in distances],
+                }
+            )
     return pairs
 
 
-def _costs(
-    result: MethodResult, prompts: int, reference: MethodResult | None, preparing: Clock
-) -> dict[str, Any]:
+def _costs(result: MethodResult, prompts: int, reference: MethodResult | None, preparing: Clock) -> dict[str, Any]:
     """Evaluations, seconds a picture by phase, and how much faster than the reference: denoising, with decoding, and
     end to end with what is encoded once for all methods.
     """
@@ -583,8 +591,20 @@ def format_table(report: Mapping[str, Any]) -> str:
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    head = ["method", "evals", "s", "faster", "lines right", "retention", "NED", "kernel", "RMSE", "sharp",
-            "background", "text colour"]  # fmt: skip
+    head = [
+        "method",
+        "evals",
+        "s",
+        "faster",
+        "lines right",
+        "retention",
+        "NED",
+        "kernel",
+        "RMSE",
+        "sharp",
+        "background",
+        "text colour",
+    ]
     several = report["panel"].get("sampling_seeds", 1) > 1
     head += ["diversity"] if several else []
     table = [head]
@@ -608,8 +628,10 @@ def format_table(report: Mapping[str, Any]) -> str:
             ]
         )
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-             for row in table]  # fmt: skip
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in table
+    ]
     panel, distribution = report["panel"], next(iter(report["methods"].values()))["distribution"]
     floor = number(distribution and distribution["kernel_floor"]["value"], ".3f")
     legend = (
@@ -662,21 +684,40 @@ def build_parser() -> argparse.ArgumentParser:
         description="Measures a student against its teacher: readability, likeness, colours, time.",
     )
     add = parser.add_argument
-    add("--adapter", nargs="+", default=["shipped"], metavar="DIR|shipped|none",
+    add(
+        "--adapter",
+        nargs="+",
+        default=["shipped"],
+        metavar="DIR|shipped|none",
         help="default: shipped; after the first, others of another training seed or objective, as LABEL=DIR, by which "
-        "the student's methods are drawn too; without a label they are counted from 2")  # fmt: skip
-    add("--lines", type=int, default=256,
-        help="lines of text in the panel; 256 give 3 to 5 points either way (default: %(default)s)")  # fmt: skip
-    add("--methods", nargs="+", metavar="METHOD",
+        "the student's methods are drawn too; without a label they are counted from 2",
+    )
+    add(
+        "--lines",
+        type=int,
+        default=256,
+        help="lines of text in the panel; 256 give 3 to 5 points either way (default: %(default)s)",
+    )
+    add(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
         help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-dpm++, teacher-N-unipc, "
         "student-N, student-N-deterministic, student-N-gamma0.3, student-N-w0.5, untrained-N, "
-        f"{REAL}, {RECONSTRUCTION} (default: {' '.join(METHODS)})")  # fmt: skip
-    add("--comparison", action="store_true",
-        help="the methods of the README's table, which need diffusers; instead of --methods")  # fmt: skip
+        f"{REAL}, {RECONSTRUCTION} (default: {' '.join(METHODS)})",
+    )
+    add(
+        "--comparison",
+        action="store_true",
+        help="the methods of the README's table, which need diffusers; instead of --methods",
+    )
     add("--seed", type=int, default=0, help="another seed is another panel and other noise")
-    add("--sampling_seeds", type=int, default=1,
-        help="pictures of each prompt from different noise; from 2 on diversity is measured "
-        "(default: %(default)s)")  # fmt: skip
+    add(
+        "--sampling_seeds",
+        type=int,
+        default=1,
+        help="pictures of each prompt from different noise; from 2 on diversity is measured (default: %(default)s)",
+    )
     add("--guidance_scale", type=float, help="the teacher's; default: what suits the network")
     add("--negative_prompt", help="the teacher's; default: what suits the network")
     add("--output", default="outputs/evaluation", help="folder for report, table and grid (default: %(default)s)")
@@ -716,9 +757,7 @@ def run(args: argparse.Namespace) -> Path:
     if adapter is None and any(name.startswith("student") for name in names):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
     resolve_methods(names, guidance)
-    panel = Panel.build(
-        lines=args.lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds
-    )
+    panel = Panel.build(lines=args.lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds)
     output = Path(args.output)
     with whole_directory(output) as folder:
         use_available_cores()

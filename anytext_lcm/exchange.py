@@ -23,17 +23,19 @@ from anytext_lcm.outputs import whole_file
 
 CHECKPOINT_ENDINGS = (".safetensors", ".ckpt")
 UNET = "model.diffusion_model."
-_KEY = re.compile(
-    r"(.+?)\.(?:(alpha)|(?:lora_down|lora\.down|lora_A)\.(weight)|(?:lora_up|lora\.up|lora_B)\.weight)"
-)
+_KEY = re.compile(r"(.+?)\.(?:(alpha)|(?:lora_down|lora\.down|lora_A)\.(weight)|(?:lora_up|lora\.up|lora_B)\.weight)")
 _UP, _DOWN = "lora_up.weight", "lora_down.weight"
 
 # -- names ----------------------------------------------------------------------------------------------
 
 _RESIDUAL = {
-    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
-}  # fmt: skip
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
 _ENDS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",

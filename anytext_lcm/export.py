@@ -292,14 +292,26 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--adapter", default="shipped", metavar="DIR|shipped", help="default: %(default)s")
     add("--adapter_scale", type=float, default=1.0, help="weight of the adapter (default: %(default)s)")
-    add("--mix", action="append", metavar="PATH[@SCALE]",
-        help="another adapter to add: a PEFT folder, a kohya or a diffusers file; may be repeated")  # fmt: skip
+    add(
+        "--mix",
+        action="append",
+        metavar="PATH[@SCALE]",
+        help="another adapter to add: a PEFT folder, a kohya or a diffusers file; may be repeated",
+    )
     add("--output", default="outputs/export", help="folder for all layouts and export.json (default: %(default)s)")
     add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: all")
-    add("--precision", choices=tuple(PRECISIONS), default="fp32",
-        help="of the merged, kohya and diffusers files (default: %(default)s)")  # fmt: skip
-    add("--checkpoint_format", choices=("safetensors", "ckpt"), default="safetensors",
-        help="of the merged file (default: %(default)s)")  # fmt: skip
+    add(
+        "--precision",
+        choices=tuple(PRECISIONS),
+        default="fp32",
+        help="of the merged, kohya and diffusers files (default: %(default)s)",
+    )
+    add(
+        "--checkpoint_format",
+        choices=("safetensors", "ckpt"),
+        default="safetensors",
+        help="of the merged file (default: %(default)s)",
+    )
     add("--report", help="report.json of an evaluation, for the model card")
     add("--license", default="apache-2.0", help="for the model card (default: %(default)s)")
     add("--base_model", help="name of the teacher on a hub, for the model card and adapter_config.json")
@@ -345,9 +357,16 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         card = model_card(about, evaluated, args.license, args.base_model, Path(args.config).name)
         written = about["training"] | {k: v for k, v in about.items() if k in ("mixed_from", "base_sha256")}
         report = export(
-            model, folder, args.layouts, card, written, args.precision, f".{args.checkpoint_format}",
-            args.base_model, not args.no_check,
-        )  # fmt: skip
+            model,
+            folder,
+            args.layouts,
+            card,
+            written,
+            args.precision,
+            f".{args.checkpoint_format}",
+            args.base_model,
+            not args.no_check,
+        )
         text = json.dumps(report, indent=1, ensure_ascii=False)
         (folder / REPORT).write_text(text + "\n", encoding="utf-8")
     return output, report

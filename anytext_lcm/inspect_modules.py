@@ -125,10 +125,7 @@ def count_by(layers: Sequence[Layer], *fields: str) -> dict[tuple[str, ...], tup
 
 def part_parameters(model: nn.Module) -> dict[str, int]:
     """All parameters of each network, those of norms and embeddings too."""
-    return {
-        part: sum(p.numel() for p in model.get_submodule(prefix).parameters())
-        for prefix, part in PARTS.items()
-    }
+    return {part: sum(p.numel() for p in model.get_submodule(prefix).parameters()) for prefix, part in PARTS.items()}
 
 
 def lora_parameters(layer: Layer, rank: int) -> int:

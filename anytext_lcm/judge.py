@@ -104,9 +104,7 @@ def _sides(quad: np.ndarray) -> tuple[float, float]:
     return max(1.0, float(edges[[0, 2]].mean())), max(1.0, float(edges[[1, 3]].mean()))
 
 
-def rectify(
-    image: np.ndarray, polygon: np.ndarray, height: int = READ_HEIGHT, margin: float = 0.1
-) -> np.ndarray:
+def rectify(image: np.ndarray, polygon: np.ndarray, height: int = READ_HEIGHT, margin: float = 0.1) -> np.ndarray:
     """The text line of `polygon` upright: (height, w, 3) uint8, with `margin` (in line heights) around it.
 
     A line much higher than wide is turned by 90 degrees, as PP-OCR does.
@@ -167,9 +165,7 @@ class LineReader:
         """
         images = as_uint8(images)
         if len(images) != len(polygons):
-            raise ValueError(
-                f"{len(images)} pictures, polygons for {len(polygons)}: give one list a picture."
-            )
+            raise ValueError(f"{len(images)} pictures, polygons for {len(polygons)}: give one list a picture.")
         pairs = zip(images, polygons, strict=True)
         crops = [rectify(image, polygon) for image, lines in pairs for polygon in lines]
         texts = iter(self.read_crops(crops))
@@ -260,9 +256,7 @@ class Interval:
 def _group_sums(groups: np.ndarray, *columns: np.ndarray) -> np.ndarray:
     """Sums of each column over each group: (G, columns)."""
     if any(len(column) != len(groups) for column in columns) or len(groups) == 0:
-        raise ValueError(
-            f"{[len(column) for column in columns]} values for {len(groups)} lines: give one a line."
-        )
+        raise ValueError(f"{[len(column) for column in columns]} values for {len(groups)} lines: give one a line.")
     _, index = np.unique(groups, return_inverse=True)
     return np.stack([np.bincount(index, weights=column.astype(float)) for column in columns], axis=1)
 

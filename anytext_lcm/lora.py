@@ -146,9 +146,7 @@ def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> l
                 f"LoRA target {target!r} is a {type(module).__name__}; only Linear and Conv2d can be adapted."
             )
         if not target.startswith(_TRAINED):
-            raise ValueError(
-                f"LoRA target {target!r} would get no gradient; name one under {' or '.join(_TRAINED)}"
-            )
+            raise ValueError(f"LoRA target {target!r} would get no gradient; name one under {' or '.join(_TRAINED)}")
         chosen.add(target)
     if not chosen:
         raise ValueError(f"No LoRA target was named; choose from the groups {', '.join(groups)}.")
@@ -177,9 +175,7 @@ def adapter_state(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(sorted(state.items()))
 
 
-def attach(
-    model: nn.Module, rank: int = 64, alpha: float = 64, targets: Sequence[str] | None = None
-) -> nn.Module:
+def attach(model: nn.Module, rank: int = 64, alpha: float = 64, targets: Sequence[str] | None = None) -> nn.Module:
     """Puts a fresh adapter into the model, in place, and freezes everything else. Returns the model.
 
     W becomes W + (alpha / rank) B A; B starts at zero, so nothing changes yet (arXiv:2106.09685). A is drawn
@@ -191,9 +187,7 @@ def attach(
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"The LoRA rank must be a positive integer, not {rank!r}; 64 is usual.")
     if not alpha > 0:
-        raise ValueError(
-            f"LoRA alpha must be positive, not {alpha!r}; alpha = rank leaves the update unscaled."
-        )
+        raise ValueError(f"LoRA alpha must be positive, not {alpha!r}; alpha = rank leaves the update unscaled.")
     if adapter_layers(model):
         raise ValueError("The model has an adapter already; merge it or build the model anew.")
     names = resolve_targets(model, targets)
@@ -344,9 +338,7 @@ def read_adapter(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
     directory = Path(directory)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
-            raise FileNotFoundError(
-                f"{directory / name} does not exist; name a directory that holds a saved adapter."
-            )
+            raise FileNotFoundError(f"{directory / name} does not exist; name a directory that holds a saved adapter.")
     try:
         config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
         config = {"r": config["r"], "lora_alpha": config["lora_alpha"], **config}
@@ -369,14 +361,11 @@ def check_plain(config: Mapping, state: Mapping[str, Tensor], directory: str | P
     """Raises ValueError unless a saved adapter (see `read_adapter`) is plain LoRA and nothing else."""
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
         if config.get(key):
-            raise ValueError(
-                f"The adapter in {directory} uses {key}, which this package does not; train it here anew."
-            )
+            raise ValueError(f"The adapter in {directory} uses {key}, which this package does not; train it here anew.")
     foreign = [key for key in state if not key.startswith(_PREFIX) or not key.endswith(_ENDINGS)]
     if foreign or not state:
         raise ValueError(
-            f"The adapter in {directory} holds no PEFT LoRA weights "
-            f"({len(foreign)} other keys, like {foreign[:1]})."
+            f"The adapter in {directory} holds no PEFT LoRA weights ({len(foreign)} other keys, like {foreign[:1]})."
         )
 
 
@@ -390,9 +379,7 @@ def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = Fals
     """
     config, state = read_adapter(directory)
     check_plain(config, state, directory)
-    names = sorted(
-        {key.removeprefix(_PREFIX).removesuffix(_ENDINGS[0]).removesuffix(_ENDINGS[1]) for key in state}
-    )
+    names = sorted({key.removeprefix(_PREFIX).removesuffix(_ENDINGS[0]).removesuffix(_ENDINGS[1]) for key in state})
     try:
         shapes = _shapes(model, resolve_targets(model, names), config["r"])
     except ValueError as error:

@@ -159,9 +159,14 @@ def saved_bytes(
 
 @lru_cache(maxsize=64)
 def _count(
-    config: str, rank: int, targets: tuple[str, ...] | None, precision: str, checkpointing: bool, side: int | None,
+    config: str,
+    rank: int,
+    targets: tuple[str, ...] | None,
+    precision: str,
+    checkpointing: bool,
+    side: int | None,
     kernel: str,
-) -> dict[str, int]:  # fmt: skip
+) -> dict[str, int]:
     """Bytes of the parts that do not depend on the batch, and of one picture's."""
     yaml, dtype = OmegaConf.load(config).model.params, _DTYPES[precision]
     model = AnyText2.from_config(config, device="meta").to(dtype).requires_grad_(False)

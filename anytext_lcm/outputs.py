@@ -24,9 +24,7 @@ def check_writable(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(
-            f"Nothing can be written to {folder} ({error.strerror}); name another output."
-        ) from error
+        raise ValueError(f"Nothing can be written to {folder} ({error.strerror}); name another output.") from error
     return folder
 
 

@@ -489,9 +489,7 @@ def _pick(batch: dict[str, Any], places: list[int]) -> dict[str, Any]:
     return {k: v[places] if isinstance(v, Tensor) else [v[place] for place in places] for k, v in batch.items()}
 
 
-def prepare(
-    model: AnyText2, batch: dict[str, Any], seeds: Sequence[int], negative_prompt: str = ""
-) -> Prepared:
+def prepare(model: AnyText2, batch: dict[str, Any], seeds: Sequence[int], negative_prompt: str = "") -> Prepared:
     """batch (see `prompts_to_batch`, or of a data set) and a seed for each picture -> Prepared.
 
     The texts, the recognisers and the masked picture are encoded here, once for all methods: no adapter
@@ -521,9 +519,7 @@ def prepare(
     return Prepared(conditional, unconditional, tuple(seeds), tuple(conditional.masked_latents.shape[1:]))
 
 
-def predictor(
-    model: AnyText2, prepared: Prepared, guidance_scale: float
-) -> Callable[[Tensor, Tensor], Tensor]:
+def predictor(model: AnyText2, prepared: Prepared, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:
     """(latents (B, C, h, w), timesteps int64 (B,)) -> guided eps (B, C, h, w) fp32.
 
     WriteNet's residuals are computed here, once a branch; both branches go through the networks as one
@@ -568,9 +564,7 @@ def denoise(
 def to_uint8(images: Tensor) -> np.ndarray:
     """(B, 3, H, W) about -1..1 -> (B, H, W, 3) uint8. Raises ValueError when a number is not finite."""
     if not bool(torch.isfinite(images).all()):
-        raise ValueError(
-            "The pictures hold numbers that are not finite; use fp32, less guidance or another adapter."
-        )
+        raise ValueError("The pictures hold numbers that are not finite; use fp32, less guidance or another adapter.")
     levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return levels.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -601,9 +595,7 @@ def draw(model: AnyText2, prepared: Prepared, method: Method, show: bool = False
         switch = adapter_off if not method.adapter else adapter_merged if merges else nullcontext
         # Chunks that run side by side share the model: the switch is thrown here, around all of them.
         with clock("denoise", model.device), switch(model):
-            latents = _spread(
-                lambda rows: denoise(model, prepared[rows], method, progress).cpu(), chunks, model.device
-            )
+            latents = _spread(lambda rows: denoise(model, prepared[rows], method, progress).cpu(), chunks, model.device)
     latents = torch.cat(latents)
     with clock("decode", model.device):
         images = decode(model, latents)

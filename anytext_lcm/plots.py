@@ -143,8 +143,16 @@ def bars(groups: Mapping[str, Mapping[str, float]], x_label: str, title: str = "
     for i, name in enumerate(names):
         values = np.array([group.get(name, 0) for group in groups.values()], float)
         color = COLORS[i] if i < len(COLORS) else str(0.1 * (i - len(COLORS) + 2))
-        axis.barh(list(groups), values, left=left, label=name, color=color, edgecolor="white",
-                  linewidth=0.6, hatch=HATCHES[i % len(HATCHES)])  # fmt: skip
+        axis.barh(
+            list(groups),
+            values,
+            left=left,
+            label=name,
+            color=color,
+            edgecolor="white",
+            linewidth=0.6,
+            hatch=HATCHES[i % len(HATCHES)],
+        )
         left += values
     axis.invert_yaxis()
     _finish(axis, x_label, "", title, False)
@@ -192,27 +200,50 @@ def network_map(parameters: Mapping[str, int], title: str = "") -> Figure:
     figure, axes = _figure(3.4)
     axis: Axes = axes[0, 0]
     places = {
-        "recogniser": (0.9, 2.6), "embedding manager": (3.2, 2.6), "text tower": (5.5, 2.6),
-        "WriteNet": (3.2, 0.9), "UNet": (5.5, 0.9), "VAE": (7.8, 0.9),
-    }  # fmt: skip
+        "recogniser": (0.9, 2.6),
+        "embedding manager": (3.2, 2.6),
+        "text tower": (5.5, 2.6),
+        "WriteNet": (3.2, 0.9),
+        "UNet": (5.5, 0.9),
+        "VAE": (7.8, 0.9),
+    }
     for name, (x, y) in places.items():
         color = "#f2a65a" if name in ("UNet", "WriteNet") else "#d7d7d7"
         label = f"{name}\n{parameters[name] / 1e6:.1f} M"
-        axis.text(x, y, label, ha="center", va="center", fontsize=9,
-                  bbox={"boxstyle": "round,pad=0.45", "facecolor": color, "edgecolor": "none"})  # fmt: skip
+        axis.text(
+            x,
+            y,
+            label,
+            ha="center",
+            va="center",
+            fontsize=9,
+            bbox={"boxstyle": "round,pad=0.45", "facecolor": color, "edgecolor": "none"},
+        )
     flows = (
-        ((-0.9, 2.6), (0.35, 2.6), "glyph\nlines"), ((1.5, 2.6), (2.3, 2.6), "what it\nreads"),
-        ((4.1, 2.6), (4.95, 2.6), "one token\na line"), ((5.5, 2.15), (5.5, 1.35), "context"),
-        ((1.2, 0.9), (2.65, 0.9), "placed glyphs, positions,\nmasked latents"), ((3.75, 0.9), (5.0, 0.9), "residuals"),
-        ((6.0, 0.9), (7.35, 0.9), "latents"), ((8.25, 0.9), (9.3, 0.9), "picture"),
+        ((-0.9, 2.6), (0.35, 2.6), "glyph\nlines"),
+        ((1.5, 2.6), (2.3, 2.6), "what it\nreads"),
+        ((4.1, 2.6), (4.95, 2.6), "one token\na line"),
+        ((5.5, 2.15), (5.5, 1.35), "context"),
+        ((1.2, 0.9), (2.65, 0.9), "placed glyphs, positions,\nmasked latents"),
+        ((3.75, 0.9), (5.0, 0.9), "residuals"),
+        ((6.0, 0.9), (7.35, 0.9), "latents"),
+        ((8.25, 0.9), (9.3, 0.9), "picture"),
         ((4.95, 2.35), (3.75, 1.3), "text context"),
-    )  # fmt: skip
+    )
     for start, end, label in flows:
         axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.35"})
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
         shift = 0.42 if start[1] == end[1] else 0
-        axis.text(x, y + shift, label, ha="center", va="center", fontsize=7.5, color="0.2",
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+        axis.text(
+            x,
+            y + shift,
+            label,
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color="0.2",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
     axis.set_xlim(-1.1, 9.5)
     axis.set_ylim(0.2, 3.4)
     axis.axis("off")
@@ -236,16 +267,30 @@ def unet_map(unet: UNetModel, title: str = "") -> Figure:
         extra = any(hasattr(b, "attn1x") for a in attention for b in a.transformer_blocks)
         color = "#d7d7d7" if not attention else "#f2a65a" if extra else "#8fb8de"
         axis.text(
-            x, y, name, ha="center", va="center", fontsize=8, family="monospace",
+            x,
+            y,
+            name,
+            ha="center",
+            va="center",
+            fontsize=8,
+            family="monospace",
             bbox={"boxstyle": "round,pad=0.25", "facecolor": color, "edgecolor": "none"},
-        )  # fmt: skip
+        )
 
     for i, (down, up) in enumerate(zip(left, right, strict=True)):
         box(0, -i, f"input_blocks.{i}", down)
         box(4, -i, f"output_blocks.{len(right) - 1 - i}", up)
         axis.plot([0.75, 3.2], [-i, -i], color="0.6", linestyle="--", linewidth=1)
-        axis.text(2, -i, f"+ residual {i}", ha="center", va="center", fontsize=8, color="#b00040",
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+        axis.text(
+            2,
+            -i,
+            f"+ residual {i}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="#b00040",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
     box(0, -len(left), "middle_block", unet.middle_block)
     axis.text(2, -len(left), f"+ residual {len(left)}", ha="center", va="center", fontsize=8, color="#b00040")
     arrow = {"arrowstyle": "->", "color": "0.4"}
@@ -258,8 +303,14 @@ def unet_map(unet: UNetModel, title: str = "") -> Figure:
         (("#d7d7d7", "convolutions"), ("#8fb8de", "+ attention"), ("#f2a65a", "+ attention + AttnX")),
         strict=True,
     ):
-        axis.text(x, -len(left) - 1.2, name, fontsize=8, va="center",
-                  bbox={"boxstyle": "round,pad=0.25", "facecolor": color, "edgecolor": "none"})  # fmt: skip
+        axis.text(
+            x,
+            -len(left) - 1.2,
+            name,
+            fontsize=8,
+            va="center",
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": color, "edgecolor": "none"},
+        )
     axis.set_xlim(-1, 5)
     axis.set_ylim(-len(left) - 1.7, 1.4)
     axis.axis("off")
@@ -275,8 +326,13 @@ def intervals(rows: Mapping[str, object], x_label: str, title: str = "") -> Figu
     for i, row in enumerate(rows.values()):
         axis.plot([row.low, row.high], [i, i], color=COLORS[0], linewidth=2)
         axis.plot(row.value, i, "o", color=COLORS[0])
-        axis.annotate(f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]", (1.02, i), fontsize=8, va="center",
-                      xycoords=("axes fraction", "data"))  # fmt: skip
+        axis.annotate(
+            f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]",
+            (1.02, i),
+            fontsize=8,
+            va="center",
+            xycoords=("axes fraction", "data"),
+        )
     axis.set_yticks(range(len(rows)), list(rows), fontsize=9)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     _finish(axis, x_label, "", title, False)
@@ -306,8 +362,16 @@ def speed_chart(report: Mapping[str, Any]) -> Figure:
         left = np.zeros(len(rows))
         for i, part in enumerate(parts):
             width = np.array([1000 * row.get(part, 0.0) for row in rows.values()])
-            axis.barh(range(len(rows)), width, left=left, label=part, color=COLORS[i % len(COLORS)],
-                      hatch=HATCHES[i % len(HATCHES)], edgecolor="white", linewidth=0.5)  # fmt: skip
+            axis.barh(
+                range(len(rows)),
+                width,
+                left=left,
+                label=part,
+                color=COLORS[i % len(COLORS)],
+                hatch=HATCHES[i % len(HATCHES)],
+                edgecolor="white",
+                linewidth=0.5,
+            )
             left += width
         for i, total in enumerate(left):
             axis.annotate(f" {left[0] / total:.1f}x", (total, i), fontsize=8, va="center")
@@ -322,10 +386,13 @@ def speed_chart(report: Mapping[str, Any]) -> Figure:
 # -- the comparison (notebook 05) ------------------------------------------------------------------------
 
 _FAMILIES = {
-    "teacher": "teacher, DDIM", "teacher-eta1": "teacher, DDIM with fresh noise",
-    "teacher-dpm++": "teacher, DPM-Solver++", "teacher-unipc": "teacher, UniPC", "student": "student",
+    "teacher": "teacher, DDIM",
+    "teacher-eta1": "teacher, DDIM with fresh noise",
+    "teacher-dpm++": "teacher, DPM-Solver++",
+    "teacher-unipc": "teacher, UniPC",
+    "student": "student",
     "untrained": "untrained, LCM sampler",
-}  # fmt: skip
+}
 
 
 def report_curves(
@@ -398,14 +465,30 @@ def _report_panel(axis: Axes, report: Mapping[str, Any], x: str, measure: str, t
         points, loud = families[family], family in _LOUD
         places, values, low, high = (np.array([p[key] for p in points]) for key in ("x", "value", "low", "high"))
         color, again = COLORS[i % len(COLORS)], i // len(COLORS)  # a second round of colours has hollow, other marks
-        axis.plot(places, values, label=family, marker="osD^vP*X"[(i + again) % 8], markersize=6 if loud else 4.5,
-                  color=color, markerfacecolor="white" if again else color, linewidth=2 if loud else 1.1,
-                  linestyle=DASHES[(i + again) % len(DASHES)], zorder=3 if loud else 2)  # fmt: skip
+        axis.plot(
+            places,
+            values,
+            label=family,
+            marker="osD^vP*X"[(i + again) % 8],
+            markersize=6 if loud else 4.5,
+            color=color,
+            markerfacecolor="white" if again else color,
+            linewidth=2 if loud else 1.1,
+            linestyle=DASHES[(i + again) % len(DASHES)],
+            zorder=3 if loud else 2,
+        )
         if loud:
             axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
             for point in points:
-                axis.annotate(f"{point['steps']}", (point["x"], point["value"]), (0, 7), fontsize=8, color=color,
-                              ha="center", textcoords="offset points")  # fmt: skip
+                axis.annotate(
+                    f"{point['steps']}",
+                    (point["x"], point["value"]),
+                    (0, 7),
+                    fontsize=8,
+                    color=color,
+                    ha="center",
+                    textcoords="offset points",
+                )
         else:
             axis.vlines(places, low, high, color=color, linewidth=0.7, alpha=0.6)
     first = next(iter(report["methods"].values()))
@@ -415,8 +498,15 @@ def _report_panel(axis: Axes, report: Mapping[str, Any], x: str, measure: str, t
         best, words = report["methods"].get("reconstruction", {}).get(measure), "autoencoder"
     if best:
         axis.axhline(best["value"], color="0.4", linestyle=":", linewidth=1)
-        axis.annotate(words, (0.005, best["value"]), (0, 2), fontsize=8, color="0.4",
-                      xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+        axis.annotate(
+            words,
+            (0.005, best["value"]),
+            (0, 2),
+            fontsize=8,
+            color="0.4",
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+        )
     axis.set_xscale("log", base=2 if x == "evaluations" else 10)
     if x == "evaluations":
         ticks = sorted({p["x"] for points in families.values() for p in points})

@@ -183,43 +183,73 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--prompt", help="what is in the picture, without the text")
-    add("--batch", metavar="FILE",
+    add(
+        "--batch",
+        metavar="FILE",
         help='JSON of many pictures, drawn together: [{"prompt": ..., "lines": ["TEXT@BOX", ...], "seed": ...}, ...]; '
-        "instead of --prompt and --line; files get the entry's number")  # fmt: skip
-    add("--line", action="append", metavar="TEXT@BOX/ANGLE#COLOUR",
+        "instead of --prompt and --line; files get the entry's number",
+    )
+    add(
+        "--line",
+        action="append",
+        metavar="TEXT@BOX/ANGLE#COLOUR",
         help="a line of text, its box LEFT,TOP,RIGHT,BOTTOM (or a polygon's X,Y,X,Y,...) in pixels, maybe the degrees "
         f"it is turned clockwise (-{STEEPEST} to {STEEPEST}; letters of steep lines stand below each other) and its "
-        "colour; once for each line")  # fmt: skip
+        "colour; once for each line",
+    )
     add("--max_lines", type=int, help="lines at most; default: what the network was trained with")
-    add("--adapter", default="shipped", metavar="DIR|shipped|none",
-        help="the student's adapter; none draws with the teacher (default: %(default)s)")  # fmt: skip
+    add(
+        "--adapter",
+        default="shipped",
+        metavar="DIR|shipped|none",
+        help="the student's adapter; none draws with the teacher (default: %(default)s)",
+    )
     add("--adapter_scale", type=float, default=1.0, help="weight of the adapter (default: %(default)s)")
-    add("--mix", action="append", metavar="PATH[@SCALE]",
-        help="another adapter on top: a PEFT folder, a kohya or a diffusers file; may be repeated")  # fmt: skip
+    add(
+        "--mix",
+        action="append",
+        metavar="PATH[@SCALE]",
+        help="another adapter on top: a PEFT folder, a kohya or a diffusers file; may be repeated",
+    )
     add("--steps", type=int, help=f"default: {STUDENT_STEPS}, {TEACHER_STEPS} for the teacher")
-    add("--sampler", choices=STUDENT_SAMPLERS + TEACHER_SAMPLERS,
-        help="lcm, deterministic or gamma for the student, ddim for the teacher; default: lcm or ddim")  # fmt: skip
-    add("--gamma", type=float, default=0.3,
-        help="of --sampler gamma: share of fresh noise, 0 none, 1 almost lcm (default: %(default)s)")  # fmt: skip
-    add("--eta", type=float, default=0.0,
-        help="of the teacher's ddim: share of fresh noise, 0 none, 1 as much as DDPM; default: 0")  # fmt: skip
-    add("--guidance_scale", type=float,
-        help="1 is none, the student's default; the teacher's depends on the network")  # fmt: skip
+    add(
+        "--sampler",
+        choices=STUDENT_SAMPLERS + TEACHER_SAMPLERS,
+        help="lcm, deterministic or gamma for the student, ddim for the teacher; default: lcm or ddim",
+    )
+    add(
+        "--gamma",
+        type=float,
+        default=0.3,
+        help="of --sampler gamma: share of fresh noise, 0 none, 1 almost lcm (default: %(default)s)",
+    )
+    add(
+        "--eta",
+        type=float,
+        default=0.0,
+        help="of the teacher's ddim: share of fresh noise, 0 none, 1 as much as DDPM; default: 0",
+    )
+    add("--guidance_scale", type=float, help="1 is none, the student's default; the teacher's depends on the network")
     add("--w", type=float, help="the same in the form of LCM's paper: guidance_scale - 1")
     add("--negative_prompt", help="what guidance steers away from; of no effect without guidance")
     add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
-    add("--count", type=int, default=1,
+    add(
+        "--count",
+        type=int,
+        default=1,
         help="pictures, from this seed and the following ones, in files with the seed in their names "
-        "(default: %(default)s)")  # fmt: skip
+        "(default: %(default)s)",
+    )
     add("--image", help="picture to edit: the lines are written into it; without it all is drawn")
     add("--fit", action="store_true", help="scale and crop the picture to edit, and the mask, to the size asked for")
-    add("--mask",
+    add(
+        "--mask",
         help=f"picture that is bright where the lines go (a channel above {BRIGHT} of 255; transparent counts as "
-        "black), one region a line; lines are TEXT or TEXT#COLOUR")  # fmt: skip
+        "black), one region a line; lines are TEXT or TEXT#COLOUR",
+    )
     add("--mask_order", choices=ORDERS, default=ORDERS[0], help="in which lines take regions (default: %(default)s)")
     add("--paste_back", action="store_true", help="keep the edited picture's own pixels away from the lines")
-    add("--width", type=int,
-        help="in pixels, at full size a multiple of 64; default: what the network was made for")  # fmt: skip
+    add("--width", type=int, help="in pixels, at full size a multiple of 64; default: what the network was made for")
     add("--height", type=int, help="likewise")
     add("--font", default=PLAIN_FONT, help="file or matplotlib font that tells the letters' shapes")
     add("--font_hint", metavar="FONT", help="font the text should look like; default: any")

@@ -19,9 +19,7 @@ def _fit(pen: ImageDraw.ImageDraw, text: str, width: int, font) -> str:
     return text + "..."
 
 
-def contact_sheet(
-    columns: Mapping[str, np.ndarray], labels: Sequence[Sequence[str]], scale: int = 1
-) -> np.ndarray:
+def contact_sheet(columns: Mapping[str, np.ndarray], labels: Sequence[Sequence[str]], scale: int = 1) -> np.ndarray:
     """(H, W, 3) uint8: columns by their caption (B, h, w, 3) uint8, of which the first rows are shown, one for
     each label; a label is a few lines of text beside its row. A caption may have a second line.
 

@@ -81,8 +81,14 @@ VARIANTS = {
 }
 
 MEASURED = (
-    "samples_per_second", "slowest_and_fastest", "core_seconds", "peak_gib", "flops", "seconds_by_part", "profile",
-)  # fmt: skip
+    "samples_per_second",
+    "slowest_and_fastest",
+    "core_seconds",
+    "peak_gib",
+    "flops",
+    "seconds_by_part",
+    "profile",
+)
 
 # -- what is measured -----------------------------------------------------------------------------------
 
@@ -519,9 +525,17 @@ def _step_row(name: str, report: Mapping[str, Any]) -> list[str]:
 
 
 STEP_HEAD = (
-    "step", "samples/s", "slowest to fastest", "faster", "core s", "peak GiB", "GFLOP", "of matmul rate",
-    "GFLOP, full size", "GiB, full size",
-)  # fmt: skip
+    "step",
+    "samples/s",
+    "slowest to fastest",
+    "faster",
+    "core s",
+    "peak GiB",
+    "GFLOP",
+    "of matmul rate",
+    "GFLOP, full size",
+    "GiB, full size",
+)
 
 
 def format_report(report: Mapping[str, Any]) -> str:

@@ -45,17 +45,24 @@ def times_of(report: Mapping[str, Any]) -> tuple[str, str, str]:
     return "seconds_a_picture", "speedup_wall", "s"
 
 
-def cost_and_reading(
-    report: Mapping[str, Any], methods: Sequence[str] = (), columns: Sequence[str] = ()
-) -> list[str]:
+def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = (), columns: Sequence[str] = ()) -> list[str]:
     """The first table: what a picture takes, how its text reads, how far the pictures are from real ones.
 
     methods: which of the report's; columns: which of the table's, by their headings; all of them by default.
     """
     times, speed, unit = times_of(report)
     prepare = report["prepare_seconds_a_picture"]["cores" if times.startswith("core") else "wall"]
-    head = ["method", "evaluations", f"denoising, {unit}", f"whole picture, {unit}", "faster, denoising / whole",
-            "lines right", "NED", "retention", "distance to real"]  # fmt: skip
+    head = [
+        "method",
+        "evaluations",
+        f"denoising, {unit}",
+        f"whole picture, {unit}",
+        "faster, denoising / whole",
+        "lines right",
+        "NED",
+        "retention",
+        "distance to real",
+    ]
     rows = []
     for name, shown in _names(report).items():
         if methods and name not in methods:
@@ -63,17 +70,19 @@ def cost_and_reading(
         row = report["methods"][name]
         parts, faster = row[times], row.get(speed)
         whole = prepare + sum(parts.values()) if "denoise" in parts else None
-        rows.append([
-            shown,
-            str(row["evaluations"] or "–"),
-            _number(parts.get("denoise"), ".3f"),
-            _number(whole, ".3f"),
-            "–" if faster is None else f"{faster['denoise']:.1f} / {faster['end_to_end']:.1f}",
-            _interval(row["accuracy"]),
-            f"{row['ned']['value']:.3f}",
-            _interval(row.get("retention")),
-            _interval(row["distribution"] and row["distribution"]["kernel"], 2),
-        ])  # fmt: skip
+        rows.append(
+            [
+                shown,
+                str(row["evaluations"] or "–"),
+                _number(parts.get("denoise"), ".3f"),
+                _number(whole, ".3f"),
+                "–" if faster is None else f"{faster['denoise']:.1f} / {faster['end_to_end']:.1f}",
+                _interval(row["accuracy"]),
+                f"{row['ned']['value']:.3f}",
+                _interval(row.get("retention")),
+                _interval(row["distribution"] and row["distribution"]["kernel"], 2),
+            ]
+        )
     kept = [place for place, name in enumerate(head) if not columns or name in columns]
     return table([head[i] for i in kept], ([row[i] for i in kept] for row in rows))
 
@@ -114,20 +123,28 @@ def by_kind(report: Mapping[str, Any]) -> list[str]:
 def likeness(report: Mapping[str, Any]) -> list[str]:
     """What reading does not see: sharpness, distance from the same noise, diversity, colours."""
     several = report["panel"].get("sampling_seeds", 1) > 1
-    head = ["method", "sharpness", "same-noise distance", "background obeyed", "text colour obeyed",
-            *(["diversity"] if several else [])]  # fmt: skip
+    head = [
+        "method",
+        "sharpness",
+        "same-noise distance",
+        "background obeyed",
+        "text colour obeyed",
+        *(["diversity"] if several else []),
+    ]
     rows = []
     for name, shown in _names(report).items():
         row = report["methods"][name]
         colour = row.get("text_colour_obeyed")
-        rows.append([
-            shown,
-            f"{row['sharpness']['gradient_energy_to_real']:.2f}",
-            _number(row.get("same_noise", {}).get("rmse"), ".0f"),
-            f"{row['background_obeyed']['value']:.2f}",
-            _number(colour and colour["value"], ".2f"),
-            *([f"{row['diversity']['value']:.2f}"] if several else []),
-        ])  # fmt: skip
+        rows.append(
+            [
+                shown,
+                f"{row['sharpness']['gradient_energy_to_real']:.2f}",
+                _number(row.get("same_noise", {}).get("rmse"), ".0f"),
+                f"{row['background_obeyed']['value']:.2f}",
+                _number(colour and colour["value"], ".2f"),
+                *([f"{row['diversity']['value']:.2f}"] if several else []),
+            ]
+        )
     return table(head, rows)
 
 
@@ -138,11 +155,17 @@ def equal_evaluations(report: Mapping[str, Any]) -> list[str]:
         difference, distances = pair["accuracy_difference"], pair["kernel"]
         reads = "more" if difference["low"] > 0 else "fewer" if difference["high"] < 0 else "not told apart"
         nearer = "–" if None in distances else "nearer" if distances[0] < distances[1] else "farther"
-        rows.append([
-            pair["student"], pair["rival"], str(pair["evaluations"]),
-            "{value:+.3f} [{low:+.2f}, {high:+.2f}]".format(**difference), reads,
-            " to ".join(_number(d, ".2f") for d in distances), nearer,
-        ])  # fmt: skip
+        rows.append(
+            [
+                pair["student"],
+                pair["rival"],
+                str(pair["evaluations"]),
+                "{value:+.3f} [{low:+.2f}, {high:+.2f}]".format(**difference),
+                reads,
+                " to ".join(_number(d, ".2f") for d in distances),
+                nearer,
+            ]
+        )
     head = ["student", "rival", "evaluations", "lines right, student less rival", "reads", "distance to real", "is"]
     return table(head, rows) if rows else []
 
@@ -178,10 +201,14 @@ def legend(report: Mapping[str, Any]) -> str:
     panel, hardware, settings = report["panel"], report["hardware"], report["settings"]
     seeds = panel.get("sampling_seeds", 1)
     distribution = next(iter(report["methods"].values()))["distribution"]
-    floor = "" if distribution is None else (
-        f" Distance to real is the kernel distance to unseen real pictures; two sets of those are "
-        f"{distribution['kernel_floor']['value']:.3f} apart."
-    )  # fmt: skip
+    floor = (
+        ""
+        if distribution is None
+        else (
+            f" Distance to real is the kernel distance to unseen real pictures; two sets of those are "
+            f"{distribution['kernel_floor']['value']:.3f} apart."
+        )
+    )
     cores = hardware.get("cores")
     device = hardware.get("gpu") or f"{hardware.get('cpu') or 'CPU'}, {cores} core{'s' * (cores != 1)}"
     date = f", {settings['date']}" if settings.get("date") else ""
@@ -195,9 +222,12 @@ def legend(report: Mapping[str, Any]) -> str:
         f"{report['versions']['torch']}{date}. Retention and speed are relative to {report['reference']}.{floor} "
         "Sharpness is gradient energy at the text over that of real pictures, the same-noise distance is in levels of "
         "255."
-        + (" Diversity is the distance of a prompt's pictures from different noise, in deviations of real pictures."
-           if seeds > 1 else "")
-    )  # fmt: skip
+        + (
+            " Diversity is the distance of a prompt's pictures from different noise, in deviations of real pictures."
+            if seeds > 1
+            else ""
+        )
+    )
 
 
 def markdown(report: Mapping[str, Any]) -> str:

@@ -122,9 +122,7 @@ class Mixture:
         timestep, or one for each x.
         """
         x = x.double()
-        (alpha, u), (alpha_end, u_end) = (
-            self._level(torch.as_tensor(t).expand(len(x)), x) for t in (start, end)
-        )
+        (alpha, u), (alpha_end, u_end) = (self._level(torch.as_tensor(t).expand(len(x)), x) for t in (start, end))
         theta = (u / self.spread).asinh()
         step = ((u_end / self.spread).asinh() - theta) / steps
         y = x / alpha
@@ -209,9 +207,13 @@ class Student(nn.Module):
     """
 
     def __init__(
-        self, dims: int = 1, width: int = 96, base: Predict | None = None, schedule: NoiseSchedule = SCHEDULE,
+        self,
+        dims: int = 1,
+        width: int = 96,
+        base: Predict | None = None,
+        schedule: NoiseSchedule = SCHEDULE,
         seed: int = 0,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.base, self.schedule = base, schedule
         if isinstance(base, nn.Module):
@@ -219,9 +221,14 @@ class Student(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = nn.Sequential(
-                nn.Linear(3 * dims + 6, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
-                nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dims),
-            )  # fmt: skip
+                nn.Linear(3 * dims + 6, width),
+                nn.SiLU(),
+                nn.Linear(width, width),
+                nn.SiLU(),
+                nn.Linear(width, width),
+                nn.SiLU(),
+                nn.Linear(width, dims),
+            )
         if base is not None:
             nn.init.zeros_(self.net[-1].weight)
             nn.init.zeros_(self.net[-1].bias)

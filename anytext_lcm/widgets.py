@@ -141,7 +141,10 @@ class LineRow(ipywidgets.VBox):
         self.down = span(wish.top, wish.bottom, height, "top to bottom")
         self.angle = ipywidgets.IntSlider(value=round(wish.angle), min=-90, max=90, description="angle", **_WIDE)
         self.color = ipywidgets.Dropdown(
-            options=[playground.ANY, *COLORS], value=wish.color, description="colour", **_WIDE,
+            options=[playground.ANY, *COLORS],
+            value=wish.color,
+            description="colour",
+            **_WIDE,
             tooltip="told as numbers; the embedded network follows the caption alone: yellow text on a blue wall",
         )
         super().__init__([self.text, self.across, self.down, self.angle, self.color])
@@ -197,12 +200,20 @@ class Playground(ipywidgets.VBox):
             picture.layout.display = "none"  # until there is one
         self.played: dict[str, playground.Played] = {}
 
-        left = [self.caption, self.forms, self.mode, self.upload, self.steps, self.sampler, self.teacher_steps,
-                self.seed, ipywidgets.HBox(list(self.buttons.values())), self.message]  # fmt: skip
-        shown = ipywidgets.Layout(max_width="30em", margin="0 1em 0 0")
-        results = [
-            ipywidgets.VBox([self.pictures[name], self.reports[name]], layout=shown) for name in self.pictures
+        left = [
+            self.caption,
+            self.forms,
+            self.mode,
+            self.upload,
+            self.steps,
+            self.sampler,
+            self.teacher_steps,
+            self.seed,
+            ipywidgets.HBox(list(self.buttons.values())),
+            self.message,
         ]
+        shown = ipywidgets.Layout(max_width="30em", margin="0 1em 0 0")
+        results = [ipywidgets.VBox([self.pictures[name], self.reports[name]], layout=shown) for name in self.pictures]
         super().__init__(
             [ipywidgets.HBox([ipywidgets.VBox(left), ipywidgets.VBox([self.sketch])]), ipywidgets.HBox(results)]
         )
@@ -240,9 +251,15 @@ class Playground(ipywidgets.VBox):
             for one in ("student", "teacher") if name == "both" else (name,):
                 self.message.value = f"The {one} draws ..."
                 played = playground.play(
-                    self.model, self.wishes(), self.caption.value, self.method(one), self.seed.value, self.defaults,
-                    self.reader, self.photo(),
-                )  # fmt: skip
+                    self.model,
+                    self.wishes(),
+                    self.caption.value,
+                    self.method(one),
+                    self.seed.value,
+                    self.defaults,
+                    self.reader,
+                    self.photo(),
+                )
                 self.played[one] = played
                 self.pictures[one].value = playground.png(played.image, self._scale)
                 self.pictures[one].layout.display = ""

@@ -56,9 +56,13 @@ def start_ranks(
 ) -> list[multiprocessing.Process]:
     """The same in `world` processes that find each other through the environment, as a launcher's do."""
     shared = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world), "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "ACCELERATE_USE_CPU": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world))
     return [start(work, *arguments, **shared, **own, **environment) for own in ranks]
 

@@ -25,10 +25,24 @@ RESULTS = ROOT / "RESULTS.md"
 IMAGES = ROOT / "notebooks" / "images"
 MEASURED = ROOT / "notebooks" / "measured" / "comparison.json"  # for notebook 05
 FIRST_PAGE = (
-    "real", "reconstruction", "teacher-50", "teacher-50-eta1", "teacher-8", "teacher-4", "teacher-2", "teacher-2-dpm++",
-    "teacher-2-unipc", "untrained-4", "student-1", "student-2", "student-4", "student-8", "student-4-deterministic",
-    "student-4@seed1", "student-4@x0",
-)  # fmt: skip
+    "real",
+    "reconstruction",
+    "teacher-50",
+    "teacher-50-eta1",
+    "teacher-8",
+    "teacher-4",
+    "teacher-2",
+    "teacher-2-dpm++",
+    "teacher-2-unipc",
+    "untrained-4",
+    "student-1",
+    "student-2",
+    "student-4",
+    "student-8",
+    "student-4-deterministic",
+    "student-4@seed1",
+    "student-4@x0",
+)
 FIRST_COLUMNS = ("method", "evaluations", "faster, denoising / whole", "lines right", "retention", "distance to real")
 LISTS = ("read", "texts", "noise_seeds")  # of a report: what no table or chart needs
 PICTURES = ("grid", "zoom", "chart", "speed")

@@ -13,10 +13,16 @@ from anytext_lcm.settings import TrainSettings
 
 def small(teacher):
     return {
-        "config": str(teacher / "micro.yaml"), "teacher_ckpt": str(teacher / "micro.safetensors"), "dataset_size": 5,
-        "train_batch_size": 1, "lora_rank": 2, "lora_alpha": 2, "guidance_scale": 2.0, "negative_prompt": "",
+        "config": str(teacher / "micro.yaml"),
+        "teacher_ckpt": str(teacher / "micro.safetensors"),
+        "dataset_size": 5,
+        "train_batch_size": 1,
+        "lora_rank": 2,
+        "lora_alpha": 2,
+        "guidance_scale": 2.0,
+        "negative_prompt": "",
         "progress": False,
-    }  # fmt: skip
+    }
 
 
 class Colours:
@@ -62,8 +68,11 @@ def test_two_runs_are_trained_and_judged(teacher, tmp_path, monkeypatch, quick):
     assert json.loads((tmp_path / "results.json").read_text()) == found
     runs = found["runs"]
     assert {name: run["updates"] for name, run in runs.items()} == {
-        "default": 5, "teacher_x0": 6, "no average": 5, "untrained": 0
-    }  # fmt: skip
+        "default": 5,
+        "teacher_x0": 6,
+        "no average": 5,
+        "untrained": 0,
+    }
     assert runs["default"]["seconds"] > 0 and runs["default"]["cpu_seconds"] > 0
     averages = [lora.read_adapter(tmp_path / name)[1] for name in ("default/checkpoint-5", "default/checkpoint-5/ema")]
     assert any((averages[0][key] != averages[1][key]).any() for key in averages[0])
@@ -94,10 +103,12 @@ def reading(accuracy, ned, over_default=None):
         return {"value": value, "low": value - 0.1, "high": value + 0.1}
 
     return {
-        "accuracy": interval(accuracy), "ned": interval(ned), "retention": interval(1.0),
+        "accuracy": interval(accuracy),
+        "ned": interval(ned),
+        "retention": interval(1.0),
         "over_default": over_default and interval(over_default),
         "distribution": {"kernel": interval(0.4), "kernel_floor": interval(0.0)},
-    }  # fmt: skip
+    }
 
 
 def test_the_table_begins_with_the_default_and_ends_with_the_worst():
@@ -122,10 +133,11 @@ def test_the_table_begins_with_the_default_and_ends_with_the_worst():
 
 def test_bad_input(tmp_path, capsys):
     for flags, words in (
-        (["--runs", "moon"], "no run moon"), (["--steps", "0"], "--steps must"),
+        (["--runs", "moon"], "no run moon"),
+        (["--steps", "0"], "--steps must"),
         (["--lines", "3"], "--lines must be 16 or more"),
         (["--teacher_ckpt", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
-    ):  # fmt: skip
+    ):
         assert ablate.main(["--output", str(tmp_path / "o"), *flags]) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

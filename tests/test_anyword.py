@@ -315,8 +315,12 @@ def test_positions_jitter_in_upstreams_shares():
     quads = {21: ((20, 40), (80, 40), (80, 60), (20, 60)), 4: ((20, 40), (80, 40), (80, 43), (20, 43))}
     grown = {"same": (0, 0), "+1": (1, 1), "-1": (-1, -1), "+2": (2, 2), "-2": (-2, -2)}
     for draw, kind, kind_small in (
-        (0.69, "same", "same"), (0.75, "+1", "+1"), (0.85, "-1", "+2"), (0.92, "+2", "+2"), (0.97, "-2", "same"),
-    ):  # fmt: skip
+        (0.69, "same", "same"),
+        (0.75, "+1", "+1"),
+        (0.85, "-1", "+2"),
+        (0.92, "+2", "+2"),
+        (0.97, "-2", "same"),
+    ):
         for mask, side, expected in ((large, 21, kind), (small, 4, kind_small)):
             by = grown[expected][0]
             got = jitter_position(mask, np.array(quads[side]), draw)

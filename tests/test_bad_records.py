@@ -59,12 +59,25 @@ def test_a_record_whose_lines_are_not_known_is_left_out(listed):
     assert record is None and [p.kind for p in problems] == ["annotations"]
 
 
-@pytest.mark.parametrize("polygon", [
-    None, "10,10", [[1, 1], [9, 9]], [[1, 1], [5, 5], [9, 9], [3, 3]], [[1, 1]] * 4, [1, 1, 9, 1, 9, 9],
-    [[1, 1], [9, float("nan")], [9, 9]],
-    [[1, 1], [9, float("inf")], [9, 9]], [[1, 1], ["9", 1], [9, 9]], [[1, 1], [True, 1], [9, 9]], [[1, 1], [9], [9, 9]],
-    [[1, 1], [40_000, 1], [9, 9]], [[1, 1], [1e300, 1], [9, 9]], [[1, 1], [10**30, 1], [9, 9]],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        None,
+        "10,10",
+        [[1, 1], [9, 9]],
+        [[1, 1], [5, 5], [9, 9], [3, 3]],
+        [[1, 1]] * 4,
+        [1, 1, 9, 1, 9, 9],
+        [[1, 1], [9, float("nan")], [9, 9]],
+        [[1, 1], [9, float("inf")], [9, 9]],
+        [[1, 1], ["9", 1], [9, 9]],
+        [[1, 1], [True, 1], [9, 9]],
+        [[1, 1], [9], [9, 9]],
+        [[1, 1], [40_000, 1], [9, 9]],
+        [[1, 1], [1e300, 1], [9, 9]],
+        [[1, 1], [10**30, 1], [9, 9]],
+    ],
+)
 def test_a_line_without_a_place_is_left_out(polygon):
     assert one_line(polygon=polygon) == (None, ["polygon"])
 
@@ -91,17 +104,32 @@ def test_where_the_text_is_not_known_the_loss_does_not_look(text):
     assert not line.valid and line.points.tolist() == QUAD and set(kinds) == {"text"}
 
 
-@pytest.mark.parametrize("text, kept", [
-    ("two\nlines", "two lines"), ("\x00\x1bWord", "Word"), ("x" * 10_000, "x" * MAX_TEXT), ("a\u2028b", "a b"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, kept",
+    [
+        ("two\nlines", "two lines"),
+        ("\x00\x1bWord", "Word"),
+        ("x" * 10_000, "x" * MAX_TEXT),
+        ("a\u2028b", "a b"),
+    ],
+)
 def test_texts_are_mended(text, kept):
     line, kinds = one_line(text=text)
     assert line.valid and line.text == kept and kinds == ["text"]
 
 
-@pytest.mark.parametrize("color", [
-    [1, 2], [1, 2, 3, 4], [0, 0, 256], [-1, 0, 0], "red", [1, 2, float("nan")], ["1", 2, 3],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "color",
+    [
+        [1, 2],
+        [1, 2, 3, 4],
+        [0, 0, 256],
+        [-1, 0, 0],
+        "red",
+        [1, 2, float("nan")],
+        ["1", 2, 3],
+    ],
+)
 def test_colours_out_of_range_are_unspecified(color):
     line, kinds = one_line(color=color)
     assert line.color is None and line.valid and kinds == ["color"]
@@ -117,17 +145,29 @@ def test_valid_that_is_neither_is_not_learned(value):
     assert not line.valid and kinds == ["valid"]
 
 
-@pytest.mark.parametrize("text, language", [
-    ("Word", "Latin"), ("汉语", "Chinese_sim"), ("漢語", "Chinese_tra"), ("ひらがな", "Japanese"), ("한글", "Korean"),
-    ("كلمة", "Arabic"), ("শব্দ", "Bangla"), ("शब्द", "Hindi"), ("???", "Latin"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, language",
+    [
+        ("Word", "Latin"),
+        ("汉语", "Chinese_sim"),
+        ("漢語", "Chinese_tra"),
+        ("ひらがな", "Japanese"),
+        ("한글", "Korean"),
+        ("كلمة", "Arabic"),
+        ("শব্দ", "Bangla"),
+        ("शब्द", "Hindi"),
+        ("???", "Latin"),
+    ],
+)
 def test_languages(text, language):
     assert script_language(text) == language
     line, kinds = one_line(text=text, language="Klingon")
     assert line.language == language and kinds == ["language"]
     if language.startswith("Chinese"):
-        assert one_line(text=text, language="Chinese") == (line.__class__(
-            line.polygon, text, language, True, (1, 2, 3)), [])  # fmt: skip
+        assert one_line(text=text, language="Chinese") == (
+            line.__class__(line.polygon, text, language, True, (1, 2, 3)),
+            [],
+        )
 
 
 def test_caption_and_score():
@@ -140,8 +180,10 @@ def test_caption_and_score():
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=30),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["img_name", "annotations", "polygon", "text", "color", "valid", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["img_name", "annotations", "polygon", "text", "color", "valid", "x"]), inner)
+    ),
     max_leaves=12,
 )
 
@@ -187,7 +229,7 @@ MUTATIONS = {  # kind of problem, what becomes of the record's text
     "not UTF-8": ("text", lambda t, r: _line(t, "text", b'"W\xff\xfeord"')),
     "colour out of range": ("color", lambda t, r: _line(t, "color", b"[0, 300, 0]")),
     "no glyph": ("glyph", lambda t, r: _line(t, "text", '"字"'.encode())),
-}  # fmt: skip
+}
 
 
 def damaged_file(folder, count, seed=0):

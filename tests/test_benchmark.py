@@ -18,17 +18,25 @@ def square(left, top, width=400, height=120):
 
 
 RECORDS = [
-    {"img_name": "000000001.jpg", "caption": "a sign that says * on a wall", "annotations": [
-        {"polygon": square(40, 40), "text": "HELLO", "valid": True, "language": "Latin"},
-        {"polygon": square(40, 300), "text": "world", "valid": True},
-    ]},
-    {"img_name": "000000002.b.jpg", "caption": "a poster", "annotations": [
-        {"polygon": square(60, 100), "text": "A text of far more than twenty characters", "valid": True},
-        {"polygon": square(60, 300), "text": "###", "valid": False},
-        {"polygon": square(4, 480, 10, 4), "text": "tiny", "valid": True},
-    ]},
+    {
+        "img_name": "000000001.jpg",
+        "caption": "a sign that says * on a wall",
+        "annotations": [
+            {"polygon": square(40, 40), "text": "HELLO", "valid": True, "language": "Latin"},
+            {"polygon": square(40, 300), "text": "world", "valid": True},
+        ],
+    },
+    {
+        "img_name": "000000002.b.jpg",
+        "caption": "a poster",
+        "annotations": [
+            {"polygon": square(60, 100), "text": "A text of far more than twenty characters", "valid": True},
+            {"polygon": square(60, 300), "text": "###", "valid": False},
+            {"polygon": square(4, 480, 10, 4), "text": "tiny", "valid": True},
+        ],
+    },
     {"img_name": "000000003.jpg", "caption": "a picture without text", "annotations": []},
-]  # fmt: skip
+]
 
 
 @pytest.fixture

@@ -21,10 +21,23 @@ from anytext_lcm.teacher.writing import Trajectories, WritingLoss, train_writing
 
 ALONE = Rank(0, 1, torch.device("cpu"))
 TINY_RECIPE = Recipe(
-    pictures=24, vae_steps=2, vae_batch=6, recogniser_steps=2, recogniser_batch=2, diffusion_steps=4, diffusion_batch=2,
-    strip_batch=2, copies=2, reader_steps=4, reader_batch=2, writing_steps=2, writing_batch=3, writing_pool=12,
-    writing_ahead=4, writing_true=(1, 2),
-)  # fmt: skip
+    pictures=24,
+    vae_steps=2,
+    vae_batch=6,
+    recogniser_steps=2,
+    recogniser_batch=2,
+    diffusion_steps=4,
+    diffusion_batch=2,
+    strip_batch=2,
+    copies=2,
+    reader_steps=4,
+    reader_batch=2,
+    writing_steps=2,
+    writing_batch=3,
+    writing_pool=12,
+    writing_ahead=4,
+    writing_true=(1, 2),
+)
 
 
 @pytest.mark.parametrize(
@@ -195,8 +208,9 @@ def test_all_stages_in_miniature_make_a_teacher_that_loads(work, tmp_path):
     build_teacher.stage_export(work, tmp_path / "teacher.safetensors")
     model = AnyText2.from_config(EMBEDDED).load_checkpoint(tmp_path / "teacher.safetensors")
     averaged = written["average"]["module." + moved]
-    torch.testing.assert_close(model.model.diffusion_model.input_blocks[1][0].in_layers[2].weight, averaged, atol=1e-3,
-                               rtol=1e-3)  # fmt: skip
+    torch.testing.assert_close(
+        model.model.diffusion_model.input_blocks[1][0].in_layers[2].weight, averaged, atol=1e-3, rtol=1e-3
+    )
 
 
 def test_trajectories_step_down_and_begin_again():

@@ -173,7 +173,7 @@ def test_collated_items_hold_to_the_contract(held_out):
         (lambda b: b.update(texts=[[] for _ in b["texts"]]), "0 texts for n_lines"),
         (lambda b: b.update(text_caption=["Text says . "] * len(b["texts"])), "0 '\\*'"),
         (lambda b: b.update(img_caption=b["img_caption"][1:]), "'img_caption' has"),
-        (lambda b: b.update(color=torch.full_like(b['color'], 500)), "'color' is not zero in the slots"),
+        (lambda b: b.update(color=torch.full_like(b["color"], 500)), "'color' is not zero in the slots"),
     ],
 )
 def test_broken_batches_are_named(held_out, change, message):
@@ -235,9 +235,7 @@ def test_picture_is_the_items_picture():
 
 def test_splits_share_no_text():
     generator = np.random.default_rng(0)
-    drawn = {
-        split: {mock.draw_text(generator, split).lower() for _ in range(3000)} for split in ("train", "test")
-    }
+    drawn = {split: {mock.draw_text(generator, split).lower() for _ in range(3000)} for split in ("train", "test")}
     assert not drawn["train"] & drawn["test"]
     assert not set(words.WORDS_OF["train"]) & set(words.WORDS_OF["test"])
     assert min(len(words.WORDS_OF[split]) for split in drawn) > 100

@@ -23,9 +23,14 @@ def test_written_and_read_back_a_batch_is_the_same(tmp_path, edit_share):
     mock = MockDataset(6, seed=3, split="test", edit_share=edit_share, hint_share=0)
     path = write_anyword(mock, tmp_path / "set")
     rules = ReadingRules(
-        image_size=128, max_lines=2, edit_share=edit_share, hint_share=0, jitter=False, caption_words=0,
+        image_size=128,
+        max_lines=2,
+        edit_share=edit_share,
+        hint_share=0,
+        jitter=False,
+        caption_words=0,
         phrases=TEXT_PHRASES[:1],
-    )  # fmt: skip
+    )
     read = AnyWordDataset(path, rules=rules, strict=True)
     assert len(read) == 6
     own = collate([mock[i] for i in range(6)])
@@ -86,15 +91,18 @@ def test_preview_counts_and_names_what_is_wrong(tmp_path, capsys):
     assert "record 1, text: annotation 0: 5" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["preview"], "Name one data set"),
-    (["preview", "--mock", "3", "--data_list", "a.json"], "Name one data set"),
-    (["preview", "--mock", "3", "--count", "0"], "at least one item"),
-    (["preview", "--data_list", "no.json"], "There is no file no.json"),
-    (["preview", "--mock", "3", "--image_size", "100"], "multiple of 8"),
-    (["convert", "--output", "x"], "--mock N"),
-    (["benchmark", "--items", "0"], "--items must be 1 or more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["preview"], "Name one data set"),
+        (["preview", "--mock", "3", "--data_list", "a.json"], "Name one data set"),
+        (["preview", "--mock", "3", "--count", "0"], "at least one item"),
+        (["preview", "--data_list", "no.json"], "There is no file no.json"),
+        (["preview", "--mock", "3", "--image_size", "100"], "multiple of 8"),
+        (["convert", "--output", "x"], "--mock N"),
+        (["benchmark", "--items", "0"], "--items must be 1 or more"),
+    ],
+)
 def test_what_cannot_be_ends_with_code_2_and_a_sentence(arguments, message, capsys):
     assert command.main(arguments) == 2
     said = capsys.readouterr().err

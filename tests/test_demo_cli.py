@@ -66,10 +66,18 @@ def test_a_failed_run_leaves_the_former_results(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "options",
-    [["--steps", "0"], ["--steps", "x"], ["--prompts", "1"], ["--prompts", "-4"], ["--seed", "-1"],
-     ["--seed", "x"], ["--output", "/dev/null/demo"], ["--colour", "red"]],
+    [
+        ["--steps", "0"],
+        ["--steps", "x"],
+        ["--prompts", "1"],
+        ["--prompts", "-4"],
+        ["--seed", "-1"],
+        ["--seed", "x"],
+        ["--output", "/dev/null/demo"],
+        ["--colour", "red"],
+    ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_bad_values_end_with_code_2(options, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "distil", None)

@@ -283,10 +283,7 @@ def test_the_order_is_a_permutation_of_torch_and_cheap_at_three_millions():
 
 
 def test_generators_are_decided_by_all_keys():
-    draws = {
-        tuple(torch.randn(2, generator=seeded_generator(*k)).tolist())
-        for k in [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
-    }
+    draws = {tuple(torch.randn(2, generator=seeded_generator(*k)).tolist()) for k in [(0, 0, 1), (0, 1, 0), (1, 0, 0)]}
     assert len(draws) == 3
     assert torch.equal(
         torch.randn(2, generator=seeded_generator(7, 8)), torch.randn(2, generator=seeded_generator(7, 8))
@@ -367,9 +364,7 @@ def test_runs_that_cannot_go_on(straight, teacher, tmp_path):
         run_distillation(options(teacher, output))
     with pytest.raises(ValueError, match="seed 0, now 1"):
         run_distillation(
-            options(
-                teacher, output, seed=1, resume_from_checkpoint="latest", max_train_steps=7, sample_steps=0
-            )
+            options(teacher, output, seed=1, resume_from_checkpoint="latest", max_train_steps=7, sample_steps=0)
         )
     with pytest.raises(ValueError, match="6 steps already"):
         run_distillation(options(teacher, output, resume_from_checkpoint="latest", sample_steps=0))
@@ -482,6 +477,7 @@ def test_what_the_network_decides(teacher, tmp_path):
 
 # -- several processes ------------------------------------------------------------------------------------
 
+
 def test_two_processes_train_as_one_with_twice_the_batch(teacher, tmp_path):
     """Both see other items and noise, average their gradients and so keep the same weights."""
     settings = options(teacher, tmp_path / "two", num_processes=2, max_train_steps=2, sample_steps=0)
@@ -534,9 +530,24 @@ def test_records_on_disk_train_and_resume_exactly(teacher, tmp_path, capsys):
         assert torch.equal(weights(resumed)[key], value), key
     with pytest.raises(ValueError, match="record 4, picture"):
         run_distillation(options(teacher, tmp_path / "three", **named, strict=True))
-    strict = ["--config", str(teacher / "micro.yaml"), "--teacher_ckpt", str(teacher / "micro.safetensors"),
-              "--output_dir", str(tmp_path / "three"), "--data_list", str(tmp_path / "data.json"), "--strict",
-              "--num_workers", "1", "--sample_steps", "0", "--no-progress", "--lora_rank", "1"]  # fmt: skip
+    strict = [
+        "--config",
+        str(teacher / "micro.yaml"),
+        "--teacher_ckpt",
+        str(teacher / "micro.safetensors"),
+        "--output_dir",
+        str(tmp_path / "three"),
+        "--data_list",
+        str(tmp_path / "data.json"),
+        "--strict",
+        "--num_workers",
+        "1",
+        "--sample_steps",
+        "0",
+        "--no-progress",
+        "--lora_rank",
+        "1",
+    ]
     capsys.readouterr()
     assert train.main(strict) == 2  # what a worker says is one sentence too
     said = capsys.readouterr().err.strip()
@@ -572,9 +583,7 @@ def test_the_command_has_a_flag_for_every_setting():
     text = " ".join(train.build_parser().format_help().split())
     for setting in fields(TrainSettings):
         assert f"--{setting.name}" in text
-    flags = (
-        "--config c --teacher_ckpt t --output_dir o --use_mock_dataset --lora_targets zero_convs unet_attnx"
-    )
+    flags = "--config c --teacher_ckpt t --output_dir o --use_mock_dataset --lora_targets zero_convs unet_attnx"
     parsed = train.build_parser().parse_args(flags.split())
     assert parsed.use_mock_dataset is True and parsed.lora_targets == ["zero_convs", "unet_attnx"]
     assert parsed.train_batch_size == 12 and parsed.guidance_scale is None and parsed.image_size is None

@@ -92,8 +92,9 @@ def test_judge_knows_good_from_bad(panel):
 def test_kinds_of_text():
     said = ("Ocean", "BAKE", "007", "k7Q", "Xqzt", "a1b2c3")
     assert [kind_of(text) for text in said] == ["words", "words", "numbers", "mixed", "mixed", "mixed"]
-    scores = judge.LineScores(said, said, np.arange(6), np.full(6, 20.0), np.array([1, 0, 1, 0, 0, 1], bool),
-                              np.ones(6, bool), np.ones(6))  # fmt: skip
+    scores = judge.LineScores(
+        said, said, np.arange(6), np.full(6, 20.0), np.array([1, 0, 1, 0, 0, 1], bool), np.ones(6, bool), np.ones(6)
+    )
     found = {f["kind"]: (f["lines"], f["value"]) for f in evaluate.by_kind(scores)}
     assert found == {"words": (2, 0.5), "numbers": (1, 1.0), "mixed": (3, pytest.approx(1 / 3))}
     report = {"reference": None, "methods": {"teacher-50": {"by_kind": evaluate.by_kind(scores)}}}
@@ -282,9 +283,12 @@ def test_fast_solvers_are_diffusers_over_our_network(sampler, steps):
     method = evaluate.parse_any(f"teacher-{steps}-{sampler}", 2.0)
     assert method.name == f"teacher-{steps}-{sampler}" and method.evaluations == 2 * steps
     theirs = kinds[sampler](
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
         timestep_spacing="leading" if steps == 20 else "trailing",
-    )  # fmt: skip
+    )
     theirs.set_timesteps(steps)
 
     def predict(x, t):  # data from N(0.3, 0.7^2)

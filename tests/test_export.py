@@ -33,10 +33,17 @@ def adapted(rank=3, alpha=6, targets=ALL, seed=1):
 def theirs_unet(model: AnyText2) -> UNet2DConditionModel:
     """diffusers' UNet of the micro network's shape and with its base weights; it has no AttnX."""
     unet = UNet2DConditionModel(
-        sample_size=SIDE // 8, in_channels=CHANNELS, out_channels=CHANNELS, layers_per_block=1,
-        block_out_channels=(8, 16), cross_attention_dim=CONTEXT, attention_head_dim=2, norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-    )  # fmt: skip
+        sample_size=SIDE // 8,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        cross_attention_dim=CONTEXT,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+    )
     names = diffusers_names(model.model.diffusion_model)
     own = {k.replace(".base_layer.", "."): v for k, v in model.model.diffusion_model.state_dict().items()}
     state = {}
@@ -86,19 +93,18 @@ def test_names_of_the_full_unet():
     model = AnyText2.from_config(ROOT / "models_yaml" / "anytext2_sd15.yaml", device="meta")
     names = diffusers_names(model.model.diffusion_model)
     assert len(set(names.values())) == len(names)
+    block = "transformer_blocks.0"
     for ours, theirs in {
-        "input_blocks.1.1.transformer_blocks.0.attn1.to_q":
-            "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        f"input_blocks.1.1.{block}.attn1.to_q": f"down_blocks.0.attentions.0.{block}.attn1.to_q",
         "input_blocks.3.0.op": "down_blocks.0.downsamplers.0.conv",
         "input_blocks.11.0.out_layers.3": "down_blocks.3.resnets.1.conv2",
         "middle_block.1.proj_in": "mid_block.attentions.0.proj_in",
         "middle_block.2.emb_layers.1": "mid_block.resnets.1.time_emb_proj",
         "output_blocks.2.1.conv": "up_blocks.0.upsamplers.0.conv",
         "output_blocks.5.2.conv": "up_blocks.1.upsamplers.0.conv",
-        "output_blocks.11.1.transformer_blocks.0.ff.net.0.proj":
-            "up_blocks.3.attentions.2.transformer_blocks.0.ff.net.0.proj",
+        f"output_blocks.11.1.{block}.ff.net.0.proj": f"up_blocks.3.attentions.2.{block}.ff.net.0.proj",
         "output_blocks.3.0.skip_connection": "up_blocks.1.resnets.0.conv_shortcut",
-    }.items():  # fmt: skip
+    }.items():
         assert names[ours] == theirs
     assert not any("attn1x" in ours or "attn2x" in ours for ours in names)
     key = exchange.kohya_name(names["middle_block.1.transformer_blocks.0.attn2.to_out.0"])
@@ -266,9 +272,16 @@ def test_files_that_do_not_fit(tmp_path):
 # -- card and command -----------------------------------------------------------------------------------
 
 TRAINING = {
-    "step": 150, "network": "anytext2_tiny.yaml", "objective": "lcm", "guidance_scale": 3.5, "negative_prompt": "",
-    "learning_rate": 1e-4, "train_batch_size": 8, "gradient_accumulation_steps": 1, "use_mock_dataset": True,
-}  # fmt: skip
+    "step": 150,
+    "network": "anytext2_tiny.yaml",
+    "objective": "lcm",
+    "guidance_scale": 3.5,
+    "negative_prompt": "",
+    "learning_rate": 1e-4,
+    "train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "use_mock_dataset": True,
+}
 INTERVAL = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
 MEASURED = {
     "panel": {"prompts": 4, "lines": 5},

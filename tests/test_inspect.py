@@ -145,10 +145,15 @@ def test_training_memory_by_hand(full):
     _, layers = full
     parts = inspect.training_memory(layers, 1000, ["zero_convs", "unet_attnx"], 64, kept=5, batch_size=3)
     adapter = 4 * (1_228_800 + 6_995_968) / 1e9
-    assert parts == pytest.approx({
-        "frozen weights": 4e-6, "adapter": adapter, "its gradient": adapter, "Adam": 2 * adapter,
-        "kept for the backward pass": 15e-9,
-    })  # fmt: skip
+    assert parts == pytest.approx(
+        {
+            "frozen weights": 4e-6,
+            "adapter": adapter,
+            "its gradient": adapter,
+            "Adam": 2 * adapter,
+            "kept for the backward pass": 15e-9,
+        }
+    )
     with pytest.raises(ValueError, match="unet_atention"):
         inspect.training_memory(layers, 1, ["unet_atention"], 64, 0)
 

@@ -41,9 +41,7 @@ def test_pictures_of_every_form_are_the_same_picture():
         np.testing.assert_array_equal(judge.as_uint8(form), picture)
 
 
-@pytest.mark.parametrize(
-    "images", [np.zeros((2, 8, 8, 3)), [np.zeros((8, 8), np.uint8)], [np.zeros((8, 8, 3))]]
-)
+@pytest.mark.parametrize("images", [np.zeros((2, 8, 8, 3)), [np.zeros((8, 8), np.uint8)], [np.zeros((8, 8, 3))]])
 def test_other_pictures_are_refused(images):
     with pytest.raises(ValueError, match="must be"):
         judge.as_uint8(images)
@@ -191,8 +189,10 @@ def test_accuracy_by_height_splits_every_line_once():
     )
     buckets = judge.accuracy_by_height(scores, edges=(0, 16, 24, np.inf))
     assert [(low, high, lines, share.value) for low, high, lines, share in buckets] == [
-        (0, 16, 1, 0), (16, 24, 2, 0.5), (24, np.inf, 1, 1)
-    ]  # fmt: skip
+        (0, 16, 1, 0),
+        (16, 24, 2, 0.5),
+        (24, np.inf, 1, 1),
+    ]
     assert (buckets[1][3].low, buckets[1][3].high) == (0, 1)  # one of two prompts drawn twice: a chance of 1/4 each
     fields = {name: np.tile(value, 3) for name, value in vars(scores).items() if name not in ("wanted", "read")}
     thrice = judge.LineScores(wanted=scores.wanted * 3, read=scores.read * 3, **fields)

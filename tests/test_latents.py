@@ -100,8 +100,18 @@ def test_precision_does_not_matter_to_whose_latents_they_are(stored):
 
 def test_the_command_and_a_run_on_what_it_wrote(teacher, tmp_path, capsys):  # noqa: F811
     folder = tmp_path / "latents"
-    flags = ["--config", str(teacher / "micro.yaml"), "--teacher_ckpt", str(teacher / "micro.safetensors"),
-             "--latents", str(folder), "--use_mock_dataset", "--dataset_size", "5", "--no-progress"]  # fmt: skip
+    flags = [
+        "--config",
+        str(teacher / "micro.yaml"),
+        "--teacher_ckpt",
+        str(teacher / "micro.safetensors"),
+        "--latents",
+        str(folder),
+        "--use_mock_dataset",
+        "--dataset_size",
+        "5",
+        "--no-progress",
+    ]
     assert cache_latents.main(flags) == 0 and "train with --latents" in capsys.readouterr().out
     run = options(teacher, tmp_path / "run", latents=str(folder), max_train_steps=1, sample_steps=0)
     assert any(value.any() for key, value in weights(run_distillation(run)).items() if "lora_B" in key)

@@ -33,9 +33,7 @@ def test_solver_step_equals_the_table_of_the_lcm_paper_s_code():
     """
     x0, eps = randn(1, 4, 4, 3, 3), randn(2, 4, 4, 3, 3)
     previous = torch.cat([ABAR[:1], ABAR[solver_grid(50)[:-1]]])[INDEX].view(4, 1, 1, 1)
-    torch.testing.assert_close(
-        SOLVER.step(x0, eps, INDEX), previous.sqrt() * x0 + (1 - previous).sqrt() * eps
-    )
+    torch.testing.assert_close(SOLVER.step(x0, eps, INDEX), previous.sqrt() * x0 + (1 - previous).sqrt() * eps)
 
 
 def test_solver_timesteps():
@@ -103,9 +101,7 @@ def test_boundary_scalings_equal_diffusers():
     for t in (0, 19, 259, 999):
         c_skip, c_out = scheduler.get_scalings_for_boundary_condition_discrete(t)
         mine = boundary_scalings(torch.tensor([t]))
-        assert mine[0].item() == pytest.approx(c_skip, rel=1e-6) and mine[1].item() == pytest.approx(
-            c_out, rel=1e-6
-        )
+        assert mine[0].item() == pytest.approx(c_skip, rel=1e-6) and mine[1].item() == pytest.approx(c_out, rel=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -132,9 +128,7 @@ def test_pseudo_huber_values_and_limits():
     d = torch.tensor([0.0, 1e-5, 1e-3, 0.1, 30.0]).view(1, 1, 1, 5)
     written = ((d.double() ** 2 + 1e-6).sqrt() - 1e-3).mean()
     assert pseudo_huber(d, torch.zeros_like(d)).item() == pytest.approx(written.item(), rel=1e-6)
-    tiny = torch.full(
-        (1, 1, 1, 1), 1e-6
-    )  # quadratic: d^2 / 2c; the difference of two nearly equal numbers would be 0
+    tiny = torch.full((1, 1, 1, 1), 1e-6)  # quadratic: d^2 / 2c; the difference of two nearly equal numbers would be 0
     assert pseudo_huber(tiny, torch.zeros_like(tiny)).item() == pytest.approx(5e-10, rel=1e-3)
     assert pseudo_huber(d * 0, d * 0) == 0 and l2(d, d * 0).item() == pytest.approx((d**2).mean().item())
 
@@ -235,9 +229,7 @@ def test_the_gradient_reaches_the_student_and_not_the_target():
 
     numeric = (loss_at(0.8 + 1e-3) - loss_at(0.8 - 1e-3)) / 2e-3
     assert student.a.grad.item() == pytest.approx(numeric, rel=1e-2)
-    assert (
-        not answer.target.requires_grad and not answer.teacher_x0.requires_grad and answer.pred.requires_grad
-    )
+    assert not answer.target.requires_grad and not answer.teacher_x0.requires_grad and answer.pred.requires_grad
 
 
 def test_the_first_grid_point_is_trained_on_the_solver_s_own_picture():

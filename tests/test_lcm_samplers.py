@@ -112,10 +112,7 @@ def test_no_noise_is_added_after_the_last_lcm_step():
 
 
 def test_lcm_draws_from_its_generator_alone():
-    again = [
-        sample_lcm(wavy_eps, noise(1, 4, 2, 2), SCHEDULE, 4, torch.Generator().manual_seed(s))
-        for s in (1, 1, 2)
-    ]
+    again = [sample_lcm(wavy_eps, noise(1, 4, 2, 2), SCHEDULE, 4, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(again[0], again[1]) and not torch.allclose(again[0], again[2])
 
 
@@ -132,9 +129,7 @@ def test_ddim_converges_to_the_exact_ode_on_gaussian_data():
     errors = {}
     for steps in (10, 20, 50, 200, 500):
         start = int(ddim_timesteps(steps)[0])
-        errors[steps] = (
-            (sample_ddim(gaussian_eps, on_line(z, start), SCHEDULE, steps) - on_line(z, 0)).abs().max()
-        )
+        errors[steps] = (sample_ddim(gaussian_eps, on_line(z, start), SCHEDULE, steps) - on_line(z, 0)).abs().max()
     assert errors[10] > errors[20] > errors[50] > errors[200] > errors[500]
     assert errors[20] < 0.2 and errors[500] < 9e-3
     assert errors[200] / errors[500] == pytest.approx(2.5, rel=0.25)  # a method of first order
@@ -202,9 +197,14 @@ def test_tcd_trajectory_equals_diffusers(steps, gamma):
         x = scheduler.step(eps, t, x, eta=gamma, generator=generator, return_dict=False)[0]
     seen = []
     mine = sample_tcd(
-        wavy_eps, noise(2, 4, 3, 3), SCHEDULE, steps, gamma, torch.Generator().manual_seed(9),
+        wavy_eps,
+        noise(2, 4, 3, 3),
+        SCHEDULE,
+        steps,
+        gamma,
+        torch.Generator().manual_seed(9),
         progress=lambda done, t, x0: seen.append((done, t)),
-    )  # fmt: skip
+    )
     torch.testing.assert_close(mine, x, rtol=1e-3, atol=1e-3)
     assert seen == list(enumerate(theirs, 1)) and mine.dtype == torch.float32
 

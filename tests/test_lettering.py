@@ -110,12 +110,17 @@ def test_rich_lettering_writes_chinese_where_it_can(monkeypatch, chinese_font):
     assert rich_lettering().chinese_share == 0 and rich_lettering(vertical_share=0).vertical_share == 0
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"line_counts": ()}, "numbers of lines"), ({"heights": (30, 20)}, "must rise"),
-    ({"vertical_share": 2}, "vertical_share is 2"), ({"max_angle": 80}, "0..45"),
-    ({"chinese_share": 0.5}, "need chinese_fonts"),
-    ({"chinese_share": 0.5, "chinese_fonts": ("DejaVuSans.ttf",)}, r"DejaVuSans.ttf has .*U\+5317"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"line_counts": ()}, "numbers of lines"),
+        ({"heights": (30, 20)}, "must rise"),
+        ({"vertical_share": 2}, "vertical_share is 2"),
+        ({"max_angle": 80}, "0..45"),
+        ({"chinese_share": 0.5}, "need chinese_fonts"),
+        ({"chinese_share": 0.5, "chinese_fonts": ("DejaVuSans.ttf",)}, r"DejaVuSans.ttf has .*U\+5317"),
+    ],
+)
 def test_letterings_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         Lettering(**options)

@@ -17,18 +17,20 @@ from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.records import Annotation, Record
 
 QUADS = (
-    (30, 20, 300, 20, 300, 70, 30, 70), (320, 30, 490, 90, 475, 140, 305, 80), (440, 160, 490, 160, 490, 480, 440, 480),
-    (30, 200, 420, 210, 418, 290, 28, 280), (40, 320, 180, 320, 180, 338, 40, 338),
+    (30, 20, 300, 20, 300, 70, 30, 70),
+    (320, 30, 490, 90, 475, 140, 305, 80),
+    (440, 160, 490, 160, 490, 480, 440, 480),
+    (30, 200, 420, 210, 418, 290, 28, 280),
+    (40, 320, 180, 320, 180, 338, 40, 338),
     (30, 400, 400, 400, 400, 460, 30, 460),
-)  # fmt: skip
+)
 
 
 def busy_record():
     colors = ((255, 10, 20), None, (0, 0, 0), (30, 60, 90), (12, 200, 90), None)
     texts = ("Hello", "slope 20", "TALL", "A longer line of it", "small", "too many")
     lines = [
-        Annotation(quad, text, "Latin", True, color)
-        for quad, text, color in zip(QUADS, texts, colors, strict=True)
+        Annotation(quad, text, "Latin", True, color) for quad, text, color in zip(QUADS, texts, colors, strict=True)
     ]
     ignored = Annotation((200, 470, 400, 470, 400, 505, 200, 505), "", "Latin", False, None)
     return Record(0, "a.png", "a busy * picture", 0.7, (*lines, ignored))
@@ -106,12 +108,15 @@ def test_a_batch_of_the_contract_passes_through():
     assert set(through) == set(batch) and all(through[name] is batch[name] for name in batch)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda i: i.update(img=i["img"] * 0.999), "not those of bytes"),
-    (lambda i: i.update(masked_img=i["masked_img"] * 0.5), "neither all -1"),
-    (lambda i: i.update(hint=1 - i["hint"]), "not the union"),
-    (lambda i: i.update(img=i["img"][..., :100]), "multiple of 8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda i: i.update(img=i["img"] * 0.999), "not those of bytes"),
+        (lambda i: i.update(masked_img=i["masked_img"] * 0.5), "neither all -1"),
+        (lambda i: i.update(hint=1 - i["hint"]), "not the union"),
+        (lambda i: i.update(img=i["img"][..., :100]), "multiple of 8"),
+    ],
+)
 def test_what_would_lose_something_is_refused(change, message):
     item = dict(MockDataset(1)[0])
     change(item)

@@ -140,9 +140,7 @@ def test_what_attach_refuses(options, words):
 def test_peft_alone_would_pass_over_a_wrong_name():
     """Why attach checks: half of the list is a misspelling, and PEFT adapts the other half without a word."""
     config = LoraConfig(r=2, target_modules=["control_model.middle_block_out.0", "no.such.module"])
-    assert get_peft_model(micro_network(), config).targeted_module_names == [
-        "control_model.middle_block_out.0"
-    ]
+    assert get_peft_model(micro_network(), config).targeted_module_names == ["control_model.middle_block_out.0"]
 
 
 def test_a_second_adapter_is_refused():
@@ -270,9 +268,7 @@ def test_the_files(saved):
     assert config["target_modules"] == names and config["r"] == 4 and config["lora_alpha"] == 8
     state = load_file(directory / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32} and len(state) == 2 * len(names)
-    again = lora.save_adapter(
-        lora.load_adapter(micro_network(), directory), directory.parent / "two", {"steps": "5"}
-    )
+    again = lora.save_adapter(lora.load_adapter(micro_network(), directory), directory.parent / "two", {"steps": "5"})
     assert (again / "adapter_config.json").read_bytes() == (directory / "adapter_config.json").read_bytes()
 
 

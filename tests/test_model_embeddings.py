@@ -118,9 +118,16 @@ def test_crop_cases_are_all_there():
     kinds = {name.rpartition(".")[2] for name in CROPS if "." in name}
     assert len(CROP_CASES) == 12
     assert kinds == {
-        "mask_packed", "polys", "box", "wh", "M", "out",
-        "minAreaRect", "minAreaRect_opencv5", "modern_max_abs_diff",
-    }  # fmt: skip
+        "mask_packed",
+        "polys",
+        "box",
+        "wh",
+        "M",
+        "out",
+        "minAreaRect",
+        "minAreaRect_opencv5",
+        "modern_max_abs_diff",
+    }
 
 
 @pytest.mark.parametrize("case", CROP_CASES)
@@ -250,13 +257,17 @@ def test_cached_features_give_the_same_embeddings(tiny_scene):
     with torch.no_grad():
         rows = torch.cat(manager.line_embeddings(recogniser, **tiny_scene))
         glyphs = manager.encode_glyphs(recogniser, tiny_scene["gly_line"], tiny_scene["n_lines"])
-        fonts = manager.encode_fonts(
-            tiny_scene["font_hint"], tiny_scene["positions"], tiny_scene["n_lines"]
-        )
+        fonts = manager.encode_fonts(tiny_scene["font_hint"], tiny_scene["positions"], tiny_scene["n_lines"])
         cached = manager.line_embeddings(
-            None, None, tiny_scene["positions"], None, tiny_scene["color"], tiny_scene["n_lines"],
-            glyph_features=glyphs, font_features=fonts,
-        )  # fmt: skip
+            None,
+            None,
+            tiny_scene["positions"],
+            None,
+            tiny_scene["color"],
+            tiny_scene["n_lines"],
+            glyph_features=glyphs,
+            font_features=fonts,
+        )
     assert torch.equal(torch.cat(cached), rows)
     assert [r.shape for r in cached] == [(1, 64), (2, 64)]
 

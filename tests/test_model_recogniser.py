@@ -86,8 +86,12 @@ def test_images_to_neck_and_classes(recogniser, images, gold):
     order = sorted(range(len(images)), key=lambda i: images[i].shape[2] / images[i].shape[1])
     assert order == gold["sort_order"].tolist()
     with torch.no_grad():
-        grouped = torch.cat([recogniser.neck_features([images[i] for i in order[:2]]),
-                             recogniser.neck_features([images[i] for i in order[2:]])])  # fmt: skip
+        grouped = torch.cat(
+            [
+                recogniser.neck_features([images[i] for i in order[:2]]),
+                recogniser.neck_features([images[i] for i in order[2:]]),
+            ]
+        )
     assert relative_error(grouped, features[order]) < 1e-5
 
 

@@ -252,9 +252,7 @@ def test_unet_outputs(unet, unet_inputs, control):
     control_before = [c.clone() for c in control]
     only_mid = fill(UNetModel(**TINY, **SHIPPED, only_mid_control=True), "model.diffusion_model.")
     no_attnx = fill(UNetModel(**TINY), "model.diffusion_model.")
-    everywhere = UNetModel(
-        **TINY, input_attnx=True, mid_attnx=True, output_attnx=True, output_attnx_level=[3, 2, 1, 0]
-    )
+    everywhere = UNetModel(**TINY, input_attnx=True, mid_attnx=True, output_attnx=True, output_attnx_level=[3, 2, 1, 0])
     fill(everywhere, "model.diffusion_model.")
     outputs = {
         "plain": unet(x, t, ctx),

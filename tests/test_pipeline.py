@@ -95,9 +95,7 @@ def test_a_picture_does_not_depend_on_a_longer_caption_beside_it(model):
     together = denoise(model, prepare(model, prompts_to_batch(prompts, (128, 128), 2), [3, 4, 5]), method)
     for place, prompt in enumerate(prompts):
         alone = prepare(model, prompts_to_batch([prompt], (128, 128), 2), [3 + place])
-        torch.testing.assert_close(
-            together[place : place + 1], denoise(model, alone, method), rtol=1e-3, atol=1e-3
-        )
+        torch.testing.assert_close(together[place : place + 1], denoise(model, alone, method), rtol=1e-3, atol=1e-3)
 
 
 def test_a_star_in_a_caption_takes_no_line(model):
@@ -172,9 +170,14 @@ def test_control_is_computed_once_a_branch(model, prepared, monkeypatch):
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_teacher_is_diffusers_ddim_over_predict_noise(model, prepared, spacing):
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        steps_offset=1, set_alpha_to_one=False, timestep_spacing=spacing,
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+        set_alpha_to_one=False,
+        timestep_spacing=spacing,
+    )
     scheduler.set_timesteps(3)
     one = prepared[:1]
     x = pipeline.initial_noise(one.seeds, one.latent_shape)
@@ -218,9 +221,7 @@ def test_editing_shows_the_picture_to_the_model(model):
     together = prepare(model, batch, [1, 2, 3, 4]).conditional.masked_latents
     for index, prompt in enumerate(mixed):
         alone = prepare(model, prompts_to_batch([prompt], (128, 128), 2), [index + 1])
-        torch.testing.assert_close(
-            together[index : index + 1], alone.conditional.masked_latents, rtol=1e-2, atol=5e-3
-        )
+        torch.testing.assert_close(together[index : index + 1], alone.conditional.masked_latents, rtol=1e-2, atol=5e-3)
     assert not torch.allclose(together[0], together[2])
 
 

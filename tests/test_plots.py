@@ -31,11 +31,17 @@ REPORT = {
             "read": ["cat", "", "$5", "x"],
         }
         for name, evaluations in {
-            "real": 0, "reconstruction": 0, "teacher-4": 8, "teacher-50": 100, "teacher-4-dpm++": 8, "student-4": 4,
-            "student-4-gamma0.3": 4, "student-4@2": 4,
+            "real": 0,
+            "reconstruction": 0,
+            "teacher-4": 8,
+            "teacher-50": 100,
+            "teacher-4-dpm++": 8,
+            "student-4": 4,
+            "student-4-gamma0.3": 4,
+            "student-4@2": 4,
         }.items()
     },
-}  # fmt: skip
+}
 BOX = np.array([[4, 4], [60, 4], [60, 20], [4, 20]])
 DRAWN = {name: np.full((2, 64, 64, 3), 90, np.uint8) for name in ("real", "teacher-4", "student-4")}
 CALLS = {
@@ -51,9 +57,9 @@ CALLS = {
     "bars": lambda: plots.bars({"a": {"x": 1.0, "y": 2}, "b": {"y": 1}}, "n"),
     "histograms": lambda: plots.histograms([{"a": T, "b": T}], ["1 step"], np.linspace(0, 5, 6), np.ones(5)),
     "intervals": lambda: plots.intervals({"a": Interval(0.5, 0.4, 0.6, 9)}, "share"),
-    "networks": lambda: plots.network_map(dict.fromkeys(
-        ("UNet", "WriteNet", "VAE", "text tower", "embedding manager", "recogniser"), 2_000_000
-    ), "t"),
+    "networks": lambda: plots.network_map(
+        dict.fromkeys(("UNet", "WriteNet", "VAE", "text tower", "embedding manager", "recogniser"), 2_000_000), "t"
+    ),
     "unet": lambda: plots.unet_map(AnyText2.from_config(EMBEDDED, device="meta").model.diffusion_model),
 }
 AXES = {"charts": 2, "grid": 4, "panels": 2, "histograms": 2, "zoom": 9}

@@ -135,8 +135,16 @@ def test_settings_that_cannot_be_are_said_once(teacher, tmp_path, capfd):  # noq
 
 
 def test_what_a_node_lacks_is_said_by_its_first_process(teacher, tmp_path, monkeypatch, capsys):  # noqa: F811
-    flags = ["--config", str(teacher / "micro.yaml"), "--teacher_ckpt", str(teacher / "micro.safetensors"),
-             "--output_dir", str(tmp_path), "--data_list", str(tmp_path / "missing.json")]  # fmt: skip
+    flags = [
+        "--config",
+        str(teacher / "micro.yaml"),
+        "--teacher_ckpt",
+        str(teacher / "micro.safetensors"),
+        "--output_dir",
+        str(tmp_path),
+        "--data_list",
+        str(tmp_path / "missing.json"),
+    ]
     for place, times in (("0", 1), ("1", 0)):
         for name, value in {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": place, "LOCAL_WORLD_SIZE": "2"}.items():
             monkeypatch.setenv(name, value)
@@ -195,8 +203,11 @@ def accelerate_launch(arguments, settings):
         else:
             flags += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
     environment = os.environ | {
-        "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)
-    }  # fmt: skip
+        "ACCELERATE_USE_CPU": "1",
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(ROOT),
+    }
     options = ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no", *arguments]
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "anytext_lcm.train", *flags]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -86,8 +86,13 @@ def train_and_die(settings, place):
         save(state, file)
 
     torch.save = halfway
-    for module, name in ((checkpoints, "save_adapter"), (torch, "save"), (os, "fsync"), (os, "replace"),
-                         (shutil, "rmtree")):  # fmt: skip
+    for module, name in (
+        (checkpoints, "save_adapter"),
+        (torch, "save"),
+        (os, "fsync"),
+        (os, "replace"),
+        (shutil, "rmtree"),
+    ):
         dangerous(module, name)
     train(settings)
 
@@ -433,8 +438,16 @@ def test_a_folder_in_use_is_refused(teacher, tmp_path, monkeypatch):
 
 def test_the_best_checkpoint_outlives_the_limit_and_patience_ends_the_run(teacher, tmp_path, capsys):
     readings = {2: 0.5, 3: 0.5, 4: 0.4}  # a tie is no better
-    settings = options(teacher, tmp_path, sample_steps=1, patience=2, panel_prompts=2, checkpointing_steps=1,
-                       max_train_steps=9, checkpoints_total_limit=1)  # fmt: skip
+    settings = options(
+        teacher,
+        tmp_path,
+        sample_steps=1,
+        patience=2,
+        panel_prompts=2,
+        checkpointing_steps=1,
+        max_train_steps=9,
+        checkpoints_total_limit=1,
+    )
     real = distill.TrainSettings.from_dict(settings)
     assert real.patience == 2
 

@@ -58,9 +58,19 @@ def test_teacher_and_student_pictures(embedded, tmp_path, capsys):
 def test_editing(embedded, tmp_path):
     Image.new("RGB", (128, 64), (9, 99, 9)).save(tmp_path / "in.png")
     code = run(
-        "--line", "HELLO@10,10,118,50", "--image", tmp_path / "in.png", "--height", 64, "--adapter", "none",
-        "--steps", 1, "--output", tmp_path / "out.png",
-    )  # fmt: skip
+        "--line",
+        "HELLO@10,10,118,50",
+        "--image",
+        tmp_path / "in.png",
+        "--height",
+        64,
+        "--adapter",
+        "none",
+        "--steps",
+        1,
+        "--output",
+        tmp_path / "out.png",
+    )
     assert code == 0
     assert Image.open(tmp_path / "out.png").size == (128, 64)
 

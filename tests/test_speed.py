@@ -140,8 +140,12 @@ def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
     assert ours["profile"][0]["share"] > 0 and ours["flops"]["UNet, student"] > 0 < ours["seconds_by_part"]["backward"]
     assert ours["share_of_matmul_rate"] == pytest.approx(sum(ours["flops"].values()) * ours["samples_per_second"] / 1e9)
     assert set(report["sampling"]["methods"]) == {
-        "upstream-2", "upstream-2, WriteNet in each call", "teacher-2", "student-8", "student-4"
-    }  # fmt: skip
+        "upstream-2",
+        "upstream-2, WriteNet in each call",
+        "teacher-2",
+        "student-8",
+        "student-4",
+    }
     table = (tmp_path / "speed.md").read_text()
     assert "| reference | does not fit |" in table and "| ours | " in table and "| UNet | 2 |" in table
     steps, samplers = speed_chart(speed._fitting(report)).axes
@@ -156,20 +160,33 @@ def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
 def stored_row(i):
     """A step twice, three times, ... as fast as the first, with half, a third, ... of its memory."""
     return {
-        "samples_per_second": 0.5 * i, "slowest_and_fastest": [0.25 * i, 1.0 * i], "core_seconds": 0.1,
-        "peak_gib": 8.0 / i, "flops": {"UNet": 4e9, "backward": 1e9}, "share_of_matmul_rate": 0.25,
-        "seconds_by_part": {"UNet": 1.0}, "profile": [{"name": "conv", "share": 0.5, "calls": 3}],
-    }  # fmt: skip
+        "samples_per_second": 0.5 * i,
+        "slowest_and_fastest": [0.25 * i, 1.0 * i],
+        "core_seconds": 0.1,
+        "peak_gib": 8.0 / i,
+        "flops": {"UNet": 4e9, "backward": 1e9},
+        "share_of_matmul_rate": 0.25,
+        "seconds_by_part": {"UNet": 1.0},
+        "profile": [{"name": "conv", "share": 0.5, "calls": 3}],
+    }
 
 
 def test_the_table_says_how_much_faster_than_the_first_line():
     report = {
-        "config": "c.yaml", "side": 64, "batch": 2, "rank": 4, "precision": "no", "torch": "2", "repeats": 3,
-        "load_before": None, "hardware": {"cpu": "a CPU", "threads": 1},
+        "config": "c.yaml",
+        "side": 64,
+        "batch": 2,
+        "rank": 4,
+        "precision": "no",
+        "torch": "2",
+        "repeats": 3,
+        "load_before": None,
+        "hardware": {"cpu": "a CPU", "threads": 1},
         "training": {"variants": {name: stored_row(i) for i, name in enumerate(speed.VARIANTS, 1)}},
-        "sampling": {"methods": {}}, "full_size_flops": {name: {"UNet": 7e9} for name in speed.VARIANTS},
+        "sampling": {"methods": {}},
+        "full_size_flops": {name: {"UNet": 7e9} for name in speed.VARIANTS},
         "full_size_gib": dict.fromkeys(speed.VARIANTS, 9.0),
-    }  # fmt: skip
+    }
     table = speed.format_report(report)
     assert "| reference, checkpointed | 0.5 | 0.25 to 1 | 1.00x | 0.100 | 8.00 | 5.00 | 25% | 7 | 9.0 |" in table
     assert "| ours | 1.5 | 0.75 to 3 | 3.00x | 0.100 | 2.67 | 5.00 | 25% | 7 | 9.0 |" in table

@@ -38,9 +38,7 @@ def test_noise_prediction_is_the_score(data, t):
 def test_density_is_that_of_torch_s_distributions(t):
     alpha = SCHEDULE.alphas_cumprod[t].double().sqrt()
     scale = ((alpha * RING.spread) ** 2 + 1 - alpha**2).sqrt()
-    bells = torch.distributions.Independent(
-        torch.distributions.Normal(alpha * RING.means.double(), scale), 1
-    )
+    bells = torch.distributions.Independent(torch.distributions.Normal(alpha * RING.means.double(), scale), 1)
     mixture = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(RING.weights), bells)
     x = points(1, 20, 2)
     torch.testing.assert_close(RING.log_density(x, at(t, x)), mixture.log_prob(x), rtol=1e-4, atol=1e-4)

@@ -36,8 +36,15 @@ class Broken(NoisyPictures):
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted(teacher, tmp_path):  # noqa: F811
     """Five updates of one picture each are one epoch: one of them has the broken one."""
-    settings = options(teacher, tmp_path, max_train_steps=5, gradient_accumulation_steps=1, checkpointing_steps=1,
-                       checkpoints_total_limit=0, ema_decay=0.0)  # fmt: skip
+    settings = options(
+        teacher,
+        tmp_path,
+        max_train_steps=5,
+        gradient_accumulation_steps=1,
+        checkpointing_steps=1,
+        checkpoints_total_limit=0,
+        ema_decay=0.0,
+    )
     run_distillation(settings, None, Broken({2}))
     found = scalars(tmp_path)
     skipped = [value for _, value in found["skipped_updates"]]
@@ -62,8 +69,16 @@ def test_too_many_of_them_in_a_row_end_the_run(teacher, tmp_path):  # noqa: F811
 
 
 def test_curves_panel_and_bar(teacher, tmp_path, capfd):  # noqa: F811
-    settings = options(teacher, tmp_path, sample_steps=2, panel_prompts=2, num_inference_steps=1, progress=True,
-                       max_train_steps=4, train_batch_size=2)  # fmt: skip
+    settings = options(
+        teacher,
+        tmp_path,
+        sample_steps=2,
+        panel_prompts=2,
+        num_inference_steps=1,
+        progress=True,
+        max_train_steps=4,
+        train_batch_size=2,
+    )
     last = run_distillation(settings, None, NoisyPictures())
     found = scalars(tmp_path)
     for tag in ("loss", "lr", "grad_norm", "adapter_norm", "x0_gap", "samples_per_second", "skipped_updates"):
@@ -87,8 +102,16 @@ def test_in_half_precision_the_average_draws_pictures_of_its_own(teacher, tmp_pa
         looks.append((step, sample_grid(model, batch, settings, step)["student-4"]))
         return {}
 
-    settings = options(teacher, tmp_path, mixed_precision="bf16", ema_decay=0.5, learning_rate=0.1, sample_steps=2,
-                       panel_prompts=0, max_train_steps=2)  # fmt: skip
+    settings = options(
+        teacher,
+        tmp_path,
+        mixed_precision="bf16",
+        ema_decay=0.5,
+        learning_rate=0.1,
+        sample_steps=2,
+        panel_prompts=0,
+        max_train_steps=2,
+    )
     run_distillation(settings, look, NoisyPictures())
     assert [step for step, _ in looks] == [0, 2, 2]
     assert not np.array_equal(looks[1][1], looks[2][1])

@@ -83,9 +83,13 @@ def _preview(options: argparse.Namespace) -> None:
         if options.fonts:
             rules["fonts"] = tuple(options.fonts)
         dataset = AnyWordDataset(
-            options.data_list, options.data_root, ReadingRules(**rules), options.seed,
-            strict=options.strict, index_dir=options.index_dir,
-        )  # fmt: skip
+            options.data_list,
+            options.data_root,
+            ReadingRules(**rules),
+            options.seed,
+            strict=options.strict,
+            index_dir=options.index_dir,
+        )
         print(preview.counts(dataset))
         if found := preview.problems(dataset):
             print(found)

@@ -230,9 +230,7 @@ def make_item(
     # Editing paints the holes alone, so there is nothing to ignore.
     inv_mask = ignore_mask([] if edit else ignored, (side, side))
     phrase = rules.phrases[int(rng.integers(0, len(rules.phrases)))]
-    caption = image_caption(
-        record.caption, record.wm_score, rules.caption_words, rng, rules.name_watermarks
-    )
+    caption = image_caption(record.caption, record.wm_score, rules.caption_words, rng, rules.name_watermarks)
     return slots.fields() | {
         "picture": picture,
         "edit": edit,
@@ -256,9 +254,7 @@ class _Slots:
         self.languages: list[str] = []
         self.polygons: list[np.ndarray] = []
 
-    def add(
-        self, annotation: Annotation, points: np.ndarray, picture: np.ndarray, rng: np.random.Generator
-    ) -> None:
+    def add(self, annotation: Annotation, points: np.ndarray, picture: np.ndarray, rng: np.random.Generator) -> None:
         """Fill the next slot; raises DrawingError if the text cannot be drawn, and the slot goes to the next line."""
         rules, slot, size = self.rules, len(self.texts), picture.shape[:2]
         text = annotation.text[: rules.max_characters]

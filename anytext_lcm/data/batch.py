@@ -35,8 +35,13 @@ PLACEHOLDER = "*"
 """Stands for one line in a caption; its token embedding is replaced by that of the line."""
 
 TEXT_PHRASES = (
-    "Text says ", "Image with words ", "The picture reads ", "Captions are ", "Texts are ", "Text:  ",
-)  # fmt: skip
+    "Text says ",
+    "Image with words ",
+    "The picture reads ",
+    "Captions are ",
+    "Texts are ",
+    "Text:  ",
+)
 """Openings of a text caption. Upstream's list lacks a comma, which joined its last two entries to "Text:  ";
 the published weights know that one, so it stays."""
 
@@ -273,14 +278,10 @@ def _validate_lines(batch: Mapping[str, Any], n_items: int, n_slots: int) -> Non
                 raise ValueError(f"Item {index} has {len(batch[name][index])} {name} for n_lines {n_lines}.")
         for text in batch["texts"][index]:
             if not 1 <= len(text) <= MAX_CHARACTERS:
-                raise ValueError(
-                    f"Item {index}: text {text!r} has {len(text)} characters, not 1..{MAX_CHARACTERS}."
-                )
+                raise ValueError(f"Item {index}: text {text!r} has {len(text)} characters, not 1..{MAX_CHARACTERS}.")
         stars = batch["text_caption"][index].count(PLACEHOLDER)
         if stars != n_lines and batch["text_caption"][index] != "":
-            raise ValueError(
-                f"Item {index}: the text caption has {stars} '{PLACEHOLDER}' for {n_lines} lines."
-            )
+            raise ValueError(f"Item {index}: the text caption has {stars} '{PLACEHOLDER}' for {n_lines} lines.")
         for name in ("glyphs", "positions", "gly_line", "color"):
             if batch[name][index, n_lines:].any():
                 raise ValueError(f"Item {index}: {name!r} is not zero in the slots beyond n_lines {n_lines}.")
@@ -302,14 +303,11 @@ def _checked_color(color: Sequence[float], slot: int) -> np.ndarray:
 def _checked_polygon(line: Line, slot: int, size: tuple[int, int]) -> np.ndarray:
     polygon = np.asarray(line.polygon)
     if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3:
-        raise ValueError(
-            f"The polygon of line {slot + 1} needs 3 or more (x, y) points, it has shape {polygon.shape}."
-        )
+        raise ValueError(f"The polygon of line {slot + 1} needs 3 or more (x, y) points, it has shape {polygon.shape}.")
     polygon = polygon.astype(np.int32)
     (height, width), (right, bottom) = size, polygon.max(axis=0)
     if polygon.min() < 0 or right > width or bottom > height:
         raise ValueError(
-            f"The polygon of line {slot + 1} ({line.text!r}) leaves the picture of {width} x {height}: "
-            "move it inside."
+            f"The polygon of line {slot + 1} ({line.text!r}) leaves the picture of {width} x {height}: move it inside."
         )
     return polygon

@@ -24,9 +24,7 @@ FORMATS = {"png": {}, "jpg": {"quality": 95}}
 """Picture formats and how they are written; only png keeps every byte."""
 
 
-def write_anyword(
-    dataset: Dataset, folder: str | Path, count: int | None = None, image_format: str = "png"
-) -> Path:
+def write_anyword(dataset: Dataset, folder: str | Path, count: int | None = None, image_format: str = "png") -> Path:
     """Write the first `count` items (None: all), complete or not at all. Returns the path of the JSON.
 
     What an item draws anew each time (mode, phrase of the text caption, font hint) is not in AnyWord's layout and is

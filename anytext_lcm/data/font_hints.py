@@ -69,9 +69,7 @@ def hint_from_picture(
     else:
         crop = (_shaken(_THERE_AND_BACK[crop], shake) * 255).astype(np.uint8)
     grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
-    light = cv2.adaptiveThreshold(
-        grey, 255, cv2.ADAPTIVE_THRESH_GAUSSIAN_C, cv2.THRESH_BINARY, _WINDOW, _OFFSET
-    )
+    light = cv2.adaptiveThreshold(grey, 255, cv2.ADAPTIVE_THRESH_GAUSSIAN_C, cv2.THRESH_BINARY, _WINDOW, _OFFSET)
     cv2.fillPoly(mask, [_blackened(polygon, keep, start) - (x, y)], 0)
     hint = np.zeros((height, width), np.uint8) if out is None else out
     hint[y : y + h, x : x + w] |= mask & ~light

@@ -24,18 +24,27 @@ PLAIN_FONT = "DejaVuSans.ttf"
 """The font of glyph lines and placed glyphs when nobody asks for another."""
 
 UPRIGHT_FONTS = (
-    "DejaVuSans.ttf", "DejaVuSans-Bold.ttf",
-    "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf",
-    "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf",
-    "STIXGeneral.ttf", "STIXGeneralBol.ttf",
-    "cmss10.ttf", "cmb10.ttf",
-)  # fmt: skip
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSansMono-Bold.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "STIXGeneral.ttf",
+    "STIXGeneralBol.ttf",
+    "cmss10.ttf",
+    "cmb10.ttf",
+)
 ITALIC_FONTS = (
-    "DejaVuSans-Oblique.ttf", "DejaVuSans-BoldOblique.ttf",
-    "DejaVuSansMono-Oblique.ttf", "DejaVuSansMono-BoldOblique.ttf",
-    "DejaVuSerif-Italic.ttf", "DejaVuSerif-BoldItalic.ttf",
-    "STIXGeneralItalic.ttf", "STIXGeneralBolIta.ttf",
-)  # fmt: skip
+    "DejaVuSans-Oblique.ttf",
+    "DejaVuSans-BoldOblique.ttf",
+    "DejaVuSansMono-Oblique.ttf",
+    "DejaVuSansMono-BoldOblique.ttf",
+    "DejaVuSerif-Italic.ttf",
+    "DejaVuSerif-BoldItalic.ttf",
+    "STIXGeneralItalic.ttf",
+    "STIXGeneralBolIta.ttf",
+)
 TEXT_FONTS = UPRIGHT_FONTS + ITALIC_FONTS
 """File names of those of matplotlib's fonts that hold all of a-z, A-Z, 0-9 and the space. (Its others hold symbols;
 Computer Modern's roman, italic and typewriter have strokes of less than two pixels at the mock pictures' sizes.)"""
@@ -49,9 +58,7 @@ def font_directory() -> Path:
         raise FileNotFoundError("matplotlib is not installed, so its fonts are missing: install matplotlib.")
     folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"matplotlib has no font folder at {folder}: reinstall matplotlib or give a font file."
-        )
+        raise FileNotFoundError(f"matplotlib has no font folder at {folder}: reinstall matplotlib or give a font file.")
     return folder
 
 

@@ -92,11 +92,14 @@ class RecordIndex:
         [row] = batch.slice(place % ROWS, 1).to_pylist()
         annotations = tuple(
             Annotation(
-                tuple(entry["polygon"]), entry["text"], entry["language"], entry["valid"],
+                tuple(entry["polygon"]),
+                entry["text"],
+                entry["language"],
+                entry["valid"],
                 None if entry["color"] is None else tuple(entry["color"]),
             )
             for entry in row["annotations"]
-        )  # fmt: skip
+        )
         return Record(row["number"], row["img_name"], row["caption"], row["wm_score"], annotations)
 
     def batch(self, number: int) -> pa.RecordBatch:
@@ -175,9 +178,10 @@ def build_index(
     read = kept = 0
     counts: dict[str, int] = {}
     with whole_directory(folder, mark="about.json") as temporary:
-        with _Table(temporary / "records.arrow", RECORDS) as rows, _Table(
-            temporary / "problems.arrow", PROBLEMS
-        ) as found:
+        with (
+            _Table(temporary / "records.arrow", RECORDS) as rows,
+            _Table(temporary / "problems.arrow", PROBLEMS) as found,
+        ):
             for raw in raws:
                 record, problems = clean(raw, read)
                 read += 1
@@ -189,16 +193,25 @@ def build_index(
                 if record is not None:
                     kept += 1
                     rows.add(
-                        record.number, record.img_name, record.caption, record.wm_score,
+                        record.number,
+                        record.img_name,
+                        record.caption,
+                        record.wm_score,
                         [(a.polygon, a.text, a.language, a.valid, a.color) for a in record.annotations],
-                    )  # fmt: skip
+                    )
                 if progress is not None and read % ROWS == 0:
                     progress(read)
         root = head.get("data_root")
         about = About(
-            VERSION, source.name, stat.st_size, stat.st_mtime_ns, root if isinstance(root, str) else None,
-            read, kept, counts,
-        )  # fmt: skip
+            VERSION,
+            source.name,
+            stat.st_size,
+            stat.st_mtime_ns,
+            root if isinstance(root, str) else None,
+            read,
+            kept,
+            counts,
+        )
         (temporary / "about.json").write_text(json.dumps(vars(about), indent=1), encoding="utf-8")
 
 

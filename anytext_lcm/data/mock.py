@@ -56,9 +56,15 @@ MIN_ASPECT = 1.3  # width to height of a line; squarer polygons are taken for ve
 MARGIN = 1.0  # of the text quad around the ink
 GAP = 3.0  # between lines, and between text and objects
 FONTS = (
-    "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSans-Oblique.ttf", "DejaVuSans-BoldOblique.ttf",
-    "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf", "cmss10.ttf", "STIXGeneralBol.ttf",
-)  # fmt: skip
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSans-Oblique.ttf",
+    "DejaVuSans-BoldOblique.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "cmss10.ttf",
+    "STIXGeneralBol.ttf",
+)
 """Two weights, serifs or none, upright or oblique: enough to leave open, few enough for a network of 7 million weights.
 Left out: monospaced letters, which stand far from the plain font's, and the thin and cursive ones."""
 

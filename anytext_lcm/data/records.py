@@ -21,8 +21,15 @@ import numpy as np
 from anytext_lcm.data.json_stream import DoubledDict
 
 LANGUAGES = (
-    "Latin", "Chinese_sim", "Chinese_tra", "Japanese", "Korean", "Arabic", "Bangla", "Hindi",
-)  # fmt: skip
+    "Latin",
+    "Chinese_sim",
+    "Chinese_tra",
+    "Japanese",
+    "Korean",
+    "Arabic",
+    "Bangla",
+    "Hindi",
+)
 """Languages of a line; the file's "Chinese" is one of the two kinds by whether simplifying changes the text."""
 
 RULES = {

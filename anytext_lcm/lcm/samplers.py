@@ -13,9 +13,7 @@ from anytext_lcm.lcm.objectives import Predict
 from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
 from anytext_lcm.lcm.solver import ddim_step, noisy_ddim_step
 
-Progress = Callable[
-    [int, int, Tensor], None
-]  # steps done, timestep just used, estimate of the clean latents there
+Progress = Callable[[int, int, Tensor], None]  # steps done, timestep just used, estimate of the clean latents there
 
 
 def _batch(timestep: Tensor, like: Tensor) -> Tensor:

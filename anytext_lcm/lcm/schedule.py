@@ -29,20 +29,14 @@ class NoiseSchedule:
     def __init__(self, alphas_cumprod: Tensor):
         """alphas_cumprod: (T,), falling, inside (0, 1). Raises ValueError otherwise."""
         abar = alphas_cumprod.detach().float()
-        if (
-            abar.ndim != 1
-            or not bool(((abar > 0) & (abar < 1)).all())
-            or not bool((abar[1:] < abar[:-1]).all())
-        ):
+        if abar.ndim != 1 or not bool(((abar > 0) & (abar < 1)).all()) or not bool((abar[1:] < abar[:-1]).all()):
             raise ValueError(
                 "alphas_cumprod must be one falling row of numbers between 0 and 1; pass the model's buffer."
             )
         self.alphas_cumprod = abar
 
     @classmethod
-    def scaled_linear(
-        cls, start: float = 0.00085, end: float = 0.012, steps: int = TRAIN_TIMESTEPS
-    ) -> "NoiseSchedule":
+    def scaled_linear(cls, start: float = 0.00085, end: float = 0.012, steps: int = TRAIN_TIMESTEPS) -> "NoiseSchedule":
         """Betas whose square roots are evenly spaced: Stable Diffusion's "linear"
         (ldm/modules/diffusionmodules/util.py), "scaled_linear" in diffusers. Multiplied up in fp64, kept in
         fp32.
@@ -105,9 +99,7 @@ def solver_grid(n: int = 50, train_timesteps: int = TRAIN_TIMESTEPS) -> Tensor:
     Raises ValueError when n does not divide train_timesteps: the grid would not end at the noisiest timestep.
     """
     if n < 1 or train_timesteps % n:
-        raise ValueError(
-            f"A grid of {n} steps does not divide {train_timesteps} timesteps evenly; use for example 50."
-        )
+        raise ValueError(f"A grid of {n} steps does not divide {train_timesteps} timesteps evenly; use for example 50.")
     k = train_timesteps // n
     return torch.arange(1, n + 1) * k - 1
 
@@ -128,9 +120,7 @@ def lcm_timesteps(steps: int, original_steps: int = 50, train_timesteps: int = T
     return grid[torch.arange(steps) * original_steps // steps]
 
 
-def ddim_timesteps(
-    steps: int, train_timesteps: int = TRAIN_TIMESTEPS, spacing: str = "leading"
-) -> Tensor:
+def ddim_timesteps(steps: int, train_timesteps: int = TRAIN_TIMESTEPS, spacing: str = "leading") -> Tensor:
     """The teacher's sampling timesteps, int64 (steps,), falling: 20 steps are 951, 901, ... 1.
 
     leading: 0, c, 2c, ... plus 1 with c = train_timesteps // steps (ldm/models/diffusion/ddim.py; "leading"
@@ -142,8 +132,7 @@ def ddim_timesteps(
     """
     if not 1 <= steps < train_timesteps:  # then the noisiest, (steps - 1) c + 1, is on the schedule too
         raise ValueError(
-            f"{steps} DDIM steps are not possible with {train_timesteps} timesteps; "
-            f"ask for 1 to {train_timesteps - 1}."
+            f"{steps} DDIM steps are not possible with {train_timesteps} timesteps; ask for 1 to {train_timesteps - 1}."
         )
     if spacing == "trailing":
         places = torch.arange(steps, dtype=torch.float64) * (train_timesteps / steps)

@@ -26,9 +26,14 @@ def ddim_step(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, end_timesteps: T
 
 
 def noisy_ddim_step(
-    schedule: NoiseSchedule, x0: Tensor, eps: Tensor, start_timesteps: Tensor, end_timesteps: Tensor, eta: float,
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    eps: Tensor,
+    start_timesteps: Tensor,
+    end_timesteps: Tensor,
+    eta: float,
     noise: Tensor,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """As `ddim_step`, but a part of eps is replaced by fresh noise: DDIM, equations 12 and 16.
 
     eta 0 replaces none, eta 1 as much as the step of DDPM does. Tensors (B, ...), timesteps int64 (B,), each end below
@@ -56,9 +61,7 @@ class DDIMSolver:
         self.timesteps = solver_grid(steps, len(schedule))
         self.skip = len(schedule) // steps if skip is None else skip
         if not 1 <= self.skip < len(schedule):
-            raise ValueError(
-                f"A skip of {self.skip} timesteps is not possible: give 1 to {len(schedule) - 1}."
-            )
+            raise ValueError(f"A skip of {self.skip} timesteps is not possible: give 1 to {len(schedule) - 1}.")
 
     def __len__(self) -> int:
         return len(self.timesteps)

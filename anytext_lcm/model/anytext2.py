@@ -71,8 +71,7 @@ class Conditioning:
         """
         length = math.lcm(*(p.image_context.shape[1] for p in parts))
         parts = [
-            replace(p, image_context=p.image_context.repeat(1, length // p.image_context.shape[1], 1))
-            for p in parts
+            replace(p, image_context=p.image_context.repeat(1, length // p.image_context.shape[1], 1)) for p in parts
         ]
         names = Conditioning.__dataclass_fields__
         return Conditioning(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
@@ -94,9 +93,7 @@ class AnyText2(nn.Module):
         self.scale_factor = float(params["scale_factor"])
         self.parameterization = params.get("parameterization", "eps")
         if self.parameterization not in PARAMETERIZATIONS:
-            raise ValueError(
-                f"parameterization must be one of {PARAMETERIZATIONS}, not {self.parameterization!r}."
-            )
+            raise ValueError(f"parameterization must be one of {PARAMETERIZATIONS}, not {self.parameterization!r}.")
         self.latent_channels = int(params["channels"])
         self._schedule = (int(params["timesteps"]), params["linear_start"], params["linear_end"])
         for name, value in schedule_buffers(*self._schedule).items():
@@ -106,9 +103,7 @@ class AnyText2(nn.Module):
         self._tokenizer: Tokenizer | None = None
         manager = dict(params["embedding_manager_config"]["params"])
         recogniser = dict(manager.pop("recogniser", {}))
-        unet = UNetModel(
-            only_mid_control=params.get("only_mid_control", False), **params["unet_config"]["params"]
-        )
+        unet = UNetModel(only_mid_control=params.get("only_mid_control", False), **params["unet_config"]["params"])
         self.model = _Wrapper(unet)
         self.control_model = WriteNet(**params["control_stage_config"]["params"])
         self.first_stage_model = AutoencoderKL(**params["first_stage_config"]["params"])
@@ -117,9 +112,7 @@ class AnyText2(nn.Module):
         self.text_predictor = Recogniser(**recogniser)
 
     @classmethod
-    def from_config(
-        cls, config: str | Path | DictConfig | Mapping, device: str | torch.device = "cpu"
-    ) -> "AnyText2":
+    def from_config(cls, config: str | Path | DictConfig | Mapping, device: str | torch.device = "cpu") -> "AnyText2":
         """Builds the network from upstream's yaml format, with fresh weights, in eval mode.
 
         config: a path, or what OmegaConf.load gives. device "meta" builds without memory.
@@ -218,9 +211,7 @@ class AnyText2(nn.Module):
         needed = {"positions", "glyphs", "color", "n_lines", "img_caption", "text_caption"}
         needed |= set() if "masked_latents" in batch else {"masked_img"}
         if missing := sorted(needed - set(batch)):
-            raise ValueError(
-                f"The batch lacks {', '.join(missing)}; anytext_lcm.data.batch makes complete batches."
-            )
+            raise ValueError(f"The batch lacks {', '.join(missing)}; anytext_lcm.data.batch makes complete batches.")
         on_device = {k: v.to(self.device) for k, v in batch.items() if isinstance(v, Tensor)}
         embeddings = self.embedding_manager.line_embeddings(
             self.text_predictor,
@@ -251,9 +242,7 @@ class AnyText2(nn.Module):
         size = len(conditioning)
         image = self.image_context(self.tokenizer.image_ids([negative_prompt]), None)
         text = self.text_context(self.tokenizer.text_ids([""]), None)
-        return replace(
-            conditioning, image_context=image.expand(size, -1, -1), text_context=text.expand(size, -1, -1)
-        )
+        return replace(conditioning, image_context=image.expand(size, -1, -1), text_context=text.expand(size, -1, -1))
 
     def image_context(self, ids: Tensor, embeddings: list[Tensor] | None) -> Tensor:
         """ids (B, T) of whole image captions -> (B, 77k, D); '*' takes line embeddings, across chunks too."""
@@ -268,9 +257,7 @@ class AnyText2(nn.Module):
         """ids (B, 77) of text captions -> (B, 77, D); the placeholder counter starts at 0 again."""
         return self._encode(ids.to(self.device), embeddings, [0] * len(ids))[0]
 
-    def _encode(
-        self, ids: Tensor, embeddings: list[Tensor] | None, counters: list[int]
-    ) -> tuple[Tensor, list[int]]:
+    def _encode(self, ids: Tensor, embeddings: list[Tensor] | None, counters: list[int]) -> tuple[Tensor, list[int]]:
         tower = self.cond_stage_model.text_model
         embeds = tower.embed(ids)
         if embeddings is not None:
@@ -344,9 +331,7 @@ class AnyText2(nn.Module):
             torch.full((1, 3, height, width), -1.0, device=self.device, dtype=self.dtype)
         )
 
-    def masked_moments(
-        self, images: Tensor, blank: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def masked_moments(self, images: Tensor, blank: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """masked pictures (B, 3, H, W) -> mean and log variance of their latents' posterior, fp32, unscaled.
 
         Pictures to be drawn from nothing are all -1 and share their moments: blank, what `blank_moments` returns for

@@ -21,9 +21,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"Checkpoint {path} is not a file; name the one that holds the AnyText2 weights."
-        )
+        raise FileNotFoundError(f"Checkpoint {path} is not a file; name the one that holds the AnyText2 weights.")
     try:
         state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except pickle.UnpicklingError as error:
@@ -39,9 +37,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
             state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(
-            f"Checkpoint {path} holds no state dict: expected tensors by name, maybe under 'state_dict'."
-        )
+        raise ValueError(f"Checkpoint {path} holds no state dict: expected tensors by name, maybe under 'state_dict'.")
     return dict(state)
 
 
@@ -87,9 +83,7 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "th
         if names
     ]
     if problems:
-        raise ValueError(
-            f"{source} does not fit this model, nothing was loaded: keys " + "; ".join(problems) + "."
-        )
+        raise ValueError(f"{source} does not fit this model, nothing was loaded: keys " + "; ".join(problems) + ".")
     if any(v.is_meta for v in own.values()):
         model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=True, assign=True)
     else:

@@ -92,8 +92,7 @@ def crop_image(image: Tensor, mask: np.ndarray | Tensor) -> Tensor:
         mask = mask.detach().cpu().numpy()
     if image.ndim != 3 or tuple(image.shape[1:]) != mask.shape:
         raise ValueError(
-            f"crop_image: image {tuple(image.shape)} and mask {mask.shape} differ, "
-            "give (C,H,W) and (H,W) of one size."
+            f"crop_image: image {tuple(image.shape)} and mask {mask.shape} differ, give (C,H,W) and (H,W) of one size."
         )
     box = text_box(mask)
     width, height = box_size(box)

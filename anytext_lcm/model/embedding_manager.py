@@ -259,14 +259,10 @@ def font_crops(font_hint: Tensor, positions: Tensor, n_lines: Tensor) -> list[Te
 def _used_lines(lines: Tensor, n_lines: Tensor, name: str) -> Tensor:
     """Which of the (B,L) line slots are filled, on the CPU or wherever `lines` lives."""
     if lines.ndim != 4 or n_lines.shape != lines.shape[:1]:
-        raise ValueError(
-            f"{name} {tuple(lines.shape)} and n_lines {tuple(n_lines.shape)} are not (B,L,H,W) and (B,)."
-        )
+        raise ValueError(f"{name} {tuple(lines.shape)} and n_lines {tuple(n_lines.shape)} are not (B,L,H,W) and (B,).")
     slots = lines.shape[1]
     if int(n_lines.min()) < 1 or int(n_lines.max()) > slots:
-        raise ValueError(
-            f"n_lines {n_lines.tolist()} must lie between 1 and the {slots} line slots of {name}."
-        )
+        raise ValueError(f"n_lines {n_lines.tolist()} must lie between 1 and the {slots} line slots of {name}.")
     return torch.arange(slots, device=lines.device) < n_lines.to(lines.device)[:, None]
 
 

@@ -72,9 +72,7 @@ class SqueezeExcite(nn.Module):
 class DepthwiseSeparable(nn.Module):
     """Depthwise convolution, optional squeeze-excite, pointwise convolution."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int | tuple[int, int], excite: bool
-    ):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int | tuple[int, int], excite: bool):
         super().__init__()
         self._depthwise_conv = ConvBNHardSwish(in_channels, in_channels, kernel, stride, groups=in_channels)
         if excite:
@@ -168,16 +166,12 @@ class SVTRBlock(nn.Module):
 class SVTREncoder(nn.Module):
     """Bottleneck, two transformer blocks along the line, and a fusion with what came in."""
 
-    def __init__(
-        self, in_channels: int, dims: int, hidden_dims: int, num_heads: int, mlp_ratio: float, dropout: float
-    ):
+    def __init__(self, in_channels: int, dims: int, hidden_dims: int, num_heads: int, mlp_ratio: float, dropout: float):
         super().__init__()
         narrow = in_channels // 8
         self.conv1 = ConvBNSwish(in_channels, narrow, 3)
         self.conv2 = ConvBNSwish(narrow, hidden_dims, 1)
-        self.svtr_block = nn.ModuleList(
-            SVTRBlock(hidden_dims, num_heads, mlp_ratio, dropout) for _ in range(2)
-        )
+        self.svtr_block = nn.ModuleList(SVTRBlock(hidden_dims, num_heads, mlp_ratio, dropout) for _ in range(2))
         self.norm = nn.LayerNorm(hidden_dims, eps=1e-6)
         self.conv3 = ConvBNSwish(hidden_dims, in_channels, 1)
         self.conv4 = ConvBNSwish(2 * in_channels, narrow, 3)
@@ -235,15 +229,12 @@ class Recogniser(nn.Module):
             raise ValueError(f"Recogniser: scale {scale} gives broken widths, use a multiple of 0.125.")
         if hidden_dims % num_heads:
             raise ValueError(
-                f"Recogniser: hidden_dims {hidden_dims} cannot be split into {num_heads} heads, "
-                "choose a multiple."
+                f"Recogniser: hidden_dims {hidden_dims} cannot be split into {num_heads} heads, choose a multiple."
             )
         self.num_classes = num_classes
         self.neck_dims = neck_dims
         self.backbone = Backbone(scale)
-        self.neck = Neck(
-            SVTREncoder(self.backbone.out_channels, neck_dims, hidden_dims, num_heads, mlp_ratio, dropout)
-        )
+        self.neck = Neck(SVTREncoder(self.backbone.out_channels, neck_dims, hidden_dims, num_heads, mlp_ratio, dropout))
         self.head = Head(neck_dims, num_classes)
 
     @property
@@ -304,8 +295,7 @@ def _preprocess_equal(images: Tensor) -> Tensor:
 
 
 def encode_text(text: str, characters: Sequence[str]) -> list[int]:
-    """Text -> class ids; characters the dictionary lacks become the last class, the space, as upstream does.
-    """
+    """Text -> class ids; characters the dictionary lacks become the last class, the space, as upstream does."""
     ids = {character: index for index, character in enumerate(characters) if index > 0}
     space = len(characters) - 1
     return [ids.get(character, space) for character in text]

@@ -26,8 +26,7 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for p in (self.q_proj, self.k_proj, self.v_proj)
+            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
         h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out_proj(h.transpose(1, 2).flatten(2))
@@ -150,9 +149,7 @@ class Tokenizer:
         self.end_id = self._bpe.eos_token_id
         ids = self._bpe(PLACEHOLDER, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
-            raise ValueError(
-                f"CLIP tokenizer in {folder}: the placeholder '*' must be one token, it is {len(ids)}."
-            )
+            raise ValueError(f"CLIP tokenizer in {folder}: the placeholder '*' must be one token, it is {len(ids)}.")
         self.placeholder_id = ids[0]
 
     def image_ids(self, captions: list[str]) -> Tensor:

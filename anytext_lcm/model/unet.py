@@ -93,9 +93,7 @@ class Trunk(nn.Module):
             if level < len(channel_mult) - 1:
                 self.input_blocks.append(Block(Downsample(width)))
                 self.block_channels.append(width)
-        self.middle_block = Block(
-            res_block(width, width), transformer(width, mid_attnx), res_block(width, width)
-        )
+        self.middle_block = Block(res_block(width, width), transformer(width, mid_attnx), res_block(width, width))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -89,9 +89,7 @@ class _Level(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, num_blocks: int, groups: int):
         super().__init__()
         widths = [in_channels] + [out_channels] * num_blocks
-        self.block = nn.ModuleList(
-            ResnetBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.block = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
@@ -130,9 +128,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(B, z, h, w) -> (B, 3, f*h, f*w). `up` is indexed by level, the coarsest (last) runs first."""
 
-    def __init__(
-        self, out_ch: int, ch: int, ch_mult: list[int], num_res_blocks: int, z_channels: int, groups: int
-    ):
+    def __init__(self, out_ch: int, ch: int, ch_mult: list[int], num_res_blocks: int, z_channels: int, groups: int):
         super().__init__()
         widths = [ch * m for m in ch_mult]
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
@@ -182,8 +178,10 @@ class PatchDecoder(nn.Module):
         super().__init__()
         grown = 2 ** (len(ch_mult) - 1)
         if patch % grown:
-            raise ValueError(f"first_stage_config.ddconfig: patch {patch} must be a multiple of {grown}, the "
-                             f"factor of {len(ch_mult)} levels in ch_mult.")  # fmt: skip
+            raise ValueError(
+                f"first_stage_config.ddconfig: patch {patch} must be a multiple of {grown}, the "
+                f"factor of {len(ch_mult)} levels in ch_mult."
+            )
         shuffle = patch // grown
         self.linear = nn.ConvTranspose2d(z_channels, out_ch, patch, stride=patch)
         self.correction = Decoder(out_ch * shuffle**2, ch_mult=ch_mult, z_channels=z_channels, **decoder)

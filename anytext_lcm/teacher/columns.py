@@ -227,8 +227,10 @@ class Batches:
 
     def prompts(self, rows: np.ndarray, rng: np.random.Generator, dropout: float) -> dict:
         """The model's contract of these pictures but the pictures; `dropout` of the captions are empty."""
-        c = {k: self.columns[k][rows] for k in ("glyphs", "positions", "color", "n_lines", "glyph_features",
-                                                "font_features", "edit", "masked")}  # fmt: skip
+        c = {
+            k: self.columns[k][rows]
+            for k in ("glyphs", "positions", "color", "n_lines", "glyph_features", "font_features", "edit", "masked")
+        }
         masked = np.where(c["edit"].astype(bool)[:, None, None, None, None], c["masked"], self.empty[None])
         captions = [self.captions[i] if rng.random() >= dropout else ["", ""] for i in rows]
         return {

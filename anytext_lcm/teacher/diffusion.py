@@ -73,8 +73,11 @@ def optimisers_of(model: AnyText2, recipe: Recipe, rank: Rank) -> list[torch.opt
     """Muon for the matrices inside UNet and WriteNet, AdamW for all else (ends, biases, norms, text parts)."""
     ends = {id(model.model.diffusion_model.input_blocks[0][0].weight), id(model.model.diffusion_model.out[2].weight)}
     ends |= {id(model.control_model.input_blocks[0][0].weight), id(model.control_model.fuse_block_za.weight)}
-    ends |= {id(p) for stack in (model.control_model.glyph_block, model.control_model.position_block)
-             for p in stack.parameters()}  # fmt: skip
+    ends |= {
+        id(p)
+        for stack in (model.control_model.glyph_block, model.control_model.position_block)
+        for p in stack.parameters()
+    }
     inner = [
         p
         for net in (model.model, model.control_model)

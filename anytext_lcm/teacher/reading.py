@@ -134,9 +134,13 @@ class ReadingLoss(nn.Module):
         self.reader, self.to_pictures, self.noise = reader.eval().requires_grad_(False), to_pictures, noise
 
     def forward(
-        self, latents: Tensor, transforms: Tensor, picture_of: Tensor, texts: Sequence[Sequence[int]],
+        self,
+        latents: Tensor,
+        transforms: Tensor,
+        picture_of: Tensor,
+        texts: Sequence[Sequence[int]],
         generator: torch.Generator,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """(N,) loss a letter of each line, at most LONGEST; the lines are those of `cut_lines`, texts their ids."""
         level = torch.rand(len(latents), 1, 1, 1, generator=generator).to(latents.device)
         grain = torch.randn(latents.shape, generator=generator).to(latents.device)

@@ -87,9 +87,14 @@ class WritingLoss(nn.Module):
         self.weight, self.steepest, self.jump = recipe.writing_weight, recipe.writing_steepest, recipe.writing_jump
 
     def forward(
-        self, true: tuple, paths: Trajectories, batch: dict, places: np.ndarray, lines: tuple,
+        self,
+        true: tuple,
+        paths: Trajectories,
+        batch: dict,
+        places: np.ndarray,
+        lines: tuple,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(loss, the diffusion's, the readings' (2,), velocity at `places` of the paths).
 
         The gradient of the second estimate, a step further on, goes through both: the first has to leave a state
@@ -141,8 +146,14 @@ def train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
     paths = Trajectories(model, batches, recipe, rank.rng(5, start))
     generator = torch.Generator().manual_seed(1000 * start + rank.index)
     log = (work / "writing.jsonl").open("a") if rank.main else None
-    bar = tqdm(range(start, recipe.writing_steps), initial=start, total=recipe.writing_steps, desc="writing",
-               disable=not rank.main, mininterval=10)  # fmt: skip
+    bar = tqdm(
+        range(start, recipe.writing_steps),
+        initial=start,
+        total=recipe.writing_steps,
+        desc="writing",
+        disable=not rank.main,
+        mininterval=10,
+    )
     clock, means = time.monotonic(), np.zeros(3)
     for step in bar:
         rng = rank.rng(6, step)
@@ -153,9 +164,13 @@ def train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
         batch = paths.batch(places)
         with autocast(rank):
             loss, true, readings, v = loss_of(
-                batches.draw(rng, count, SIDE // 8), paths, batch, places, lines.of(paths.rows[places], rank.device),
+                batches.draw(rng, count, SIDE // 8),
+                paths,
+                batch,
+                places,
+                lines.of(paths.rows[places], rank.device),
                 generator,
-            )  # fmt: skip
+            )
         for optimiser in optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -168,8 +183,12 @@ def train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
         average.update_parameters(model)
         means += [true.item(), *readings.tolist()]
         if rank.main and step % 25 == 24:
-            row = dict(step=step + 1, diffusion=round(means[0] / 25, 4), readings=(means[1:] / 25).round(4).tolist(),
-                       seconds=round(time.monotonic() - clock, 1))  # fmt: skip
+            row = dict(
+                step=step + 1,
+                diffusion=round(means[0] / 25, 4),
+                readings=(means[1:] / 25).round(4).tolist(),
+                seconds=round(time.monotonic() - clock, 1),
+            )
             log.write(json.dumps(row) + "\n"), log.flush()
             bar.set_postfix(readings=row["readings"])
             means[:] = 0
