@@ -14,34 +14,39 @@ from pathlib import Path
 from typing import Any
 
 from anytext_lcm import __version__
-from anytext_lcm.checkpoints import EMA_FOLDER
-from anytext_lcm.distill import build_dataset, load_teacher, run_distillation
-from anytext_lcm.evaluate import Panel, PanelJudge, prepare_panel, run_method
-from anytext_lcm.judge import paired_bootstrap
-from anytext_lcm.latents import write_latents
-from anytext_lcm.lora import find_targets, load_adapter, resolve_targets
+from anytext_lcm.adapter.lora import load_adapter
+from anytext_lcm.adapter.targets import find_targets, resolve_targets
+from anytext_lcm.drawing.cores import describe_hardware, use_available_cores
+from anytext_lcm.drawing.methods import student_method, teacher_method, untrained_method
+from anytext_lcm.files import check_writable, whole_file
+from anytext_lcm.judging.compare import run_method
+from anytext_lcm.judging.intervals import paired_bootstrap
+from anytext_lcm.judging.panel import Panel, PanelJudge, prepare_panel
+from anytext_lcm.judging.tables import table
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.outputs import check_writable, whole_file
-from anytext_lcm.pipeline import (
-    EMBEDDED_CONFIG,
-    default_device,
-    defaults_for,
-    describe_hardware,
-    student_method,
-    teacher_method,
-    untrained_method,
-    use_available_cores,
-)
-from anytext_lcm.recipes import DEFAULTS, recipe
-from anytext_lcm.settings import TrainSettings
-from anytext_lcm.tables import table
+from anytext_lcm.model.loading import default_device
+from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
+from anytext_lcm.training.checkpoints import EMA_FOLDER
+from anytext_lcm.training.data_order import build_dataset
+from anytext_lcm.training.latents import write_latents
+from anytext_lcm.training.loop import load_teacher, run_distillation
+from anytext_lcm.training.recipes import DEFAULTS, recipe
+from anytext_lcm.training.settings import TrainSettings
 
 DEFAULT, UNTRAINED, NO_AVERAGE = "default", "untrained", "no average"
+
+
 STUDENT_STEPS = (4, 8)
+
+
 TEACHER_STEPS = 50
+
+
 # What an update costs, in forward passes of the UNet: the teacher's two branches, the student's pass with a backward
 # pass of two more, and for `lcm` the target. What an adapter's groups cost besides is in the seconds.
 PASSES = {"lcm": 6, "teacher_x0": 5}
+
+
 RUNS = (
     "teacher_x0",
     "AnyText2's groups",

@@ -9,322 +9,41 @@ draws four from one generator. A run that was cut off goes on where it stopped.
 """
 
 import argparse
-import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from rapidfuzz.distance import Levenshtein
-from tqdm import tqdm
-
-from anytext_lcm import __version__, judge
-from anytext_lcm.data.batch import MAX_CHARACTERS, Line, build_conditioning, collate
-from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, covers, font_path
-from anytext_lcm.data.json_stream import read_records
-from anytext_lcm.data.records import clean
-from anytext_lcm.exchange import Part, load_parts
-from anytext_lcm.lora import CONFIG_FILE, WEIGHTS_FILE
-from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.outputs import check_writable, whole_file
-from anytext_lcm.pipeline import (
-    EMBEDDED_CONFIG,
-    Method,
-    checkpoint_for,
-    defaults_for,
-    describe_hardware,
-    draw,
-    load_chosen,
-    parse_method,
-    prepare,
-    reference_of,
-    resolve_adapter,
-    use_available_cores,
+from anytext_lcm import __version__
+from anytext_lcm.adapter.lora import CONFIG_FILE, WEIGHTS_FILE, resolve_adapter
+from anytext_lcm.adapter.mix import Part, load_parts
+from anytext_lcm.data.fonts import PLAIN_FONT, font_path
+from anytext_lcm.drawing.cores import describe_hardware, use_available_cores
+from anytext_lcm.drawing.methods import Method, parse_method, reference_of
+from anytext_lcm.files import check_writable, whole_file
+from anytext_lcm.judging import reading
+from anytext_lcm.judging.benchmark_set import (
+    ADDED_WORDS,
+    METHODS,
+    NOTES,
+    PUBLISHED,
+    REPORT,
+    SAMPLES,
+    SEED,
+    check_font,
+    check_settings,
+    content_of,
+    draw_tasks,
+    format_table,
+    read_tasks,
+    score_tasks,
+    settings_of,
+    summarise,
 )
-
-SIDE = 512  # pixels of the benchmark's pictures, in which its polygons are given
-SAMPLES, SEED, MAX_LINES = 4, 100, 20  # upstream's
-ADDED_WORDS = "best quality, extremely detailed"  # upstream's, behind every caption
-JPEG_QUALITY = 95  # of cv2.imwrite, which upstream saves with
-METHODS = ("teacher-20", "student-4", "student-8")
-SETTINGS, REPORT = "settings.json", "report.json"
-END = 2**20  # bytes at the beginning and the end of a checkpoint that tell it from another
-BLANK = Line(" ", np.array([[0, 0], [50, 0], [50, 50], [0, 50]]))  # upstream's line of a picture without text
-
-# AnyText2's README, read by ModelScope's recogniser: sentence accuracy and NED of 20 steps.
-PUBLISHED = {"laion": ("AnyText2, English", 0.8175, 0.9193), "wukong": ("AnyText2, Chinese", 0.7250, 0.8529)}
-NOTES = (
-    "Lines are read by PP-OCRv6 from rapidocr; the published numbers are by ModelScope's recogniser, so first compare "
-    "methods of this report with each other.",
-    "FID and CLIPScore are left out: their networks are not part of this package. The pictures are named as "
-    "upstream's own scripts expect them.",
-)
-
-# -- reading --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Task:
-    """A prompt of the benchmark: its name in file names, the caption, and (text, polygon) of its lines at 512 px, which
-    may be none.
-    """
-
-    name: str
-    caption: str
-    lines: tuple[tuple[str, tuple[tuple[int, int], ...]], ...]
-
-
-def read_tasks(path: str | Path, limit: int | None = None) -> list[Task]:
-    """The prompts of a test1k.json, or the first of them. The pictures it names are not needed.
-
-    A name ends at its first dot, as upstream's file names do. Lines marked invalid are left out; of the others the
-    first 20 count, and the first 20 characters of each. Raises FileNotFoundError, or ValueError for a file of another
-    layout or without a line of text, and for two prompts of one name.
-    """
-    _, raws = read_records(path)
-    tasks: list[Task] = []
-    for number, raw in enumerate(raws):
-        if limit is not None and len(tasks) == limit:
-            break
-        record, problems = clean(raw, number)
-        if record is None:
-            raise ValueError(f"{path}, record {number}: {problems[0].detail if problems else 'it cannot be read'}.")
-        lines = [
-            (annotation.text[:MAX_CHARACTERS], tuple(map(tuple, annotation.points.tolist())))
-            for annotation in record.annotations
-            if annotation.valid and annotation.text
-        ]
-        name = Path(record.img_name).name.split(".")[0]
-        caption = record.caption.replace("*", " ")  # a star would take a line's embedding
-        tasks.append(Task(name, caption, tuple(lines[:MAX_LINES])))
-    if not any(task.lines for task in tasks):
-        raise ValueError(f"{path} holds no prompt with a line of text.")
-    names = [task.name for task in tasks]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path} has several prompts named {doubled[0]!r}; their pictures would replace each other.")
-    return tasks
-
-
-def check_font(tasks: Sequence[Task], font: str | Path) -> int:
-    """How many lines the font cannot write; they are not asked for, and count as wrong. Raises ValueError when that is
-    more than every tenth, FileNotFoundError when there is no such font.
-    """
-    font_path(font)
-    texts = [text for task in tasks for text, _ in task.lines]
-    unable = [text for text in texts if not covers(font, text)]
-    if 10 * len(unable) > len(texts):
-        raise ValueError(
-            f"{font} cannot write {len(unable)} of {len(texts)} lines, {unable[0]!r} among them: name another --font."
-        )
-    return len(unable)
-
-
-def polygons_of(task: Task, size: tuple[int, int]) -> list[np.ndarray]:
-    """The lines' polygons (n, 2) int in a picture of this height and width, cut off at its edge."""
-    height, width = size
-    stretch = np.array([width / SIDE, height / SIDE])
-    return [np.rint(np.array(points) * stretch).astype(int).clip(0, [width, height]) for _, points in task.lines]
-
-
-def make_batch(
-    task: Task, size: tuple[int, int], samples: int, font: str | Path, hint: bool, words: str = ADDED_WORDS
-) -> dict[str, Any]:
-    """The batch (see anytext_lcm/data/batch.py) that draws a prompt `samples` times.
-
-    A line that the font cannot write or whose polygon has no room for a letter at this size is not asked for; it still
-    counts in the score. A prompt without lines gets upstream's blank one.
-    """
-    lines = []
-    for (text, _), polygon in zip(task.lines, polygons_of(task, size), strict=True):
-        line = Line(text, polygon, None, font if hint else None)
-        try:
-            build_conditioning([line], size, 1, font)
-        except DrawingError:
-            continue
-        lines.append(line)
-    lines = lines or [BLANK]
-    caption = ", ".join(part for part in (task.caption, words) if part)
-    item = build_conditioning(lines, size, len(lines), font) | {"img_caption": caption}
-    return collate([item] * samples)
-
-
-# -- drawing --------------------------------------------------------------------------------------------
-
-
-def picture_paths(folder: Path, task: Task, samples: int) -> list[Path]:
-    return [folder / f"{task.name}_{k}.jpg" for k in range(samples)]
-
-
-def content_of(path: str | Path, ends: bool = False) -> str:
-    """What tells a file from others wherever it lies: its length and 16 digits of its SHA-256.
-
-    ends: of its first and last MB, which takes no minute for a checkpoint of several GB. Raises FileNotFoundError.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}: check its name.")
-    with Path(path).open("rb") as file:
-        length = file.seek(0, 2)
-        file.seek(0)
-        if ends and length > 2 * END:
-            digest = hashlib.sha256(file.read(END))
-            file.seek(length - END)
-            digest.update(file.read())
-        else:
-            digest = hashlib.file_digest(file, "sha256")
-    return f"{length} bytes, {digest.hexdigest()[:16]}"
-
-
-def settings_of(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the settings of `run` a method's pictures depend on, and the method: ready for JSON.
-
-    The adapter is the student's alone, and only guidance looks at the negative prompt.
-    """
-    found = {**settings, "method": asdict(method)}
-    if not method.adapter:
-        for key in ("names", "contents"):
-            found[key] = {what: value for what, value in settings[key].items() if what != "adapter"}
-    if not method.guided:
-        found.pop("negative_prompt")
-    return found
-
-
-def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raises ValueError when there are pictures of other settings (see `settings_of`) in a folder. Files are compared
-    by what they hold, since the benchmark's own have the same names: `names` are there for people.
-    """
-    note = folder / SETTINGS
-    if not note.is_file():
-        return
-
-    def flat(found: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in found.items() if key not in ("names", "contents")} | found["contents"]
-
-    try:
-        earlier = flat(json.loads(note.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{note} does not say what its pictures were drawn from; name another --output.") from None
-    wanted = flat(json.loads(json.dumps(settings)))
-    if other := sorted(key for key in earlier.keys() | wanted.keys() if earlier.get(key) != wanted.get(key)):
-        raise ValueError(f"{folder} holds pictures of other settings ({', '.join(other)}); name another --output.")
-
-
-def draw_tasks(
-    model: AnyText2, tasks: Sequence[Task], method: Method, folder: Path, settings: Mapping[str, Any], show: bool = True
-) -> dict[str, float]:
-    """Draws what is not there yet, each prompt's pictures together. Returns the seconds this run took, by phase.
-
-    settings: of `run`. Raises ValueError when there are pictures of others.
-    """
-    own, note = settings_of(method, settings), folder / SETTINGS
-    check_settings(folder, own)
-    if not note.is_file():
-        with whole_file(note) as temporary:
-            temporary.write_text(json.dumps(own, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    size, samples = tuple(settings["size"]), settings["samples"]
-    seconds = {"denoise": 0.0, "decode": 0.0, "pictures": 0.0}
-    for task in tqdm(tasks, desc=method.name, leave=False, disable=None if show else True):
-        paths = picture_paths(folder, task, samples)
-        if paths[-1].is_file():  # written last, so the others are there too
-            continue
-        batch = make_batch(task, size, samples, settings["names"]["font"], settings["font_hint"], settings["words"])
-        seeds = range(settings["seed"], settings["seed"] + samples)
-        drawing = draw(model, prepare(model, batch, list(seeds), settings["negative_prompt"]), method)
-        for path, image in zip(paths, drawing.images, strict=True):
-            with whole_file(path) as temporary:
-                Image.fromarray(image).save(temporary, quality=JPEG_QUALITY)
-        for phase in ("denoise", "decode"):
-            seconds[phase] += drawing.clock.wall[phase]
-        seconds["pictures"] += samples
-    return seconds
-
-
-# -- judging --------------------------------------------------------------------------------------------
-
-
-def _read_pictures(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray]:
-    for path in paths:
-        with Image.open(path) as picture:
-            image = np.asarray(picture.convert("RGB"))
-        if image.shape[:2] != size:
-            raise ValueError(f"{path} is {image.shape[1]} x {image.shape[0]} pixels, not {size[1]} x {size[0]}.")
-        yield image
-
-
-def upstream_ned(wanted: str, read: str) -> float:
-    """1 - edit distance / (longer length + 1e-5), letter by letter as written: eval/eval_dgocr.py."""
-    return 1 - Levenshtein.distance(wanted, read) / (max(len(wanted), len(read)) + 1e-5)
-
-
-def score_tasks(
-    reader: judge.LineReader, tasks: Sequence[Task], folder: Path, samples: int, size: tuple[int, int]
-) -> dict[str, np.ndarray]:
-    """Reads all pictures of a folder that shall have text, prompt by prompt. Returns an entry for each prompt, sample
-    and line, in this order.
-
-    exact and ned compare as upstream does: case, spaces and punctuation count. correct and lenient_ned look at letters
-    and digits alone. group: the prompt.
-    """
-    parts: dict[str, list[np.ndarray]] = {}
-    for number, task in enumerate(tasks):
-        if not task.lines:
-            continue
-        images = list(_read_pictures(picture_paths(folder, task, samples), size))
-        texts = [text for text, _ in task.lines]
-        scores = judge.score_lines(
-            reader, images, [polygons_of(task, size)] * samples, [texts] * samples, [number] * samples
-        )
-        pairs = zip(scores.wanted, scores.read, strict=True)
-        found = {
-            "exact": np.array([wanted == read for wanted, read in zip(scores.wanted, scores.read, strict=True)]),
-            "ned": np.array([upstream_ned(*pair) for pair in pairs]),
-            "correct": scores.correct,
-            "lenient_ned": scores.ned,
-            "group": scores.group,
-        }
-        for key, values in found.items():
-            parts.setdefault(key, []).append(values)
-    return {key: np.concatenate(values) for key, values in parts.items()}
-
-
-def summarise(scores: Mapping[str, Mapping[str, np.ndarray]], reference: str | None) -> dict[str, Any]:
-    """Intervals of each method, over prompts, and its retention against the reference; ready for JSON."""
-    rows = {}
-    for name, found in scores.items():
-        rows[name] = {
-            key: asdict(judge.bootstrap_mean(found[key], found["group"]))
-            for key in ("exact", "ned", "correct", "lenient_ned")
-        }
-        if reference is not None and scores[reference]["exact"].any():
-            rows[name]["retention"] = asdict(
-                judge.paired_bootstrap(found["exact"], scores[reference]["exact"], found["group"])
-            )
-    return rows
-
-
-def format_table(report: Mapping[str, Any]) -> str:
-    """The report as a table for a terminal."""
-
-    def interval(found: Mapping[str, float] | None) -> str:
-        return "-" if found is None else "{value:.4f} [{low:.3f}, {high:.3f}]".format(**found)
-
-    rows = [["method", "sentence accuracy", "NED", "retention", "letters and digits alone"]]
-    for name, row in report["methods"].items():
-        rows.append([name, *(interval(row.get(key)) for key in ("exact", "ned", "retention", "correct"))])
-    if published := report["published"]:
-        rows.append([published["name"], f"{published['accuracy']:.4f}", f"{published['ned']:.4f}", "-", "-"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    counts = f"{report['prompts']} prompts, {report['lines']} lines, {report['samples']} pictures a prompt"
-    head = f"{counts}; 95 % intervals over prompts."
-    return "\n".join([head, lines[0], "-" * len(lines[0]), *lines[1:], *report["notes"]])
-
-
-# -- command --------------------------------------------------------------------------------------------
+from anytext_lcm.model.loading import load_chosen
+from anytext_lcm.model.networks import EMBEDDED_CONFIG, checkpoint_for, defaults_for
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -428,7 +147,7 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     model = load_chosen(args.config, args.ckpt, args.device)
     if adapter is not None:
         load_parts(model, [Part(adapter)])
-    reader, scores, seconds = judge.LineReader(), {}, {}
+    reader, scores, seconds = reading.LineReader(), {}, {}
     read = partial(score_tasks, reader, tasks, samples=args.samples, size=defaults.size)
     for method in methods:
         folder = output / method.name

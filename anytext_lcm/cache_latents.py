@@ -10,10 +10,13 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from anytext_lcm.distill import build_dataset, in_words, load_teacher
-from anytext_lcm.latents import write_latents
-from anytext_lcm.pipeline import default_device, use_available_cores
-from anytext_lcm.settings import TrainSettings, add_flags, collect
+from anytext_lcm.drawing.cores import use_available_cores
+from anytext_lcm.model.loading import default_device
+from anytext_lcm.training.data_order import build_dataset
+from anytext_lcm.training.latents import write_latents
+from anytext_lcm.training.loop import load_teacher
+from anytext_lcm.training.processes import in_words
+from anytext_lcm.training.settings import TrainSettings, add_flags, collect
 
 FLAGS = (
     "config",

@@ -9,13 +9,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from anytext_lcm import pipeline
-from anytext_lcm.evaluate import Panel, compare, write_report
-from anytext_lcm.lora import CONFIG_FILE, WEIGHTS_FILE, load_adapter
-from anytext_lcm.outputs import whole_directory
-from anytext_lcm.recipes import DEFAULTS, distil
+from anytext_lcm.adapter.lora import CONFIG_FILE, WEIGHTS_FILE, load_adapter
+from anytext_lcm.drawing import cores
+from anytext_lcm.files import whole_directory
+from anytext_lcm.judging.compare import compare_methods
+from anytext_lcm.judging.panel import Panel
+from anytext_lcm.judging.report import write_report
+from anytext_lcm.model import loading, networks
+from anytext_lcm.training.recipes import DEFAULTS, distil
 
 METHODS = ("real", "teacher-50", "teacher-8", "teacher-4", "untrained-4", "student-4", "student-8")
+
+
 GRID_ROWS = 8
 
 
@@ -49,8 +54,8 @@ def run(args: argparse.Namespace) -> Path:
     panel = Panel.build(prompts=args.prompts, seed=args.seed)
     output = Path(args.output)
     with whole_directory(output) as folder:
-        pipeline.use_available_cores()
-        model = pipeline.load_embedded_teacher()
+        cores.use_available_cores()
+        model = loading.load_embedded_teacher()
         began = time.monotonic()
         print(f"Distilling the embedded teacher: {args.steps} steps.", flush=True)
         checkpoint = distil(folder / "training", args.steps, args.seed)
@@ -64,12 +69,12 @@ def run(args: argparse.Namespace) -> Path:
 
         print(f"Drawing and judging {args.prompts} prompts by {len(METHODS) - 1} methods.", flush=True)
         settings = {
-            "config": pipeline.EMBEDDED_CONFIG.name,
+            "config": networks.EMBEDDED_CONFIG.name,
             "adapter_steps": args.steps,
             "adapter_seconds": round(seconds, 1),
             "seed": args.seed,
         }
-        report, results = compare(model, panel, METHODS, pipeline.EMBEDDED_GUIDANCE, settings=settings)
+        report, results = compare_methods(model, panel, METHODS, networks.EMBEDDED_GUIDANCE, settings=settings)
         write_report(folder, report, results, panel, GRID_ROWS)
     return output
 

@@ -3,176 +3,33 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from anytext_lcm import __version__
-from anytext_lcm.data.batch import Line
+from anytext_lcm.adapter.lora import resolve_adapter
+from anytext_lcm.adapter.mix import Part, load_parts, parse_part
 from anytext_lcm.data.fonts import PLAIN_FONT, font_path
-from anytext_lcm.data.mock import COLORS
-from anytext_lcm.editing import (
-    BRIGHT,
-    ORDERS,
-    STEEPEST,
-    boxes_of_mask,
-    fit_picture,
-    mask_levels,
-    paste_back,
-    turned_box,
-    upright,
-)
-from anytext_lcm.exchange import Part, load_parts, parse_part
-from anytext_lcm.outputs import check_writable, whole_file
-from anytext_lcm.pipeline import (
-    EMBEDDED_CONFIG,
-    Defaults,
-    Method,
-    Prompt,
-    defaults_for,
-    draw_prompts,
-    load_chosen,
-    prompts_to_batch,
-    resolve_adapter,
-    student_method,
-    teacher_method,
-    use_available_cores,
-)
+from anytext_lcm.drawing.cores import use_available_cores
+from anytext_lcm.drawing.draw import draw_prompts
+from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST, boxes_of_mask, fit_picture, paste_back
+from anytext_lcm.drawing.methods import Method, student_method, teacher_method
+from anytext_lcm.drawing.png import describe, read_mask, read_picture, save_picture
+from anytext_lcm.drawing.prompts import Prompt, parse_line, prompts_to_batch
+from anytext_lcm.files import check_writable
+from anytext_lcm.model.loading import load_chosen
+from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
 
 EXAMPLE = 'python -m anytext_lcm.sample --prompt "a red background" --line "HELLO@10,40,118,80#yellow"'
+
+
 STUDENT_STEPS, TEACHER_STEPS = 4, 20
+
+
 STUDENT_SAMPLERS, TEACHER_SAMPLERS = ("lcm", "deterministic", "gamma"), ("ddim",)
-
-
-def parse_colour(text: str) -> tuple[int, int, int]:
-    """A name of the mock data set's colours or six hexadecimal digits -> RGB. Raises ValueError."""
-    if text in COLORS:
-        return COLORS[text]
-    digits = text.removeprefix("#")
-    try:
-        if len(digits) == 6:
-            return tuple(bytes.fromhex(digits))
-    except ValueError:
-        pass
-    raise ValueError(f"Colour {text!r} is unknown: say {', '.join(COLORS)}, or six digits like ff8000.")
-
-
-def parse_line(text: str, hint_font: str | None = None, polygon: np.ndarray | None = None) -> Line:
-    """TEXT@LEFT,TOP,RIGHT,BOTTOM or TEXT@X,Y,X,Y,X,Y,..., in pixels, maybe with /ANGLE (-90..90 degrees clockwise,
-    of a box) and #COLOUR -> Line.
-
-    TEXT may hold @, / and #. With a polygon (4, 2), from a mask, TEXT or TEXT#COLOUR is enough; there a # belongs to
-    the text unless a colour follows it. Raises ValueError.
-    """
-    if polygon is not None:
-        words, mark, colour = text.rpartition("#")
-        try:
-            ink = parse_colour(colour) if mark else None
-        except ValueError:
-            mark = ""
-        return Line(words, polygon, ink, hint_font) if mark else Line(text, polygon, None, hint_font)
-    words, at, place = text.rpartition("@")
-    place, _, colour = place.partition("#")
-    place, slash, turn = place.partition("/")
-    try:
-        numbers = [int(number) for number in place.split(",")]
-        angle = float(turn) if slash else 0.0
-    except ValueError:
-        numbers, angle = [], 0.0
-    if not at or (len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2 or slash)):
-        raise ValueError(
-            f"Line {text!r} does not say where it goes: write TEXT@LEFT,TOP,RIGHT,BOTTOM, "
-            "as in HELLO@10,40,118,80#yellow."
-        )
-    if len(numbers) == 4:
-        left, top, right, bottom = numbers
-        if left >= right or top >= bottom:
-            raise ValueError(f"The box of line {text!r} is empty: give LEFT,TOP,RIGHT,BOTTOM in this order.")
-        box = turned_box(left, top, right, bottom, angle)
-    else:
-        box = np.array(numbers).reshape(-1, 2)
-    return Line(words, box, parse_colour(colour) if colour else None, hint_font)
-
-
-def _read(path: str | Path, take: Callable[[Image.Image], Any]) -> np.ndarray:
-    """What `take` makes of a picture file, turned as its EXIF says. Raises FileNotFoundError or ValueError."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"Picture {path} does not exist.")
-    try:
-        with Image.open(path) as picture:
-            return np.array(take(upright(picture)))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Picture {path} cannot be read ({error}).") from error
-
-
-def read_picture(path: str | Path) -> np.ndarray:
-    """A picture file as (H, W, 3) uint8 RGB, turned as its EXIF says. Raises FileNotFoundError or ValueError."""
-    return _read(path, lambda picture: picture.convert("RGB"))
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """The file of a mask as (H, W) uint8, see `mask_levels`. Raises FileNotFoundError or ValueError."""
-    return _read(path, mask_levels)
-
-
-# -- settings in a picture ------------------------------------------------------------------------------
-
-KEY = "anytext_lcm"  # of the text chunk
-
-
-def describe(
-    prompt: Prompt, method: Method, seed: int, size: tuple[int, int], negative_prompt: str, **more: Any
-) -> dict[str, Any]:
-    """Everything a picture was drawn from, ready for JSON; more: what else a reader should know."""
-    return {
-        "anytext_lcm": __version__,
-        "prompt": prompt.caption,
-        "lines": [
-            {
-                "text": line.text,
-                "polygon": np.asarray(line.polygon).tolist(),
-                "color": None if line.color is None else list(line.color),
-                "hint_font": None if line.hint_font is None else Path(line.hint_font).name,
-            }
-            for line in prompt.lines
-        ],
-        "mode": "generate" if prompt.image is None else "edit",
-        "method": asdict(method),
-        "negative_prompt": negative_prompt if method.guided else None,
-        "seed": seed,
-        "size": list(size),
-        **more,
-    }
-
-
-def save_picture(path: str | Path, picture: np.ndarray, settings: Mapping[str, Any]) -> Path:
-    """(H, W, 3) uint8 -> a file, whole or not at all; a PNG carries the settings as JSON in a text chunk."""
-    path, options = Path(path), {}
-    if path.suffix.lower() == ".png":
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt(KEY, json.dumps(settings, ensure_ascii=False, sort_keys=True))
-    with whole_file(path) as temporary:
-        Image.fromarray(picture).save(temporary, **options)
-    return path
-
-
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings in a PNG of `save_picture`. Raises FileNotFoundError, or ValueError when it has none."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"Picture {path} does not exist.")
-    try:
-        with Image.open(path) as picture:
-            return json.loads(picture.text[KEY])
-    except (OSError, ValueError, KeyError, AttributeError, SyntaxError) as error:
-        raise ValueError(f"{path} carries no settings of this program ({error!r}).") from error
-
-
-# -- command --------------------------------------------------------------------------------------------
 
 
 def build_parser() -> argparse.ArgumentParser:

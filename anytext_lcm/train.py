@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from anytext_lcm import memory
-from anytext_lcm.distill import in_words, run_distillation
-from anytext_lcm.pipeline import defaults_for
-from anytext_lcm.settings import TrainSettings, add_flags, collect
+from anytext_lcm.model.networks import defaults_for
+from anytext_lcm.training import memory
+from anytext_lcm.training.loop import run_distillation
+from anytext_lcm.training.processes import in_words
+from anytext_lcm.training.settings import TrainSettings, add_flags, collect
 
 
 def build_parser(estimating: bool = False) -> argparse.ArgumentParser:

@@ -18,12 +18,15 @@ from tqdm import tqdm
 
 from anytext_lcm.data import ink, mock
 from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT
-from anytext_lcm.judge import Interval, LineReader, bootstrap_mean, score_lines
+from anytext_lcm.drawing.cores import use_available_cores
+from anytext_lcm.drawing.noise import initial_noise
+from anytext_lcm.judging.intervals import Interval, bootstrap_mean
+from anytext_lcm.judging.reading import LineReader, score_lines
 from anytext_lcm.lcm.samplers import sample_ddim
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.pipeline import initial_noise, load_embedded_teacher, use_available_cores
-from anytext_lcm.toy import Mixture
+from anytext_lcm.model.loading import load_embedded_teacher
+from anytext_lcm.teaching.toy import Mixture
 
 SIZE = 128  # pixels of a picture's side
 STEPS = (1, 2, 4, 8, 50)

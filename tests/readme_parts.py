@@ -15,9 +15,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from anytext_lcm import tables
-from anytext_lcm.settings import TrainSettings
-from anytext_lcm.speed import FULL_CONFIG
+from anytext_lcm.judging import tables
+from anytext_lcm.timing.variants import FULL_CONFIG
+from anytext_lcm.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from micro_network import micro_network
 
-from anytext_lcm import ablate, judge, lora
-from anytext_lcm.recipes import DEFAULTS, recipe
-from anytext_lcm.settings import TrainSettings
+from anytext_lcm import ablate
+from anytext_lcm.adapter import lora, targets
+from anytext_lcm.judging import likeness
+from anytext_lcm.training.recipes import DEFAULTS, recipe
+from anytext_lcm.training.settings import TrainSettings
 
 
 def small(teacher):
@@ -38,7 +40,7 @@ class Colours:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(judge, "DetectorFeatures", Colours)
+    monkeypatch.setattr(likeness, "DetectorFeatures", Colours)
     monkeypatch.setattr(ablate, "TEACHER_STEPS", 2)
     monkeypatch.setattr(ablate, "STUDENT_STEPS", (4,))
 
@@ -55,7 +57,7 @@ def test_every_run_differs_from_the_recipe_and_can_be(teacher, tmp_path):
     assert tuple(changes) == ablate.RUNS
     for name, changed in changes.items():
         settings = TrainSettings.from_dict(common | changed)
-        names = lora.resolve_targets(model, settings.lora_targets)
+        names = targets.resolve_targets(model, settings.lora_targets)
         differing = {key for key, value in settings.identity().items() if value != default.identity()[key]}
         assert names and differing and differing <= set(changed), name
         if name == "decoder alone":

@@ -12,7 +12,7 @@ from PIL import Image
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules, make_item
 from anytext_lcm.data.batch import collate, validate
 from anytext_lcm.data.index import BadRecord, open_index
-from anytext_lcm.data.light import expand
+from anytext_lcm.data.packed import expand
 from anytext_lcm.data.records import Annotation, Record
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "15_dataset.npz")

@@ -12,7 +12,7 @@ from PIL import Image
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate, validate
 from anytext_lcm.data.index import BadRecord, open_index
-from anytext_lcm.data.light import expand
+from anytext_lcm.data.packed import expand
 from anytext_lcm.data.records import LANGUAGES, MAX_TEXT, RULES, clean, script_language
 
 QUAD = [[8, 16], [56, 16], [56, 40], [8, 40]]

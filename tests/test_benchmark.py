@@ -8,9 +8,10 @@ from micro_network import SIDE, micro_config, micro_network
 from omegaconf import OmegaConf
 from PIL import Image
 
-from anytext_lcm import benchmark, judge
-from anytext_lcm.benchmark import make_batch, polygons_of, read_tasks
-from anytext_lcm.lora import adapter_state, attach, save_adapter
+from anytext_lcm import benchmark
+from anytext_lcm.adapter.lora import adapter_state, attach, save_adapter
+from anytext_lcm.judging import benchmark_set, reading
+from anytext_lcm.judging.benchmark_set import make_batch, polygons_of, read_tasks
 
 
 def square(left, top, width=400, height=120):
@@ -86,16 +87,16 @@ def test_other_files(data, change, words):
 
 def test_a_font_that_lacks_the_letters(data):
     tasks = read_tasks(data)
-    assert benchmark.check_font(tasks, "DejaVuSans.ttf") == 0
-    chinese = [benchmark.Task("x", "c", (("你好", tasks[0].lines[0][1]),))]
+    assert benchmark_set.check_font(tasks, "DejaVuSans.ttf") == 0
+    chinese = [benchmark_set.Task("x", "c", (("你好", tasks[0].lines[0][1]),))]
     with pytest.raises(ValueError, match="cannot write 1 of 1"):
-        benchmark.check_font(chinese, "DejaVuSans.ttf")
-    assert benchmark.check_font(chinese + tasks * 5, "DejaVuSans.ttf") == 1
+        benchmark_set.check_font(chinese, "DejaVuSans.ttf")
+    assert benchmark_set.check_font(chinese + tasks * 5, "DejaVuSans.ttf") == 1
 
 
 def test_upstreams_measures():
-    assert benchmark.upstream_ned("cat", "cat") == 1 and benchmark.upstream_ned("cat", "") < 1e-5
-    assert benchmark.upstream_ned("Cat", "cat") == pytest.approx(2 / 3, abs=1e-5)  # case counts, as upstream
+    assert benchmark_set.upstream_ned("cat", "cat") == 1 and benchmark_set.upstream_ned("cat", "") < 1e-5
+    assert benchmark_set.upstream_ned("Cat", "cat") == pytest.approx(2 / 3, abs=1e-5)  # case counts, as upstream
 
 
 def test_scores_of_real_text(tmp_path, data):
@@ -107,17 +108,17 @@ def test_scores_of_real_text(tmp_path, data):
             image = np.full((512, 512, 3), 255, np.uint8)
             if kind == "good" and task.lines:
                 image[make_batch(task, (512, 512), 1, "DejaVuSans.ttf", False)["glyphs"][0].amax(0).numpy() > 60] = 0
-            for path in benchmark.picture_paths(tmp_path / kind, task, 2):
+            for path in benchmark_set.picture_paths(tmp_path / kind, task, 2):
                 Image.fromarray(image).save(path)
-    reader = judge.LineReader(1)
-    good, bad = (benchmark.score_tasks(reader, tasks, tmp_path / kind, 2, (512, 512)) for kind in ("good", "bad"))
+    reader = reading.LineReader(1)
+    good, bad = (benchmark_set.score_tasks(reader, tasks, tmp_path / kind, 2, (512, 512)) for kind in ("good", "bad"))
     assert len(good["exact"]) == 2 * 4 and sorted(set(good["group"])) == [0, 1]
     assert good["correct"].mean() >= 0.5 and good["ned"].mean() > 0.5 and bad["ned"].mean() < 0.2
-    rows = benchmark.summarise({"teacher-20": good, "student-4": bad}, "teacher-20")
+    rows = benchmark_set.summarise({"teacher-20": good, "student-4": bad}, "teacher-20")
     assert rows["teacher-20"]["retention"]["value"] == 1 and rows["student-4"]["retention"]["value"] == 0
-    assert "retention" not in benchmark.summarise({"student-4": bad}, None)["student-4"]
+    assert "retention" not in benchmark_set.summarise({"student-4": bad}, None)["student-4"]
     with pytest.raises(ValueError, match="not 64 x 64"):
-        benchmark.score_tasks(reader, tasks, tmp_path / "bad", 2, (64, 64))
+        benchmark_set.score_tasks(reader, tasks, tmp_path / "bad", 2, (64, 64))
 
 
 @pytest.fixture
@@ -195,18 +196,18 @@ def test_an_adapter_replaced_in_its_place_counts_as_another(command, tmp_path, c
 
 
 def test_checkpoints_are_told_apart_by_their_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "END", 4)
+    monkeypatch.setattr(benchmark_set, "END", 4)
     (tmp_path / "a").write_bytes(b"abcd" + bytes(20) + b"wxyz")
-    found = benchmark.content_of(tmp_path / "a", ends=True)
+    found = benchmark_set.content_of(tmp_path / "a", ends=True)
     for content in (b"Abcd" + bytes(20) + b"wxyz", b"abcd" + bytes(20) + b"wxyZ", b"abcd" + bytes(19) + b"wxyz"):
         (tmp_path / "b").write_bytes(content)
-        assert benchmark.content_of(tmp_path / "b", ends=True) != found
+        assert benchmark_set.content_of(tmp_path / "b", ends=True) != found
     (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes())
-    assert benchmark.content_of(tmp_path / "b", ends=True) == found and found.startswith("28 bytes")
+    assert benchmark_set.content_of(tmp_path / "b", ends=True) == found and found.startswith("28 bytes")
     (tmp_path / "b").write_bytes(b"abcd" + bytes(19) + b"\1wxyz")
-    assert benchmark.content_of(tmp_path / "b") != benchmark.content_of(tmp_path / "a")
+    assert benchmark_set.content_of(tmp_path / "b") != benchmark_set.content_of(tmp_path / "a")
     with pytest.raises(FileNotFoundError, match="check its name"):
-        benchmark.content_of(tmp_path / "c")
+        benchmark_set.content_of(tmp_path / "c")
 
 
 def test_a_note_that_cannot_be_read(command, tmp_path, capsys):

@@ -57,9 +57,11 @@ DIGEST = """async (image) => {
 PLAYGROUND = """import sys
 sys.path.insert(0, "../tests")
 from micro_network import micro_network
-from anytext_lcm import lora, pipeline, widgets
+from anytext_lcm.adapter import lora
+from anytext_lcm.model.networks import Defaults
+from anytext_lcm.teaching.playground_form import Playground
 model = lora.attach(micro_network(), rank=2, alpha=2)
-widgets.Playground(model, pipeline.Defaults((64, 64), 2, 2.0, ""))
+Playground(model, Defaults((64, 64), 2, 2.0, ""))
 """
 
 pytestmark = [

@@ -10,13 +10,14 @@ from small_models import EMBEDDED, miniature, small_batch
 from anytext_lcm import build_teacher
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.pipeline import EMBEDDED_CHECKPOINT
+from anytext_lcm.model.networks import EMBEDDED_CHECKPOINT
 from anytext_lcm.teacher import columns as pictures
 from anytext_lcm.teacher.autoencoder import fit_patches, train_autoencoder
 from anytext_lcm.teacher.diffusion import cut_strips, train_diffusion
 from anytext_lcm.teacher.muon import Muon, orthogonal
 from anytext_lcm.teacher.readers import train_reader, train_recogniser
 from anytext_lcm.teacher.recipe import Rank, Recipe
+from anytext_lcm.teacher.stages import claim, stage_export, start_from
 from anytext_lcm.teacher.writing import Trajectories, WritingLoss, train_writing
 
 ALONE = Rank(0, 1, torch.device("cpu"))
@@ -57,8 +58,8 @@ TINY_RECIPE = Recipe(
 def test_what_a_work_folder_was_begun_with_stays(words, said, tmp_path, capsys):
     """It would be ignored silently where the stage is done already."""
     begun = {"pictures": 24, "seed": 3, "start_from": None}
-    assert build_teacher.claim(tmp_path, **begun) == begun
-    assert build_teacher.claim(tmp_path, pictures=None, seed=3, start_from=None) == begun
+    assert claim(tmp_path, **begun) == begun
+    assert claim(tmp_path, pictures=None, seed=3, start_from=None) == begun
     command = ["--work", str(tmp_path), *(["--stage", "data"] if "--stage" not in words else []), *words]
     assert build_teacher.main(command) == 2
     printed = capsys.readouterr().err
@@ -79,7 +80,7 @@ def test_a_stage_says_which_one_has_to_run_first(tmp_path, capsys):
 
 def test_processes_are_as_many_as_there_are_cores_to_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("anytext_lcm.pipeline.available_cores", lambda: 3)
+    monkeypatch.setattr("anytext_lcm.drawing.cores.available_cores", lambda: 3)
     assert build_teacher.build_parser().parse_args([]).processes == 3
 
 
@@ -205,7 +206,7 @@ def test_all_stages_in_miniature_make_a_teacher_that_loads(work, tmp_path):
         if name.startswith(("first_stage_model.", "text_predictor.")):
             assert torch.equal(value, written["raw"][name]), name
 
-    build_teacher.stage_export(work, tmp_path / "teacher.safetensors")
+    stage_export(work, tmp_path / "teacher.safetensors")
     model = AnyText2.from_config(EMBEDDED).load_checkpoint(tmp_path / "teacher.safetensors")
     averaged = written["average"]["module." + moved]
     torch.testing.assert_close(
@@ -243,7 +244,7 @@ def test_trajectories_step_down_and_begin_again():
 
 
 def test_a_pool_of_trajectories_begins_at_all_levels(work):
-    build_teacher.start_from(EMBEDDED_CHECKPOINT, work, TINY_RECIPE)
+    start_from(EMBEDDED_CHECKPOINT, work, TINY_RECIPE)
     pictures.prepare_features(work, TINY_RECIPE)
     pictures.encode_all(ALONE, work, TINY_RECIPE)
     pictures.finish_features(work)

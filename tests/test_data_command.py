@@ -13,8 +13,8 @@ from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import FIELDS, TEXT_FIELDS, TEXT_PHRASES, collate, validate
 from anytext_lcm.data.convert import record_of, write_anyword
 from anytext_lcm.data.index import ROWS, RecordIndex
-from anytext_lcm.data.light import expand
 from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.data.packed import expand
 
 
 @pytest.mark.parametrize("edit_share", [0.0, 1.0])

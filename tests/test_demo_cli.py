@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anytext_lcm import demo, pipeline, recipes
-from anytext_lcm.lora import attach, load_adapter, save_adapter
+from anytext_lcm import demo
+from anytext_lcm.adapter.lora import attach, load_adapter, save_adapter
+from anytext_lcm.model import networks
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.training import recipes
 
 
 @pytest.fixture(scope="module")
@@ -16,21 +18,21 @@ def weights(tmp_path_factory):
     """Random weights in the place of the embedded ones."""
     torch.manual_seed(4)
     path = tmp_path_factory.mktemp("assets") / "teacher.safetensors"
-    state = AnyText2.from_config(pipeline.EMBEDDED_CONFIG).state_dict()
+    state = AnyText2.from_config(networks.EMBEDDED_CONFIG).state_dict()
     save_file({name: value.contiguous() for name, value in state.items()}, path)
     return path
 
 
 @pytest.fixture(autouse=True)
 def embedded(weights, monkeypatch):
-    monkeypatch.setattr(pipeline, "EMBEDDED_CHECKPOINT", weights)
+    monkeypatch.setattr(networks, "EMBEDDED_CHECKPOINT", weights)
     monkeypatch.setattr(demo, "METHODS", ("teacher-2", "student-1"))
 
 
 def instead(folder, steps, seed=0, processes=None):
     """What `distil` leaves behind, in no time."""
     checkpoint = folder / f"checkpoint-{steps}"
-    save_adapter(attach(AnyText2.from_config(pipeline.EMBEDDED_CONFIG), 2, 2), checkpoint)
+    save_adapter(attach(AnyText2.from_config(networks.EMBEDDED_CONFIG), 2, 2), checkpoint)
     (folder / "logs").mkdir()
     return checkpoint
 
@@ -46,7 +48,7 @@ def test_the_folder_holds_everything(tmp_path, monkeypatch, capsys):
     assert report["settings"]["adapter_steps"] == 3 and report["panel"]["prompts"] == 2
     printed = capsys.readouterr().out
     assert printed.count("lines right") == 1 and "student-1" in printed and str(output) in printed
-    load_adapter(AnyText2.from_config(pipeline.EMBEDDED_CONFIG), output / "adapter")
+    load_adapter(AnyText2.from_config(networks.EMBEDDED_CONFIG), output / "adapter")
 
 
 def test_a_failed_run_leaves_the_former_results(tmp_path, monkeypatch, capsys):
@@ -91,7 +93,7 @@ def test_bad_values_end_with_code_2(options, tmp_path, monkeypatch, capsys):
 
 
 def test_missing_teacher_is_said_at_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "EMBEDDED_CHECKPOINT", tmp_path / "none.safetensors")
+    monkeypatch.setattr(networks, "EMBEDDED_CHECKPOINT", tmp_path / "none.safetensors")
     monkeypatch.setattr(demo, "distil", None)
     assert demo.main(["--output", str(tmp_path / "demo"), "--prompts", "2"]) == 2
     assert "build_teacher" in capsys.readouterr().err
@@ -103,4 +105,4 @@ def test_distilling(tmp_path, monkeypatch, processes):
     monkeypatch.setattr(recipes, "DEFAULTS", recipes.DemoSettings(batch=2, rank=4, pictures=8))
     checkpoint = recipes.distil(tmp_path / "training", 1, processes=processes)
     assert (tmp_path / "training" / "logs").is_dir()
-    load_adapter(AnyText2.from_config(pipeline.EMBEDDED_CONFIG), checkpoint)
+    load_adapter(AnyText2.from_config(networks.EMBEDDED_CONFIG), checkpoint)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from anytext_lcm.editing import boxes_of_mask, fit_picture, mask_levels, paste_back, turned_box, upright
+from anytext_lcm.drawing.editing import boxes_of_mask, fit_picture, mask_levels, paste_back, turned_box, upright
 
 
 def test_a_turned_box():

@@ -9,14 +9,20 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from PIL import Image
 
-from anytext_lcm import evaluate, judge, pipeline, tables
+from anytext_lcm import evaluate
+from anytext_lcm.adapter.lora import adapter_state, attach, save_adapter
 from anytext_lcm.data.words import kind_of
-from anytext_lcm.evaluate import Panel, PanelJudge, compare, resolve_methods, run_method
+from anytext_lcm.drawing.methods import parse_any, reference_of
+from anytext_lcm.judging import compare as compare_module
+from anytext_lcm.judging import reading, tables
+from anytext_lcm.judging.compare import compare_methods, resolve_methods, run_method
+from anytext_lcm.judging.contact_sheet import contact_sheet
+from anytext_lcm.judging.panel import MethodResult, Panel, PanelJudge, by_kind, real_pictures
+from anytext_lcm.judging.report import format_table, write_report
 from anytext_lcm.lcm.samplers import sample_ddim
 from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.lora import adapter_state, attach, save_adapter
+from anytext_lcm.model import networks
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.sheet import contact_sheet
 
 FILES = ["chart.png", "grid.png", "report.json", "table.md", "zoom.png"]
 
@@ -28,7 +34,7 @@ def panel():
 
 def bare():
     torch.manual_seed(2)
-    model = AnyText2.from_config(pipeline.EMBEDDED_CONFIG)
+    model = AnyText2.from_config(networks.EMBEDDED_CONFIG)
     with torch.no_grad():  # networks begin with a last layer of zeros
         for parameter in model.model.diffusion_model.parameters():
             if not parameter.any():
@@ -57,7 +63,7 @@ def test_panel_is_fixed_and_held_out(panel):
         assert item["meta"]["split"] == "test" and item["meta"]["mode"] == "generate"
         assert not item["meta"]["font_hinted"] and not item["font_hint"].any()
     assert panel.images.shape == (8, 128, 128, 3) and panel.images.dtype == np.uint8
-    real = evaluate.real_pictures(8)
+    real = real_pictures(8)
     assert not any(np.array_equal(a, b) for a in real for b in panel.images)
 
 
@@ -92,12 +98,12 @@ def test_judge_knows_good_from_bad(panel):
 def test_kinds_of_text():
     said = ("Ocean", "BAKE", "007", "k7Q", "Xqzt", "a1b2c3")
     assert [kind_of(text) for text in said] == ["words", "words", "numbers", "mixed", "mixed", "mixed"]
-    scores = judge.LineScores(
+    scores = reading.LineScores(
         said, said, np.arange(6), np.full(6, 20.0), np.array([1, 0, 1, 0, 0, 1], bool), np.ones(6, bool), np.ones(6)
     )
-    found = {f["kind"]: (f["lines"], f["value"]) for f in evaluate.by_kind(scores)}
+    found = {f["kind"]: (f["lines"], f["value"]) for f in by_kind(scores)}
     assert found == {"words": (2, 0.5), "numbers": (1, 1.0), "mixed": (3, pytest.approx(1 / 3))}
-    report = {"reference": None, "methods": {"teacher-50": {"by_kind": evaluate.by_kind(scores)}}}
+    report = {"reference": None, "methods": {"teacher-50": {"by_kind": by_kind(scores)}}}
     head, _, row = tables.by_kind(report)
     assert head == "| method | words (2 lines) | numbers (1 lines) | mixed (3 lines) |"
     assert row.startswith("| teacher-50 | 0.500 [0.00, 1.00] | 1.000 [1.00, 1.00] | 0.333 [")
@@ -121,7 +127,7 @@ def test_methods_share_noise_and_real_ones_need_none(model, panel):
 def test_compare_reports_everything(model, capsys):
     small = Panel.build(prompts=3)
     names = ("real", "teacher-3", "teacher-1", "student-1")
-    report, results = compare(model, small, names, 2.0, settings={"adapter": "random"})
+    report, results = compare_methods(model, small, names, 2.0, settings={"adapter": "random"})
     assert list(results) == list(report["methods"]) == list(names)
     json.dumps(report, allow_nan=False)
     assert report["reference"] == "teacher-3"
@@ -148,11 +154,11 @@ def test_retention_when_the_teacher_reads(model, monkeypatch):
     def pretend(model, panel, method, prepared=None, show=False):
         blank = method.name.startswith("student")
         images = np.zeros_like(panel.images) if blank else panel.images
-        return evaluate.MethodResult(method.name, images, 1, {"denoise": 1.0}, {"denoise": 1.0})
+        return MethodResult(method.name, images, 1, {"denoise": 1.0}, {"denoise": 1.0})
 
-    monkeypatch.setattr(evaluate, "run_method", pretend)
-    monkeypatch.setattr(evaluate, "prepare_panel", lambda *_: None)
-    report, _ = compare(model, small, ("teacher-50", "student-4"), show=False)
+    monkeypatch.setattr(compare_module, "run_method", pretend)
+    monkeypatch.setattr(compare_module, "prepare_panel", lambda *_: None)
+    report, _ = compare_methods(model, small, ("teacher-50", "student-4"), show=False)
     assert report["methods"]["teacher-50"]["retention"]["value"] == 1
     assert report["methods"]["student-4"]["retention"]["value"] == 0
     assert all(bucket["value"] == 1 for bucket in report["methods"]["teacher-50"]["retention_by_height"])
@@ -161,12 +167,12 @@ def test_retention_when_the_teacher_reads(model, monkeypatch):
 
 
 def test_another_adapter_that_does_not_fit_stops_before_the_drawing(model, tmp_path, monkeypatch):
-    other = AnyText2.from_config(pipeline.EMBEDDED_CONFIG)
+    other = AnyText2.from_config(networks.EMBEDDED_CONFIG)
     folder = save_adapter(attach(other, rank=3, alpha=3), tmp_path / "other")
-    monkeypatch.setattr(evaluate, "run_method", lambda *_, **__: pytest.fail("something was drawn"))
+    monkeypatch.setattr(compare_module, "run_method", lambda *_, **__: pytest.fail("something was drawn"))
     before = {key: value.clone() for key, value in adapter_state(model).items()}
     with pytest.raises(ValueError, match="differs from the attached one"):
-        compare(model, Panel.build(prompts=2), ("real", "student-1"), show=False, more_adapters={"x": folder})
+        compare_methods(model, Panel.build(prompts=2), ("real", "student-1"), show=False, more_adapters={"x": folder})
     assert all(torch.equal(value, before[key]) for key, value in adapter_state(model).items())
 
 
@@ -176,12 +182,12 @@ def test_rivals_at_equal_evaluations(model, monkeypatch, tmp_path):
 
     def pretend(model, panel, method, prepared=None, show=False):
         images = panel.images if method.name.startswith("student") else np.zeros_like(panel.images)
-        return evaluate.MethodResult(method.name, images, method.evaluations, {"denoise": 1.0}, {"denoise": 1.0})
+        return MethodResult(method.name, images, method.evaluations, {"denoise": 1.0}, {"denoise": 1.0})
 
-    monkeypatch.setattr(evaluate, "run_method", pretend)
-    monkeypatch.setattr(evaluate, "prepare_panel", lambda *_: None)
+    monkeypatch.setattr(compare_module, "run_method", pretend)
+    monkeypatch.setattr(compare_module, "prepare_panel", lambda *_: None)
     names = ("teacher-50", "teacher-2", "untrained-4", "student-4", "student-8", "teacher-4-unipc", "teacher-1")
-    report, results = compare(model, small, names, 2.0, show=False)
+    report, results = compare_methods(model, small, names, 2.0, show=False)
     pairs = {(p["student"], p["rival"]): p for p in report["equal_evaluations"]}
     assert set(pairs) == {("student-4", "teacher-2"), ("student-4", "untrained-4"), ("student-8", "teacher-4-unipc")}
     for pair in pairs.values():
@@ -190,7 +196,7 @@ def test_rivals_at_equal_evaluations(model, monkeypatch, tmp_path):
     text = tables.markdown(report)
     assert "At equal evaluations" in text and "| more |" in text and "| nearer |" in text
     assert "Of 3 rivals at equal evaluations the student reads more than 3" in text
-    evaluate.write_report(tmp_path, report, results, small)
+    write_report(tmp_path, report, results, small)
     assert {path.name for path in tmp_path.iterdir()} == set(FILES)
     assert tables.main([str(tmp_path / "report.json")]) == 0
 
@@ -198,7 +204,7 @@ def test_rivals_at_equal_evaluations(model, monkeypatch, tmp_path):
 def test_the_tables_of_a_report(model, capsys, tmp_path):
     """Every row of a table has as many cells as its head; what is no report is refused in a sentence."""
     small = Panel.build(prompts=4, repeats=2)
-    report, _ = compare(model, small, ("real", "teacher-2", "student-1"), 2.0, show=False)
+    report, _ = compare_methods(model, small, ("real", "teacher-2", "student-1"), 2.0, show=False)
     text = tables.markdown(report)
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
     assert len(blocks) >= 2 and all(len({row.count("|") for row in block}) == 1 for block in blocks)
@@ -211,7 +217,7 @@ def test_the_tables_of_a_report(model, capsys, tmp_path):
 
 
 def test_the_comparison_is_at_equal_evaluations():
-    methods = [m for m in resolve_methods(evaluate.COMPARISON, 2.0) if not isinstance(m, str)]
+    methods = [m for m in resolve_methods(compare_module.COMPARISON, 2.0) if not isinstance(m, str)]
     by_kind = {}
     for method in methods:
         by_kind.setdefault(method.name.partition("-")[0] + method.sampler, set()).add(method.evaluations)
@@ -230,11 +236,11 @@ def test_labels_of_adapters(model, tmp_path):
 
 def test_methods_by_name():
     methods = resolve_methods(["real", "teacher-4", "teacher-8", "teacher-8", "student-4"], 3.0)
-    assert len(methods) == 4 and pipeline.reference_of(methods) == "teacher-8"
-    assert pipeline.reference_of(resolve_methods(["real", "student-4"], 3.0)) is None
+    assert len(methods) == 4 and reference_of(methods) == "teacher-8"
+    assert reference_of(resolve_methods(["real", "student-4"], 3.0)) is None
     # A deterministic one, whose noise the student shares.
     others = ["teacher-50-eta1", "teacher-8"]
-    assert pipeline.reference_of(resolve_methods(others, 3.0)) == "teacher-8"
+    assert reference_of(resolve_methods(others, 3.0)) == "teacher-8"
     with pytest.raises(ValueError, match="No method"):
         resolve_methods([], 1.0)
 
@@ -261,16 +267,16 @@ def test_several_sampling_seeds():
 def test_sampling_seeds_in_the_report(model, tmp_path, monkeypatch):
     small = Panel.build(prompts=2, repeats=2)
     names = ("real", "teacher-2", "student-1")
-    report, results = compare(model, small, names, 2.0, show=False)
+    report, results = compare_methods(model, small, names, 2.0, show=False)
     json.dumps(report, allow_nan=False)
     assert report["panel"]["prompts"] == 2 and report["panel"]["sampling_seeds"] == 2
     assert len(report["panel"]["texts"]) == 2
     assert report["methods"]["teacher-2"]["diversity_to_reference"] == 1.0
     assert results["teacher-2"].images.shape[0] == 4
     assert not np.array_equal(results["student-1"].images[0], results["student-1"].images[2])
-    table = evaluate.format_table(report)
+    table = format_table(report)
     assert "diversity" in table and "2 sampling seeds" in table
-    evaluate.write_report(tmp_path, report, results, small)
+    write_report(tmp_path, report, results, small)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
@@ -280,7 +286,7 @@ def test_fast_solvers_are_diffusers_over_our_network(sampler, steps):
     """On the schedule as diffusers makes it from its own settings, and close to DDIM's limit."""
     schedule = NoiseSchedule.scaled_linear()
     kinds = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
-    method = evaluate.parse_any(f"teacher-{steps}-{sampler}", 2.0)
+    method = parse_any(f"teacher-{steps}-{sampler}", 2.0)
     assert method.name == f"teacher-{steps}-{sampler}" and method.evaluations == 2 * steps
     theirs = kinds[sampler](
         beta_start=0.00085,
@@ -312,13 +318,13 @@ def test_fast_solvers_draw_pictures(model):
     small = Panel.build(prompts=2)
     result = run_method(model, small, "teacher-2-dpm++")
     assert result.evaluations == 4 and result.images.shape == small.images.shape
-    assert pipeline.reference_of(resolve_methods(["teacher-50-unipc", "teacher-4"], 2.0)) == "teacher-4"
+    assert reference_of(resolve_methods(["teacher-50-unipc", "teacher-4"], 2.0)) == "teacher-4"
 
 
 def test_fast_solvers_without_diffusers(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ValueError, match="not installed"):
-        evaluate.parse_any("teacher-4-unipc").scheduler(NoiseSchedule.scaled_linear())
+        parse_any("teacher-4-unipc").scheduler(NoiseSchedule.scaled_linear())
 
 
 def test_command(model, tmp_path, monkeypatch, capsys):

@@ -14,9 +14,12 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from anytext_lcm import exchange, export, lora
-from anytext_lcm.exchange import Part, diffusers_names, load_parts, merged_state
-from anytext_lcm.export import probe
+from anytext_lcm import export
+from anytext_lcm.adapter import formats, layouts, lora, mix
+from anytext_lcm.adapter.card import describe_adapter, model_card
+from anytext_lcm.adapter.formats import diffusers_names
+from anytext_lcm.adapter.layouts import probe
+from anytext_lcm.adapter.mix import Part, load_parts, merged_state
 from anytext_lcm.model.anytext2 import SCHEDULE_BUFFERS, AnyText2
 
 ALL = ["zero_convs", "writenet_attention", "unet_attention", "unet_attnx", "unet_rest"]
@@ -72,7 +75,7 @@ class Loader(StableDiffusionLoraLoaderMixin):
         self.components = {"unet": unet}
 
 
-@pytest.mark.parametrize("write", [exchange.write_kohya, exchange.write_diffusers], ids=["kohya", "diffusers"])
+@pytest.mark.parametrize("write", [formats.write_kohya, formats.write_diffusers], ids=["kohya", "diffusers"])
 def test_diffusers_own_loader(write, tmp_path):
     model = adapted()
     unet = theirs_unet(model)
@@ -86,7 +89,7 @@ def test_diffusers_own_loader(write, tmp_path):
     assert (on - bare).abs().max() > 0.01
     torch.testing.assert_close(answers(None, unet), on, rtol=1e-4, atol=1e-4)
     named = {n for n, m in unet.named_modules() if hasattr(m, "lora_A")}
-    assert named == set(exchange.split_layers(model)[0].values())
+    assert named == set(formats.split_layers(model)[0].values())
 
 
 def test_names_of_the_full_unet():
@@ -107,36 +110,36 @@ def test_names_of_the_full_unet():
     }.items():
         assert names[ours] == theirs
     assert not any("attn1x" in ours or "attn2x" in ours for ours in names)
-    key = exchange.kohya_name(names["middle_block.1.transformer_blocks.0.attn2.to_out.0"])
+    key = formats.kohya_name(names["middle_block.1.transformer_blocks.0.attn2.to_out.0"])
     assert key == "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
 
 
 def test_what_a_unet_file_cannot_hold_is_said(tmp_path):
     model = adapted()
-    known, rest = exchange.split_layers(model)
+    known, rest = formats.split_layers(model)
     assert len(known) + len(rest) == len(lora.adapter_layers(model))
     assert all(name.startswith("control_model.") or ".attn1x." in name or ".attn2x." in name for name in rest)
-    sentence = exchange.describe_rest(rest)
-    assert "WriteNet" in sentence and "AttnX" in sentence and exchange.describe_rest([]) == ""
+    sentence = formats.describe_rest(rest)
+    assert "WriteNet" in sentence and "AttnX" in sentence and formats.describe_rest([]) == ""
     with pytest.raises(ValueError, match="would be empty"):
-        exchange.write_kohya(adapted(targets=["zero_convs"]), tmp_path / "a.safetensors")
+        formats.write_kohya(adapted(targets=["zero_convs"]), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="no adapter"):
-        exchange.write_diffusers(micro_network(), tmp_path / "a.safetensors")
+        formats.write_diffusers(micro_network(), tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_keys_and_headers(tmp_path):
     model = adapted()
     for write, start, ends in (
-        (exchange.write_kohya, "lora_unet_", {"lora_down.weight", "lora_up.weight", "alpha"}),
-        (exchange.write_diffusers, "unet.", {"lora.down.weight", "lora.up.weight"}),
+        (formats.write_kohya, "lora_unet_", {"lora_down.weight", "lora_up.weight", "alpha"}),
+        (formats.write_diffusers, "unet.", {"lora.down.weight", "lora.up.weight"}),
     ):
         path = write(model, tmp_path / f"{start}.safetensors", {"step": 7}, torch.float16)
         state = load_file(path)
         assert all(key.startswith(start) for key in state)
         assert {end for end in ends if any(key.endswith(f".{end}") for key in state)} == ends
         assert {v.dtype for k, v in state.items() if not k.endswith("alpha")} == {torch.float16}
-        assert exchange.update_error(model, exchange.read_lora_file(model, path)) < 2e-3  # half precision
+        assert formats.update_error(model, formats.read_lora_file(model, path)) < 2e-3  # half precision
         with safe_open(path, "pt") as file:
             assert json.loads(file.metadata()["anytext_lcm"]) == {"step": 7}
 
@@ -149,10 +152,10 @@ def test_keys_and_headers(tmp_path):
 def test_a_merged_checkpoint_answers_as_base_plus_adapter(ending, dtype, tolerance, tmp_path):
     model = adapted()
     on = probe(model)
-    path = exchange.write_merged(model, tmp_path / f"merged{ending}", dtype=dtype)
+    path = mix.write_merged(model, tmp_path / f"merged{ending}", dtype=dtype)
     assert all(torch.equal(a, b) for a, b in zip(on, probe(model), strict=True))  # the model is as it was
     loaded = micro_network(seed=9).load_checkpoint(path)
-    assert export.distance(on, probe(loaded)) < tolerance
+    assert layouts.distance(on, probe(loaded)) < tolerance
     raw = torch.load(path, weights_only=True)["state_dict"] if ending == ".ckpt" else load_file(path)
     assert list(raw) == list(micro_network().state_dict()) if ending == ".ckpt" else True
     assert set(raw) == set(micro_network().state_dict())
@@ -165,7 +168,7 @@ def test_what_cannot_be_merged(tmp_path):
     with pytest.raises(ValueError, match="no adapter"):
         merged_state(micro_network())
     with pytest.raises(ValueError, match="must end in"):
-        exchange.write_merged(adapted(), tmp_path / "merged.bin")
+        mix.write_merged(adapted(), tmp_path / "merged.bin")
     model = adapted(targets=["zero_convs"])
     for parameter in lora.adapter_state(model).values():
         parameter.data.fill_(500)
@@ -186,10 +189,10 @@ def test_two_adapters_as_peft_mixes_them(tmp_path):
     wrapped.base_model.set_adapter("both")
     peft = probe(wrapped.base_model.model)
     mine = load_parts(micro_network(), [Part(first), Part(style, 0.8)])
-    assert export.distance(peft, probe(mine)) < 1e-5
-    assert export.distance(probe(load_parts(micro_network(), [Part(first)])), peft) > 1e-3
+    assert layouts.distance(peft, probe(mine)) < 1e-5
+    assert layouts.distance(probe(load_parts(micro_network(), [Part(first)])), peft) > 1e-3
     again = lora.load_adapter(micro_network(), lora.save_adapter(mine, tmp_path / "mixture"))
-    assert export.distance(peft, probe(again)) < 1e-5  # and the mixture is an adapter like any other
+    assert layouts.distance(peft, probe(again)) < 1e-5  # and the mixture is an adapter like any other
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
 
@@ -199,9 +202,9 @@ def test_another_scale_as_peft_scales_it(tmp_path):
     for layer in lora.adapter_layers(peft).values():
         layer.set_scale("default", 0.5)
     mine = load_parts(micro_network(), [Part(folder, 0.5)])
-    assert export.distance(probe(peft), probe(mine)) < 1e-5
+    assert layouts.distance(probe(peft), probe(mine)) < 1e-5
     nothing = load_parts(micro_network(), [Part(folder, 0.0)])
-    assert export.distance(probe(micro_network()), probe(nothing)) < 1e-6
+    assert layouts.distance(probe(micro_network()), probe(nothing)) < 1e-6
 
 
 def test_a_style_from_a_file(tmp_path):
@@ -210,17 +213,17 @@ def test_a_style_from_a_file(tmp_path):
     style = adapted(3, 6, ["unet_attention", "unet_rest"], 4)
     peft = lora.save_adapter(style, tmp_path / "style")
     wanted = probe(load_parts(micro_network(), [Part(folder), Part(peft, 0.7)]))
-    for write in (exchange.write_kohya, exchange.write_diffusers):
+    for write in (formats.write_kohya, formats.write_diffusers):
         path = write(style, tmp_path / f"{write.__name__}.safetensors")
         state = load_file(path) | {"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}
         save_file(state, path)
         got = probe(load_parts(micro_network(), [Part(folder), Part(path, 0.7)]))
-        assert export.distance(wanted, got) < 1e-5
+        assert layouts.distance(wanted, got) < 1e-5
 
 
 def test_older_names_of_diffusers(tmp_path):
     model = adapted(targets=["unet_attention"])
-    path = exchange.write_diffusers(model, tmp_path / "a.safetensors")
+    path = formats.write_diffusers(model, tmp_path / "a.safetensors")
     state = {}
     for key, value in load_file(path).items():
         for projection in ("to_q", "to_k", "to_v", "to_out.0"):
@@ -228,7 +231,7 @@ def test_older_names_of_diffusers(tmp_path):
         state[key] = value
     assert all(".processor." in key for key in state)
     save_file(state, path)
-    assert exchange.update_error(model, exchange.read_lora_file(model, path)) < 1e-6
+    assert formats.update_error(model, formats.read_lora_file(model, path)) < 1e-6
 
 
 def test_files_that_do_not_fit(tmp_path):
@@ -262,11 +265,11 @@ def test_files_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="use_rslora"):
         load_parts(model, [Part(folder, 0.5)])
     assert not lora.adapter_layers(model)
-    assert exchange.parse_part("a@b/c@0.5") == Part(Path("a@b/c"), 0.5)
-    assert exchange.parse_part("plain") == Part(Path("plain"))
+    assert mix.parse_part("a@b/c@0.5") == Part(Path("a@b/c"), 0.5)
+    assert mix.parse_part("plain") == Part(Path("plain"))
     for text in ("a@x", "a@nan", "a@1e9"):
         with pytest.raises(ValueError):
-            exchange.parse_part(text)
+            mix.parse_part(text)
 
 
 # -- card and command -----------------------------------------------------------------------------------
@@ -299,8 +302,8 @@ def folder(tmp_path):
 
 
 def test_model_card(folder):
-    about = export.describe_adapter(folder)
-    card = export.model_card(about, MEASURED, base_model="someone/anytext2")
+    about = describe_adapter(folder)
+    card = model_card(about, MEASURED, base_model="someone/anytext2")
     _, head, body = card.split("---\n", 2)
     head = yaml.safe_load(head)
     assert head["library_name"] == "peft" and head["pipeline_tag"] == "text-to-image"
@@ -309,10 +312,10 @@ def test_model_card(folder):
     for words in ("w = 2.5", "| 150 |", "drawn by this package", "3, 6", "999, 499", "student-4", "0.500 [0.40, 0.60]"):
         assert words in body, words
     assert "teacher-4" not in body
-    assert "Not measured" in export.model_card(about) and "base_model" not in export.model_card(about)
+    assert "Not measured" in model_card(about) and "base_model" not in model_card(about)
     with pytest.raises(ValueError, match="another form"):
-        export.model_card(about, {"methods": {}})
-    assert "Rank" in export.model_card(export.describe_adapter(folder) | {"training": {}})
+        model_card(about, {"methods": {}})
+    assert "Rank" in model_card(describe_adapter(folder) | {"training": {}})
 
 
 def test_command(folder, tmp_path, monkeypatch, capsys):
@@ -324,35 +327,35 @@ def test_command(folder, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.count("read back") == 4 and "Left out" in printed
     report = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert set(report["files"]) == set(export.LAYOUTS) and all(e < 1e-5 for e in report["errors"].values())
+    assert set(report["files"]) == set(layouts.LAYOUTS) and all(e < 1e-5 for e in report["errors"].values())
     for name in report["files"].values():
         assert (tmp_path / "out" / name).exists()
     peft = tmp_path / "out" / "peft"
     config = json.loads((peft / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "someone/anytext2"
-    assert export.describe_adapter(peft)["training"] == TRAINING and (peft / "README.md").is_file()
+    assert describe_adapter(peft)["training"] == TRAINING and (peft / "README.md").is_file()
     on = probe(lora.load_adapter(micro_network(), folder))
     wrapped = PeftModel.from_pretrained(micro_network(), peft)
-    assert export.distance(on, probe(wrapped.base_model.model)) < 1e-5
+    assert layouts.distance(on, probe(wrapped.base_model.model)) < 1e-5
     merged = micro_network(seed=5).load_checkpoint(tmp_path / "out" / report["files"]["merged"])
-    assert export.distance(on, probe(merged)) < 1e-5
+    assert layouts.distance(on, probe(merged)) < 1e-5
     more = ["--layouts", "merged", "--precision", "fp16", "--checkpoint_format", "ckpt", "--adapter_scale", "0.5"]
     assert export.main([*command, *more, "--mix", f"{folder}@0.5"]) == 0  # two halves; its own folder is replaced
     about = json.loads((tmp_path / "out" / "export.json").read_text())["about"]
     assert [part["scale"] for part in about["mixed_from"]] == [0.5, 0.5]
     [merged] = (tmp_path / "out" / "merged").iterdir()
     assert merged.name == "anytext2_lcm.ckpt" and not (tmp_path / "out" / "kohya").exists()
-    assert export.distance(on, probe(micro_network(seed=5).load_checkpoint(merged))) < 1e-2
+    assert layouts.distance(on, probe(micro_network(seed=5).load_checkpoint(merged))) < 1e-2
 
 
 def test_card_of_a_mixture_is_of_the_mixture(folder, tmp_path, monkeypatch):
     """Two adapters of rank 3 side by side are one of rank 6, with twice the parameters."""
     monkeypatch.setattr(export, "load_chosen", lambda *_: micro_network())
-    before = export.describe_adapter(folder)
+    before = describe_adapter(folder)
     command = ["--adapter", folder, "--mix", f"{folder}@0.5", "--layouts", "peft", "--output", tmp_path / "out"]
     assert export.main([str(word) for word in command]) == 0
     card = (tmp_path / "out" / "peft" / "README.md").read_text()
-    after = export.describe_adapter(tmp_path / "out" / "peft")
+    after = describe_adapter(tmp_path / "out" / "peft")
     assert after["rank"] == 2 * before["rank"] and after["parameters"] == 2 * before["parameters"]
     assert f"| Rank, alpha | {after['rank']}, {after['alpha']:g} |" in card
     assert f"| Adapted layers | {after['layers']} ({after['parameters'] / 1e6:.2f} M parameters) |" in card
@@ -381,6 +384,6 @@ def test_one_sentence_and_code_2(folder, options, words, tmp_path, monkeypatch, 
 
 
 def test_a_probe_knows_two_networks_apart():
-    assert export.distance(probe(micro_network()), probe(micro_network())) == 0
-    assert export.distance(probe(micro_network()), probe(micro_network(seed=1))) > 0.01
+    assert layouts.distance(probe(micro_network()), probe(micro_network())) == 0
+    assert layouts.distance(probe(micro_network()), probe(micro_network(seed=1))) > 0.01
     assert all(np.isfinite(x.numpy()).all() for x in probe(micro_network()))

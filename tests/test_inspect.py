@@ -14,8 +14,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from small_models import EMBEDDED, FULL
 
-from anytext_lcm import inspect_modules as inspect
-from anytext_lcm.lora import adapter_state, attach, find_targets
+from anytext_lcm import inspect_modules
+from anytext_lcm.adapter import census
+from anytext_lcm.adapter.lora import adapter_state, attach
+from anytext_lcm.adapter.targets import find_targets
 from anytext_lcm.model.anytext2 import AnyText2
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -24,12 +26,12 @@ REFERENCE = Path(__file__).parent / "reference"
 @pytest.fixture(scope="module")
 def full():
     model = AnyText2.from_config(FULL, device="meta")
-    return model, inspect.list_layers(model)
+    return model, census.list_layers(model)
 
 
 def test_parts_hold_every_parameter(full):
     model, layers = full
-    parts = inspect.part_parameters(model)
+    parts = census.part_parameters(model)
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters()) == 1_496_651_701
     assert set(parts) == {layer.part for layer in layers}
     for part, number in parts.items():  # what is missing from the layers are norms and embeddings
@@ -58,7 +60,7 @@ def test_roles_of_well_known_layers(full):
         ("text_predictor.head.fc", "head", ""),
     ):
         assert (found[name].role, found[name].group) == (role, group), name
-    by_role = inspect.count_by(layers, "part", "role")
+    by_role = census.count_by(layers, "part", "role")
     assert by_role["UNet", "attnx"][0] == 4 * 2 * 7  # middle, and three blocks each on output levels 2 and 1
     assert by_role["UNet", "attention"][0] == 4 * 2 * 16
     assert by_role["WriteNet", "zero conv"][0] == 13
@@ -67,7 +69,7 @@ def test_roles_of_well_known_layers(full):
 def test_lora_groups_as_counted_apart(full):
     _, layers = full
     reference = json.loads(gzip.decompress((REFERENCE / "lora_targets.json.gz").read_bytes()))
-    groups = inspect.lora_groups(layers, rank=64)
+    groups = census.lora_groups(layers, rank=64)
     expected = sorted((g["modules"], g["lora_params_rank64"]) for g in reference["groups"].values())
     assert sorted(groups.values()) == expected
     assert sum(parameters for _, parameters in groups.values()) == 26_992_640
@@ -76,35 +78,35 @@ def test_lora_groups_as_counted_apart(full):
 @pytest.mark.parametrize("rank", [1, 5])
 def test_lora_size_is_what_attach_makes(rank):
     model = micro_network()
-    layers = inspect.list_layers(model)
+    layers = census.list_layers(model)
     attach(model, rank=rank)
-    assert sum(inspect.lora_parameters(layer, rank) for layer in layers if layer.group) == sum(
+    assert sum(census.lora_parameters(layer, rank) for layer in layers if layer.group) == sum(
         p.numel() for p in adapter_state(model).values()
     )
 
 
 def test_lora_size_of_a_3x3_convolution():
-    layer = inspect.Layer("control_model.fuse_block_za", "Conv2d", (320, 324, 3, 3), 0, "WriteNet", "hint", "")
-    assert inspect.lora_parameters(layer, 4) == 4 * 324 * 9 + 320 * 4
+    layer = census.Layer("control_model.fuse_block_za", "Conv2d", (320, 324, 3, 3), 0, "WriteNet", "hint", "")
+    assert census.lora_parameters(layer, 4) == 4 * 324 * 9 + 320 * 4
 
 
 def test_foreign_networks_and_names_are_refused():
     with pytest.raises(ValueError, match="Not an AnyText2 network"):
-        inspect.list_layers(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+        census.list_layers(torch.nn.Sequential(torch.nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="none of AnyText2's networks"):
-        inspect.part_of("model2.layer")
+        census.part_of("model2.layer")
 
 
 def test_command_writes_the_targets(tmp_path, capsys):
     out = tmp_path / "deep" / "target_modules_list.txt"
-    assert inspect.main(["--config", str(EMBEDDED), "--output", str(out), "--lora_rank", "8"]) == 0
+    assert inspect_modules.main(["--config", str(EMBEDDED), "--output", str(out), "--lora_rank", "8"]) == 0
     names = out.read_text().split("\n")
     model = AnyText2.from_config(EMBEDDED, device="meta")
     assert names.pop() == "" and names == sorted(n for group in find_targets(model).values() for n in group)
     assert list(out.parent.iterdir()) == [out]  # nothing temporary is left
     printed = capsys.readouterr().out
     assert "control_model.zero_convs.0.0" in printed and "parameters at rank 8" in printed
-    assert inspect.main(["--config", str(EMBEDDED), "--output", str(out), "--summary"]) == 0
+    assert inspect_modules.main(["--config", str(EMBEDDED), "--output", str(out), "--summary"]) == 0
     assert "control_model.zero_convs.0.0" not in capsys.readouterr().out
 
 
@@ -123,7 +125,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, flags, said):
     flags = [flag.replace("{tmp}", str(tmp_path)) for flag in flags]
     if "--output" not in flags:
         flags += ["--output", str(tmp_path / "list.txt")]
-    assert inspect.main(flags) == 2
+    assert inspect_modules.main(flags) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and said in err
     assert not (tmp_path / "list.txt").exists()
@@ -143,7 +145,7 @@ def test_command_bears_a_closed_pipe(tmp_path):
 
 def test_training_memory_by_hand(full):
     _, layers = full
-    parts = inspect.training_memory(layers, 1000, ["zero_convs", "unet_attnx"], 64, kept=5, batch_size=3)
+    parts = census.training_memory(layers, 1000, ["zero_convs", "unet_attnx"], 64, kept=5, batch_size=3)
     adapter = 4 * (1_228_800 + 6_995_968) / 1e9
     assert parts == pytest.approx(
         {
@@ -155,18 +157,18 @@ def test_training_memory_by_hand(full):
         }
     )
     with pytest.raises(ValueError, match="unet_atention"):
-        inspect.training_memory(layers, 1, ["unet_atention"], 64, 0)
+        census.training_memory(layers, 1, ["unet_atention"], 64, 0)
 
 
 def test_a_checkpoint_beside_its_network(tmp_path, capsys):
     model = micro_network()
     state = dict(model.state_dict())
-    report = inspect.compare_checkpoint(model, state)
+    report = census.compare_checkpoint(model, state)
     assert report.fits and report.keys == len(state) and sum(report.dtypes.values()) == len(state)
     name = "model.diffusion_model.out.2.weight"
     other = {**state, name: state[name][:1].half(), "extra": torch.zeros(1)}
     del other["model.diffusion_model.out.2.bias"]
-    report = inspect.compare_checkpoint(model, other)
+    report = census.compare_checkpoint(model, other)
     assert report.missing == ("model.diffusion_model.out.2.bias",) and report.unexpected == ("extra",)
     assert len(report.reshaped) == 1 and report.reshaped[0].startswith(name) and not report.fits
     assert report.dtypes["float16"] == 1 and "missing: 1, like model" in str(report)
@@ -174,8 +176,8 @@ def test_a_checkpoint_beside_its_network(tmp_path, capsys):
     OmegaConf.save(micro_config(), config)
     save_file({k: v.contiguous() for k, v in state.items()}, file)
     command = ["--config", str(config), "--output", str(tmp_path / "list.txt"), "--summary", "--ckpt"]
-    assert inspect.main([*command, str(file)]) == 0
+    assert inspect_modules.main([*command, str(file)]) == 0
     assert f"checkpoint: {len(state):,} tensors" in capsys.readouterr().out
     save_file({k: v.contiguous() for k, v in other.items()}, file)
-    assert inspect.main([*command, str(file)]) == 2
+    assert inspect_modules.main([*command, str(file)]) == 2
     assert "does not fit" in capsys.readouterr().err

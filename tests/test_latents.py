@@ -11,14 +11,16 @@ import pytest
 import torch
 from micro_network import SIDE, micro_network
 from safetensors.torch import save_file
-from test_distill import options, student, weights  # noqa: F401
+from test_training import options, student, weights  # noqa: F401
 
 from anytext_lcm import cache_latents
 from anytext_lcm.data.batch import collate
-from anytext_lcm.data.light import Light, expand
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.distill import DistillStep, run_distillation, seeded_generator
-from anytext_lcm.latents import with_latents, write_latents
+from anytext_lcm.data.packed import Light, expand
+from anytext_lcm.training.data_order import seeded_generator
+from anytext_lcm.training.latents import with_latents, write_latents
+from anytext_lcm.training.loop import run_distillation
+from anytext_lcm.training.step import DistillStep
 
 
 def pictures(seed=0, size=3):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from test_resume import assert_same_checkpoint, options, unbroken  # noqa: F401
 
-from anytext_lcm import launch
-from anytext_lcm.curves import read_curves
-from anytext_lcm.distill import await_younger_siblings
+from anytext_lcm.training import launch
+from anytext_lcm.training.logs import read_curves
+from anytext_lcm.training.processes import await_younger_siblings
 
 ROOT = Path(__file__).parents[1]
 

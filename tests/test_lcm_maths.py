@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from anytext_lcm.lcm.consistency import boundary_scalings, consistency_function, l2, pseudo_huber
 from anytext_lcm.lcm.objectives import OBJECTIVES, lcm, teacher_x0
 from anytext_lcm.lcm.schedule import NoiseSchedule, solver_grid
-from anytext_lcm.lcm.solver import DDIMSolver, ddim_step, guide
+from anytext_lcm.lcm.steps import DDIMSolver, ddim_step, guide
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 SOLVER = DDIMSolver(SCHEDULE)

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
 
 from anytext_lcm.lcm.samplers import sample_ddim, sample_lcm, sample_tcd
 from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
-from anytext_lcm.lcm.solver import ddim_step
+from anytext_lcm.lcm.steps import ddim_step
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)

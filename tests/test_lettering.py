@@ -9,8 +9,8 @@ from anytext_lcm.data import fonts, mock
 from anytext_lcm.data.batch import collate, validate
 from anytext_lcm.data.glyphs import draw_position
 from anytext_lcm.data.lettering import CHINESE_WORDS, Lettering, rich_lettering
-from anytext_lcm.data.light import Light, item_bytes
 from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.data.packed import Light, item_bytes
 
 SIDE = 256
 

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from micro_network import ROOT, SIDE, micro_batch, micro_config, micro_network
 
-from anytext_lcm import lora, memory, train
+from anytext_lcm import train
+from anytext_lcm.adapter import lora
 from anytext_lcm.model import layers
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.training import memory
 
 
 def kept_for_real(rank, kernel):

@@ -20,7 +20,7 @@ from small_models import (
 
 from anytext_lcm.lcm.samplers import sample_ddim
 from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.lcm.solver import guide
+from anytext_lcm.lcm.steps import guide
 from anytext_lcm.model.anytext2 import SCHEDULE_BUFFERS, AnyText2, Conditioning
 from anytext_lcm.model.checkpoint import load_strict
 from anytext_lcm.model.vae import sample_posterior

@@ -110,10 +110,11 @@ def test_links_lead_somewhere(path):
 def test_the_open_step_has_the_numbers_of_the_real_one():
     """Notebook 03 shows the training step; a step added to or dropped from the package shall be so there."""
     package = "\n".join(
-        (ROOT / "anytext_lcm" / name).read_text(encoding="utf-8") for name in ("distill.py", "lcm/objectives.py")
+        (ROOT / "anytext_lcm" / name).read_text(encoding="utf-8")
+        for name in ("training/step.py", "training/loop.py", "lcm/objectives.py")
     )
     real = dict(STEP.findall(package.replace("def teacher_x0(", "\0").split("\0")[0]))
-    real |= dict(STEP.findall((ROOT / "anytext_lcm" / "distill.py").read_text(encoding="utf-8")))
+    real |= dict(STEP.findall((ROOT / "anytext_lcm" / "training/step.py").read_text(encoding="utf-8")))
     shown = [
         STEP.findall(source)
         for source, _ in read(ROOT / "notebooks" / "03_lcm_maths.ipynb", "code")

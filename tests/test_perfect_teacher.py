@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from anytext_lcm.judge import LineReader, score_lines, text_mask
+from anytext_lcm.judging.colours import text_mask
+from anytext_lcm.judging.reading import LineReader, score_lines
 from anytext_lcm.lcm.samplers import sample_ddim
-from anytext_lcm.pipeline import load_embedded_teacher
+from anytext_lcm.model.loading import load_embedded_teacher
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "notebooks"))
 

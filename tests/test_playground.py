@@ -11,12 +11,15 @@ import torch
 from micro_network import SIDE, micro_network
 from PIL import Image
 
-from anytext_lcm import playground, widgets
+from anytext_lcm.adapter.lora import adapter_state, attach
 from anytext_lcm.data.mock import COLORS
-from anytext_lcm.lora import adapter_state, attach
+from anytext_lcm.drawing import editing
+from anytext_lcm.drawing import play as play_module
+from anytext_lcm.drawing.methods import student_method, teacher_method
+from anytext_lcm.drawing.play import Wish, draw_scene
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.pipeline import EMBEDDED_CONFIG, Defaults, defaults_for, student_method, teacher_method
-from anytext_lcm.playground import Wish, play
+from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
+from anytext_lcm.teaching import playground_form
 
 WHEN = datetime(2020, 1, 1)
 DEFAULTS = Defaults((SIDE, SIDE), 2, 2.0, "")
@@ -56,16 +59,16 @@ def upload(picture):
 
 
 def test_a_picture_with_its_costs_and_what_was_read(model):
-    defaults = playground.with_lines(DEFAULTS)
-    played = play(model, WISHES, "a wall", student_method(2), 3, defaults, Echo())
+    defaults = play_module.with_lines(DEFAULTS)
+    played = draw_scene(model, WISHES, "a wall", student_method(2), 3, defaults, Echo())
     assert played.image.shape == (SIDE, SIDE, 3) and played.image.dtype == np.uint8
     assert played.wanted == ("cat", "dog") and played.read == ("CAT", "")
     assert set(played.seconds) == {"prepare", "denoise", "decode"} and played.total > 0
     words = played.report()
     assert "student-2: 2 evaluations" in words and '"CAT", nothing' in words and "1 of 2 right" in words
-    again = play(model, WISHES, "a wall", student_method(2), 3, defaults)
+    again = draw_scene(model, WISHES, "a wall", student_method(2), 3, defaults)
     assert np.array_equal(again.image, played.image) and again.read is None and "Read" not in again.report()
-    teacher = play(model, WISHES, "a wall", teacher_method(2, 2.0), 3, defaults)
+    teacher = draw_scene(model, WISHES, "a wall", teacher_method(2, 2.0), 3, defaults)
     assert not np.array_equal(teacher.image, played.image) and teacher.method.evaluations == 4
 
 
@@ -73,20 +76,20 @@ def test_the_embedded_student_takes_under_two_seconds_on_two_cores():
     """Counted in core seconds, which a busy machine hardly changes: two cores have four of them in two seconds."""
     embedded = attach(AnyText2.from_config(EMBEDDED_CONFIG).requires_grad_(False), rank=32, alpha=32)
     defaults = defaults_for(EMBEDDED_CONFIG)
-    wishes = playground.default_wishes(defaults.size)
-    play(embedded, wishes, "a wall", student_method(1), 0, defaults)  # the first call allocates
+    wishes = play_module.default_wishes(defaults.size)
+    draw_scene(embedded, wishes, "a wall", student_method(1), 0, defaults)  # the first call allocates
     began = time.process_time()
-    played = play(embedded, wishes, "a wall", student_method(4), 0, defaults)
+    played = draw_scene(embedded, wishes, "a wall", student_method(4), 0, defaults)
     assert time.process_time() - began < 4 and played.image.shape == (*defaults.size, 3)
 
 
 def test_a_photograph_keeps_its_pixels(model, photo):
-    defaults = playground.with_lines(DEFAULTS)
+    defaults = play_module.with_lines(DEFAULTS)
     wish = [Wish("cat", 4, 4, 60, 24)]
-    played = play(model, wish, "a wall", student_method(1), 0, defaults, photo=photo)
-    fitted = playground.fit_picture(photo, (SIDE, SIDE))
+    played = draw_scene(model, wish, "a wall", student_method(1), 0, defaults, photo=photo)
+    fitted = editing.fit_picture(photo, (SIDE, SIDE))
     assert np.array_equal(played.image[40:], fitted[40:]) and not np.array_equal(played.image[8:20], fitted[8:20])
-    free = play(model, wish, "a wall", student_method(1), 0, defaults, photo=photo, keep_outside=False)
+    free = draw_scene(model, wish, "a wall", student_method(1), 0, defaults, photo=photo, keep_outside=False)
     assert not np.array_equal(free.image[40:], fitted[40:])
 
 
@@ -105,21 +108,21 @@ def test_a_photograph_keeps_its_pixels(model, photo):
 )
 def test_what_cannot_be_drawn(model, wishes, words):
     with pytest.raises(ValueError, match=words):
-        play(model, wishes, "a wall", student_method(1), 0, DEFAULTS)
+        draw_scene(model, wishes, "a wall", student_method(1), 0, DEFAULTS)
 
 
 def test_layout_and_files(photo):
-    grey = playground.layout(WISHES, (SIDE, SIDE), scale=3)
+    grey = play_module.layout(WISHES, (SIDE, SIDE), scale=3)
     assert grey.shape == (3 * SIDE, 3 * SIDE, 3)
     assert (grey == COLORS["red"]).all(axis=2).any() and (grey == (0, 128, 255)).all(axis=2).any()
-    outside = playground.layout([Wish("x", 0, 0, 64, 30, 45)], (SIDE, SIDE))
+    outside = play_module.layout([Wish("x", 0, 0, 64, 30, 45)], (SIDE, SIDE))
     assert (outside == (220, 0, 0)).all(axis=2).any()
-    assert not np.array_equal(playground.layout([], (SIDE, SIDE), photo), playground.layout([], (SIDE, SIDE)))
-    png = playground.png(photo, 2)
-    assert playground.read_upload(png).shape == (200, 300, 3)
-    assert np.array_equal(playground.read_upload(playground.png(photo)), photo)
+    assert not np.array_equal(play_module.layout([], (SIDE, SIDE), photo), play_module.layout([], (SIDE, SIDE)))
+    png = play_module.png(photo, 2)
+    assert play_module.read_upload(png).shape == (200, 300, 3)
+    assert np.array_equal(play_module.read_upload(play_module.png(photo)), photo)
     with pytest.raises(ValueError, match="no picture"):
-        playground.read_upload(b"text")
+        play_module.read_upload(b"text")
 
 
 def test_an_upload_is_turned_as_its_exif_says(photo):
@@ -127,12 +130,12 @@ def test_an_upload_is_turned_as_its_exif_says(photo):
     exif[0x0112] = 6  # the camera was turned
     Image.fromarray(photo).save(buffer, "JPEG", exif=exif)
     plain = np.asarray(Image.open(buffer))
-    assert np.array_equal(playground.read_upload(buffer.getvalue()), np.rot90(plain, -1))
+    assert np.array_equal(play_module.read_upload(buffer.getvalue()), np.rot90(plain, -1))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 128), (512, 512), (256, 512)])
 def test_default_boxes_lie_inside(size):
-    wishes = playground.default_wishes(size)
+    wishes = play_module.default_wishes(size)
     assert len(wishes) == 5 and wishes[0].text and not any(wish.text for wish in wishes[1:])
     for wish in wishes:
         box = wish.line().polygon
@@ -144,7 +147,7 @@ def test_default_boxes_lie_inside(size):
 
 @pytest.fixture(scope="module")
 def form(model):
-    return widgets.Playground(model, DEFAULTS, Echo())
+    return playground_form.Playground(model, DEFAULTS, Echo())
 
 
 def test_buttons_draw(form, model):

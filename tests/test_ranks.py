@@ -12,9 +12,10 @@ import torch
 from processes import NoisyPictures, finish, free_port, start, start_ranks
 from test_resume import options, train  # noqa: F401
 
-from anytext_lcm import distill
 from anytext_lcm import train as command
-from anytext_lcm.distill import DistillStep, run_distillation
+from anytext_lcm.training import loop
+from anytext_lcm.training.loop import run_distillation
+from anytext_lcm.training.step import DistillStep
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +32,7 @@ class EvenPictures(NoisyPictures):
 def train_and_tell(settings, folder):
     """One update; each process leaves what it saw and the gradients that the processes agreed on."""
     rank, seen = os.environ.get("RANK", "0"), []
-    average, forward = distill.average_gradients, DistillStep.forward
+    average, forward = loop.average_gradients, DistillStep.forward
 
     def remember(accelerator, parameters, batches):
         average(accelerator, parameters, batches)
@@ -44,7 +45,7 @@ def train_and_tell(settings, folder):
         seen.append((float(batch["img"].mean()), parts.start_timesteps.tolist(), first))
         return parts
 
-    distill.average_gradients, DistillStep.forward = remember, look
+    loop.average_gradients, DistillStep.forward = remember, look
     run_distillation(settings, None, EvenPictures())
 
 
@@ -74,7 +75,7 @@ def test_three_processes_have_the_gradient_of_one(teacher, tmp_path):  # noqa: F
 def test_accumulated_batches_have_the_gradient_of_a_large_one():
     """With the same noise for each picture; weights of the mean apart, which an empty inv_mask leaves equal."""
     from micro_network import micro_batch
-    from test_distill import grads, student
+    from test_training import grads, student
 
     model, batch = student(), micro_batch(4)
     latents = model.encode(batch["img"], torch.Generator().manual_seed(1))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.judge import rectify
+from anytext_lcm.judging.reading import rectify
 from anytext_lcm.teacher.reading import (
     HEIGHT,
     LETTERS,

@@ -16,11 +16,11 @@ from micro_network import micro_network
 from processes import NoisyPictures, finish, start, start_ranks
 from safetensors.torch import save_file
 
-from anytext_lcm import checkpoints, distill
-from anytext_lcm.checkpoints import defect, find_resume
-from anytext_lcm.distill import run_distillation
-from anytext_lcm.lora import read_adapter
-from anytext_lcm.settings import REMOVED, TrainSettings
+from anytext_lcm.adapter.lora import read_adapter
+from anytext_lcm.training import checkpoints, data_order, loop
+from anytext_lcm.training.checkpoints import defect, find_resume
+from anytext_lcm.training.loop import run_distillation
+from anytext_lcm.training.settings import REMOVED, TrainSettings
 
 STEPS = 6
 
@@ -182,7 +182,7 @@ def test_fifty_kills(teacher, tmp_path, unbroken):
 def train_after_other_draws(settings, keep_seeds=True):
     """In a process whose global generators stand somewhere else; without seeds they are not begun anew."""
     if not keep_seeds:
-        distill.seed_random_state = lambda seed: None
+        data_order.seed_random_state = lambda seed: None
     torch.manual_seed(3)
     train(settings)
 
@@ -226,7 +226,7 @@ def test_two_processes_one_killed(teacher, tmp_path):
 
 def half_precision(monkeypatch, scale):
     """fp16 with its scaler on the CPU, where accelerate has none; the run asks for "no" and gets it."""
-    real = distill._accelerator
+    real = loop._accelerator
 
     def accelerator(settings):
         found = real(settings)
@@ -234,7 +234,7 @@ def half_precision(monkeypatch, scale):
         found.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         return found
 
-    monkeypatch.setattr(distill, "_accelerator", accelerator)
+    monkeypatch.setattr(loop, "_accelerator", accelerator)
 
 
 def test_fp16_skips_while_its_scale_settles_and_resumes_exactly(teacher, tmp_path, monkeypatch):
@@ -319,14 +319,14 @@ def test_no_manifest_no_checkpoint(teacher, tmp_path, unbroken):
 
 def full_from(step, limit):
     """From this step on no file of the process may grow beyond `limit` bytes: a disk that is full."""
-    real = distill.save_checkpoint
+    real = loop.save_checkpoint
 
     def save(directory, *arguments, **more):
         if directory.name == f"checkpoint-{step}":
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         real(directory, *arguments, **more)
 
-    distill.save_checkpoint = save
+    loop.save_checkpoint = save
 
 
 def train_on_a_full_disk(settings, limit, words):
@@ -448,14 +448,14 @@ def test_the_best_checkpoint_outlives_the_limit_and_patience_ends_the_run(teache
         max_train_steps=9,
         checkpoints_total_limit=1,
     )
-    real = distill.TrainSettings.from_dict(settings)
+    real = TrainSettings.from_dict(settings)
     assert real.patience == 2
 
     def look(model, batch, settings, step):
         return {"panel/ned": readings.get(step, 0.1)}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anytext_lcm.watch.PanelReader", lambda settings: lambda model: {})
+        patch.setattr("anytext_lcm.training.watching.PanelReader", lambda settings: lambda model: {})
         last = run_distillation(settings, look, NoisyPictures())
     assert last.name == "checkpoint-4" and sorted(whole(tmp_path)) == [2, 4]
     assert "no better than at 2; the best adapter is in checkpoint-2" in capsys.readouterr().out

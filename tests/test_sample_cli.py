@@ -10,13 +10,15 @@ from micro_network import SIDE, micro_config, micro_network
 from omegaconf import OmegaConf
 from PIL import Image
 
-from anytext_lcm import pipeline, sample
+from anytext_lcm import sample
+from anytext_lcm.adapter.lora import adapter_state, attach, save_adapter
 from anytext_lcm.data.mock import COLORS
-from anytext_lcm.lora import adapter_state, attach, save_adapter
+from anytext_lcm.drawing import png, prompts
+from anytext_lcm.model import loading, networks
 from anytext_lcm.model.anytext2 import AnyText2
 
 LINE = "HELLO@10,40,118,80#yellow"
-FULL = pipeline.EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
+FULL = networks.EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def embedded(monkeypatch):
     def fresh(config, checkpoint=None, device=None):
         asked.append(config)
         torch.manual_seed(3)
-        return AnyText2.from_config(pipeline.EMBEDDED_CONFIG)
+        return AnyText2.from_config(networks.EMBEDDED_CONFIG)
 
     monkeypatch.setattr(sample, "load_chosen", fresh)
     return asked
@@ -38,7 +40,7 @@ def run(*arguments):
 
 
 def test_teacher_and_student_pictures(embedded, tmp_path, capsys):
-    model = attach(AnyText2.from_config(pipeline.EMBEDDED_CONFIG), rank=2, alpha=2)
+    model = attach(AnyText2.from_config(networks.EMBEDDED_CONFIG), rank=2, alpha=2)
     folder = save_adapter(model, tmp_path / "adapter")
     pictures = []
     for name, options in (
@@ -129,23 +131,23 @@ def test_one_sentence_and_code_2(embedded, options, words, capsys, tmp_path, mon
 
 
 def test_weights_must_be_named(capsys):
-    config = pipeline.EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
+    config = networks.EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
     with pytest.raises(ValueError, match="--ckpt"):
-        pipeline.load_chosen(config, None)
+        loading.load_chosen(config, None)
     with pytest.raises(FileNotFoundError, match="nowhere.ckpt"):
-        pipeline.load_chosen(pipeline.EMBEDDED_CONFIG, "nowhere.ckpt")
+        loading.load_chosen(networks.EMBEDDED_CONFIG, "nowhere.ckpt")
 
 
 def test_lines_and_colours():
-    line = sample.parse_line("a@b#1@0,0,60,0,60,30,0,30##FF8000")
+    line = prompts.parse_line("a@b#1@0,0,60,0,60,30,0,30##FF8000")
     assert line.text == "a@b#1" and line.color == (255, 128, 0) and line.polygon.shape == (4, 2)
-    assert sample.parse_line(LINE).color == COLORS["yellow"]
-    assert sample.parse_line("x@1,2,30,40").color is None
-    assert sample.parse_line("x@1,2,30,40").polygon.tolist() == [[1, 2], [30, 2], [30, 40], [1, 40]]
-    assert sample.parse_line("x@10,10,30,20/90").polygon.tolist() == [[25, 5], [25, 25], [15, 25], [15, 5]]
+    assert prompts.parse_line(LINE).color == COLORS["yellow"]
+    assert prompts.parse_line("x@1,2,30,40").color is None
+    assert prompts.parse_line("x@1,2,30,40").polygon.tolist() == [[1, 2], [30, 2], [30, 40], [1, 40]]
+    assert prompts.parse_line("x@10,10,30,20/90").polygon.tolist() == [[25, 5], [25, 25], [15, 25], [15, 5]]
     box = np.zeros((4, 2), int)
     for text, words, color in (("C#", "C#", None), ("a#red", "a", COLORS["red"]), ("b", "b", None)):
-        line = sample.parse_line(text, polygon=box)
+        line = prompts.parse_line(text, polygon=box)
         assert (line.text, line.color) == (words, color)
 
 
@@ -181,7 +183,7 @@ def test_settings_are_in_the_png_and_draw_it_again(micro, tmp_path):
     out = tmp_path / "a.png"
     words = ["--line", "cat@6,14,58,34/10#red", "--seed", 5, "--steps", 2, "--sampler", "gamma", "--w", 0.5]
     assert run(*micro, *words, "--negative_prompt", "blur", "--output", out) == 0
-    found = sample.read_settings(out)
+    found = png.read_settings(out)
     assert found["prompt"] == "a red background" and found["seed"] == 5 and found["size"] == [SIDE, SIDE]
     assert found["method"]["name"] == "student-2-gamma0.3-w0.5" and found["method"]["guidance_scale"] == 1.5
     assert found["negative_prompt"] == "blur" and found["mode"] == "generate"
@@ -194,9 +196,9 @@ def test_settings_are_in_the_png_and_draw_it_again(micro, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     for path in (tmp_path / "plain.png", tmp_path / "micro.yaml"):
         with pytest.raises(ValueError, match="no settings"):
-            sample.read_settings(path)
+            png.read_settings(path)
     with pytest.raises(FileNotFoundError):
-        sample.read_settings(tmp_path / "nowhere.png")
+        png.read_settings(tmp_path / "nowhere.png")
     assert run(*micro, "--line", "cat@4,4,60,30", "--output", tmp_path / "c.jpg") == 0
 
 
@@ -208,7 +210,7 @@ def test_several_seeds_are_the_pictures_of_each(micro, tmp_path, capsys):
     assert run(*micro, *line, "--seed", 4, "--output", tmp_path / "one.png") == 0
     pictures = [np.asarray(Image.open(tmp_path / name)).astype(int) for name in (*names, "one.png")]
     assert np.abs(pictures[1] - pictures[3]).max() <= 1 and np.abs(pictures[0] - pictures[1]).max() > 5
-    assert sample.read_settings(tmp_path / "x_5.png")["seed"] == 5
+    assert png.read_settings(tmp_path / "x_5.png")["seed"] == 5
 
 
 def test_samplers_differ_and_scale_0_is_the_untrained(micro, tmp_path):
@@ -238,7 +240,7 @@ def test_text_goes_into_a_photograph_where_the_mask_is(micro, tmp_path):
     options = ["--line", "cat#red", "--line", "dog", "--image", tmp_path / "photo.png", "--mask", tmp_path / "mask.png"]
     assert run(*micro, *options, "--output", tmp_path / "raw.png") == 0
     assert run(*micro, *options, "--paste_back", "--output", tmp_path / "out.png") == 0
-    found = sample.read_settings(tmp_path / "out.png")
+    found = png.read_settings(tmp_path / "out.png")
     assert found["mode"] == "edit" and found["image"] == "photo.png" and found["pasted_back"]
     assert [line["text"] for line in found["lines"]] == ["cat", "dog"]
     tops = [np.array(line["polygon"])[:, 1].min() for line in found["lines"]]
@@ -272,7 +274,7 @@ def test_masks_of_all_kinds_say_the_same_with_and_without_fit(micro, tmp_path, k
     options = ["--line", "cat", "--line", "dog", "--mask", path, "--output", tmp_path / "out.png"]
     assert run(*micro, *options, *(["--fit"] if fit else [])) == 0
     for line, (low, high) in zip(
-        sample.read_settings(tmp_path / "out.png")["lines"], [((6, 6), (57, 23)), ((6, 36), (49, 53))], strict=True
+        png.read_settings(tmp_path / "out.png")["lines"], [((6, 6), (57, 23)), ((6, 36), (49, 53))], strict=True
     ):
         box = np.array(line["polygon"])
         assert np.abs(box.min(axis=0) - low).max() <= 1 and np.abs(box.max(axis=0) - high).max() <= 1
@@ -284,7 +286,7 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
     photograph(tmp_path / "plain.png", (48, SIDE))
     Image.open(tmp_path / "plain.png").save(tmp_path / "photo.jpg", exif=exif)
     plain = np.asarray(Image.open(tmp_path / "photo.jpg"))
-    assert np.array_equal(sample.read_picture(tmp_path / "photo.jpg"), np.rot90(plain, -1))
+    assert np.array_equal(png.read_picture(tmp_path / "photo.jpg"), np.rot90(plain, -1))
 
 
 def test_a_large_photograph_is_fitted(micro, tmp_path, capsys):
@@ -304,7 +306,7 @@ def test_more_lines_than_it_was_trained_with(micro, tmp_path):
     lines = [f"l{i}@2,{2 + 12 * i},62,{13 + 12 * i}" for i in range(5)]
     words = [word for line in lines for word in ("--line", line)]
     assert run(*micro, *words, "--max_lines", 5, "--output", tmp_path / "five.png") == 0
-    assert len(sample.read_settings(tmp_path / "five.png")["lines"]) == 5
+    assert len(png.read_settings(tmp_path / "five.png")["lines"]) == 5
 
 
 def test_a_batch_of_prompts(micro, tmp_path, capsys):
@@ -317,8 +319,8 @@ def test_a_batch_of_prompts(micro, tmp_path, capsys):
     command = [*map(str, micro), "--steps", "2"]
     assert sample.main([*command, "--batch", str(tmp_path / "batch.json"), "--output", str(tmp_path / "x.png")]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / f"x_{i}.png") for i in (0, 1)]
-    assert sample.read_settings(tmp_path / "x_1.png")["seed"] == 1  # --seed plus its place
-    assert len(sample.read_settings(tmp_path / "x_1.png")["lines"]) == 2
+    assert png.read_settings(tmp_path / "x_1.png")["seed"] == 1  # --seed plus its place
+    assert len(png.read_settings(tmp_path / "x_1.png")["lines"]) == 2
     assert run(*command, "--line", "cat@4,4,60,30#red", "--seed", 9, "--output", tmp_path / "one.png") == 0
     pair = [np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("x_0.png", "one.png")]
     assert np.abs(pair[0] - pair[1]).max() <= 1

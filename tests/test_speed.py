@@ -11,35 +11,44 @@ import pytest
 import torch
 from micro_network import CHANNELS, SIDE, micro_batch, micro_network
 
-from anytext_lcm import lora, speed
-from anytext_lcm.distill import DistillStep, load_teacher, seeded_generator
-from anytext_lcm.ledger import Ledger, attention_flops
+from anytext_lcm import speed
+from anytext_lcm.adapter import lora
+from anytext_lcm.drawing.cores import Clock
+from anytext_lcm.drawing.draw import BATCH_SIZE, prepare
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.pipeline import BATCH_SIZE, Clock, load_model, prepare
-from anytext_lcm.plots import speed_chart
-from anytext_lcm.settings import TrainSettings
+from anytext_lcm.model.loading import load_model
+from anytext_lcm.timing import measure
+from anytext_lcm.timing import variants as variants_module
+from anytext_lcm.timing.by_part import Ledger, attention_flops
+from anytext_lcm.timing.chart import speed_chart
+from anytext_lcm.timing.report import format_report
+from anytext_lcm.timing.variants import DECODER, MEASURED, VARIANTS, Options, Training, Variant, adapt, example_batch
+from anytext_lcm.training.data_order import seeded_generator
+from anytext_lcm.training.loop import load_teacher
+from anytext_lcm.training.settings import TrainSettings
+from anytext_lcm.training.step import DistillStep
 
 
 @pytest.fixture
 def options(teacher):
-    return speed.Options(str(teacher / "micro.yaml"), None, "cpu", "no", 2, 2, 1, 2, SIDE)
+    return Options(str(teacher / "micro.yaml"), None, "cpu", "no", 2, 2, 1, 2, SIDE)
 
 
 def trainings(options, targets=None, checkpointing=False):
     """The reference and ours, on one network with an adapter."""
-    model, teacher = speed.adapt(micro_network(), options, targets), micro_network()
+    model, teacher = adapt(micro_network(), options, targets), micro_network()
     batch = micro_batch(2)
     return [
-        speed.Training(speed.Variant(reference, targets, checkpointing and reference), model, teacher, batch, options)
+        Training(Variant(reference, targets, checkpointing and reference), model, teacher, batch, options)
         for reference in (True, False)
     ]
 
 
 def compare(before, after):
-    return speed.compare(before.loss_and_gradient(), after.loss_and_gradient())
+    return measure.compare(before.loss_and_gradient(), after.loss_and_gradient())
 
 
-@pytest.mark.parametrize("targets", [None, speed.DECODER])
+@pytest.mark.parametrize("targets", [None, DECODER])
 def test_the_reference_step_and_ours_agree(options, targets):
     found = compare(*trainings(options, targets))
     assert found["difference"] <= 1e-5 and found["gradient"] <= 1e-3 and found["reference loss"] > 0
@@ -56,7 +65,7 @@ def test_another_computation_is_noticed(options):
     after.step.guidance_scale += 1.0
     with pytest.raises(ArithmeticError, match="differ"):
         compare(before, after)
-    before, after = trainings(options, speed.DECODER)
+    before, after = trainings(options, DECODER)
     step = after.step.forward
     after.step.forward = lambda batch, generator: step(batch, torch.Generator().manual_seed(8))
     with pytest.raises(ArithmeticError, match="not compared"):
@@ -66,18 +75,18 @@ def test_another_computation_is_noticed(options):
 def test_the_samplers_agree_and_another_guidance_is_noticed(options, monkeypatch):
     model = micro_network()
     prepared = prepare(model, micro_batch(2), [0, 1])
-    assert speed.compare_sampling(model, prepared, 2.0) <= 1e-3
+    assert measure.compare_sampling(model, prepared, 2.0) <= 1e-3
     method = speed.teacher_method
     monkeypatch.setattr(speed, "teacher_method", lambda steps, guidance, spacing: method(steps, 2.1, spacing))
     with pytest.raises(ArithmeticError, match="samplers?"):
-        speed.compare_sampling(model, prepared, 2.0)
+        measure.compare_sampling(model, prepared, 2.0)
 
 
 def test_the_ledger_gives_each_flop_to_one_part(options):
-    reference, ours = (speed.count(training) for training in trainings(options))
+    reference, ours = (measure.count(training) for training in trainings(options))
     [checkpointed, _] = trainings(options, checkpointing=True)
-    decoder = speed.count(trainings(options, speed.DECODER)[1])
-    again = speed.count(checkpointed)
+    decoder = measure.count(trainings(options, DECODER)[1])
+    again = measure.count(checkpointed)
     assert again["recomputation"] <= again["UNet, student"] + again["WriteNet"] / 4 and "recomputation" not in reference
     assert again["backward"] == pytest.approx(reference["backward"], rel=1e-3) and again["recomputation"] > 0
     assert reference["WriteNet"] == pytest.approx(4 / 3 * ours["WriteNet"], rel=0.05)  # the adapter's own products
@@ -107,27 +116,27 @@ def test_nested_parts_are_counted_once():
 
 def test_medians_are_of_a_picture():
     clocks = [Clock({"a": wall, "b": 1.0}, {"a": 0.0, "b": 0.0}) for wall in (1.0, 9.0, 3.0)]
-    assert speed.medians(clocks, "wall", 2) == {"a": 1.5, "b": 0.5, "total": 2.0}
+    assert measure.medians(clocks, "wall", 2) == {"a": 1.5, "b": 0.5, "total": 2.0}
 
 
 def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
     """On the micro network, one variant of the step really measured; it stands in for all but one that does not fit."""
-    in_own_process = speed.in_own_process
+    in_own_process = measure.in_own_process
 
     @cache
     def measured(options):
-        return in_own_process(speed.measure_step, speed.VARIANTS["ours"], options)
+        return in_own_process(measure.measure_step, VARIANTS["ours"], options)
 
     def here(work, *arguments):
-        if work is not speed.measure_step:
+        if work is not measure.measure_step:
             return work(*arguments)
         variant, options = arguments
-        return dict.fromkeys(speed.MEASURED) if variant == speed.VARIANTS["reference"] else dict(measured(options))
+        return dict.fromkeys(MEASURED) if variant == VARIANTS["reference"] else dict(measured(options))
 
-    monkeypatch.setattr(speed, "in_own_process", here)
-    monkeypatch.setattr(speed, "matmul_rate", lambda options: 1e9)
-    monkeypatch.setattr(speed, "count_on_shapes", lambda variant, options: {"UNet": 2e9, "backward": 1e9})
-    monkeypatch.setattr(speed, "expected_gib", lambda variant: 1.0)
+    monkeypatch.setattr(measure, "in_own_process", here)
+    monkeypatch.setattr(measure, "matmul_rate", lambda options: 1e9)
+    monkeypatch.setattr(measure, "count_on_shapes", lambda variant, options: {"UNet": 2e9, "backward": 1e9})
+    monkeypatch.setattr(measure, "expected_gib", lambda variant: 1.0)
     small = ["--config", str(teacher / "micro.yaml"), "--batch", "2", "--rank", "2", "--repeats", "1", "--steps", "2"]
     assert speed.main([*small, "--device", "cpu", "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "speed.json").read_text())
@@ -182,23 +191,23 @@ def test_the_table_says_how_much_faster_than_the_first_line():
         "repeats": 3,
         "load_before": None,
         "hardware": {"cpu": "a CPU", "threads": 1},
-        "training": {"variants": {name: stored_row(i) for i, name in enumerate(speed.VARIANTS, 1)}},
+        "training": {"variants": {name: stored_row(i) for i, name in enumerate(VARIANTS, 1)}},
         "sampling": {"methods": {}},
-        "full_size_flops": {name: {"UNet": 7e9} for name in speed.VARIANTS},
-        "full_size_gib": dict.fromkeys(speed.VARIANTS, 9.0),
+        "full_size_flops": {name: {"UNet": 7e9} for name in VARIANTS},
+        "full_size_gib": dict.fromkeys(VARIANTS, 9.0),
     }
-    table = speed.format_report(report)
+    table = format_report(report)
     assert "| reference, checkpointed | 0.5 | 0.25 to 1 | 1.00x | 0.100 | 8.00 | 5.00 | 25% | 7 | 9.0 |" in table
     assert "| ours | 1.5 | 0.75 to 3 | 3.00x | 0.100 | 2.67 | 5.00 | 25% | 7 | 9.0 |" in table
     assert table.count("| conv | 50.0% | 3 |") == 2 and "; load average" not in table
 
 
 def test_a_process_of_its_own_raises_what_its_work_raises():
-    assert speed.in_own_process(os.getpid) != os.getpid()
+    assert measure.in_own_process(os.getpid) != os.getpid()
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        speed.in_own_process(os.listdir, "/nowhere")
+        measure.in_own_process(os.listdir, "/nowhere")
     with pytest.raises(RuntimeError, match="was killed, most likely for lack of memory"):
-        speed.in_own_process(signal.raise_signal, signal.SIGKILL)
+        measure.in_own_process(signal.raise_signal, signal.SIGKILL)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's mark is Linux's")
@@ -206,31 +215,31 @@ def test_the_peak_is_of_what_follows():
     gc.collect()  # not between the marks: what other tests left would be given back there
     large = torch.ones(30_000_000)
     del large
-    before = speed._resident(peak=True)
-    speed._forget_peak()
-    forgotten = speed._resident(peak=True)
+    before = measure._resident(peak=True)
+    measure._forget_peak()
+    forgotten = measure._resident(peak=True)
     assert forgotten < before - 60e6
     large = torch.ones(20_000_000)
-    assert speed._resident(peak=True) > forgotten + 60e6 and len(large)
+    assert measure._resident(peak=True) > forgotten + 60e6 and len(large)
 
 
 @pytest.mark.slow
 def test_flops_are_counted_on_shapes_as_on_numbers(options, monkeypatch):
     """All parts but the recogniser; the micro network predicts noise here, since v looks values up."""
-    build = speed.build
+    build = variants_module.build
 
     def eps(*arguments):
         model = build(*arguments)
         model.parameterization = "eps"
         return model
 
-    monkeypatch.setattr(speed, "build", eps)
+    monkeypatch.setattr(variants_module, "build", eps)
     for name in ("reference, checkpointed", "ours, decoder only"):  # every branch is in one of the two
-        variant = speed.VARIANTS[name]
-        teacher, model = eps(options), speed.adapt(eps(options), options, variant.targets)
-        batch = speed.example_batch(options)
-        real = speed.count(speed.Training(variant, model, teacher if variant.reference else None, batch, options))
-        shapes = speed.count_on_shapes(variant, options)
+        variant = VARIANTS[name]
+        teacher, model = eps(options), adapt(eps(options), options, variant.targets)
+        batch = example_batch(options)
+        real = measure.count(Training(variant, model, teacher if variant.reference else None, batch, options))
+        shapes = measure.count_on_shapes(variant, options)
         encodes = ("autoencoder",) if variant.reference else ()
         for part in ("UNet, student", "UNet, teacher and target", "WriteNet", "backward", *encodes):
             assert shapes[part] == pytest.approx(real[part], rel=0.02), (name, part)
@@ -252,7 +261,7 @@ def test_bad_flags(words, said, capsys):
 
 
 def test_merged_for_sampling_and_bitwise_back(options):
-    model = speed.adapt(micro_network(), options, None)
+    model = adapt(micro_network(), options, None)
     cond = model.condition(micro_batch(2))
     x, t = torch.randn_like(cond.masked_latents), torch.tensor([499, 19])
 

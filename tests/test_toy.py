@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anytext_lcm import toy
 from anytext_lcm.lcm.samplers import sample_ddim
-from anytext_lcm.lcm.solver import DDIMSolver
+from anytext_lcm.lcm.steps import DDIMSolver
+from anytext_lcm.teaching import toy
 
 LINE, RING = toy.Mixture.line(), toy.Mixture.ring()
 SCHEDULE = LINE.schedule

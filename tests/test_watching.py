@@ -10,11 +10,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_resume import options  # noqa: F401
 from torch.utils.tensorboard import SummaryWriter
 
-from anytext_lcm.checkpoints import Progress
-from anytext_lcm.curves import read_curves
-from anytext_lcm.distill import run_distillation, sample_grid
-from anytext_lcm.lora import read_adapter
-from anytext_lcm.pipeline import to_uint8
+from anytext_lcm.adapter.lora import read_adapter
+from anytext_lcm.drawing.draw import to_uint8
+from anytext_lcm.training.checkpoints import Progress
+from anytext_lcm.training.logs import read_curves
+from anytext_lcm.training.loop import run_distillation
+from anytext_lcm.training.watching import sample_grid
 
 
 def scalars(output):

@@ -1,1 +1,5 @@
-"""Text lines to conditioning: fonts, glyphs, the batch, and a data set made up on the spot."""
+"""From lines of text to conditioning: glyphs, masks, hints, made-up pictures, records of AnyWord-3M.
+
+It imports numpy, opencv, pillow and torch, and the room files.
+Read `batch.py`, the contract of an item and a batch, then `mock.py`.
+"""

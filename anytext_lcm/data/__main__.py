@@ -22,9 +22,9 @@ from anytext_lcm.data.batch import collate, validate
 from anytext_lcm.data.convert import FORMATS, write_anyword
 from anytext_lcm.data.index import open_index
 from anytext_lcm.data.lettering import rich_lettering
-from anytext_lcm.data.light import expand, item_bytes
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.outputs import whole_file
+from anytext_lcm.data.packed import expand, item_bytes
+from anytext_lcm.files import whole_file
 
 
 def build_parser() -> argparse.ArgumentParser:

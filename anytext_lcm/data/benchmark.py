@@ -16,8 +16,8 @@ from PIL import Image
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.index import ROWS, RecordIndex, open_index
-from anytext_lcm.data.light import item_bytes
-from anytext_lcm.outputs import whole_file
+from anytext_lcm.data.packed import item_bytes
+from anytext_lcm.files import whole_file
 
 # -- data to measure on -----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from anytext_lcm.data.batch import UNSPECIFIED_COLOR
-from anytext_lcm.outputs import whole_directory
+from anytext_lcm.files import whole_directory
 
 FORMATS = {"png": {}, "jpg": {"quality": 95}}
 """Picture formats and how they are written; only png keeps every byte."""

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from anytext_lcm.data.json_stream import read_records
 from anytext_lcm.data.records import Annotation, Problem, Record, clean
-from anytext_lcm.outputs import check_writable, whole_directory
+from anytext_lcm.files import check_writable, whole_directory
 
 VERSION = 1
 """Goes up when the columns or the rules of `records` change; an index of another version is built anew."""

@@ -1,3 +1,5 @@
-"""The mathematics of latent consistency distillation on plain tensors. Imports torch alone; networks come in
-as callables.
+"""The method, on plain tensors: latent consistency distillation and few-step samplers.
+
+It imports torch alone; networks come in as callables.
+Read schedule, steps, consistency, objectives, samplers, in this order; then `training/step.py`.
 """

@@ -6,7 +6,7 @@ so: it is the identity at t = 0 (the boundary, built in here) and neighbours agr
 
 from torch import Tensor
 
-from anytext_lcm.lcm.schedule import NoiseSchedule, _column
+from anytext_lcm.lcm.schedule import NoiseSchedule, as_column
 
 
 def boundary_scalings(
@@ -21,7 +21,7 @@ def boundary_scalings(
     c_out 0.
     """
     t = timestep_scaling * timesteps.float()
-    t = t.view(-1, 1, 1, 1) if like is None else _column(t, like).to(like.device)
+    t = t.view(-1, 1, 1, 1) if like is None else as_column(t, like).to(like.device)
     c_skip = sigma_data**2 / (t**2 + sigma_data**2)
     c_out = t / (t**2 + sigma_data**2).sqrt()
     return c_skip, c_out

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anytext_lcm.lcm.consistency import consistency_function, pseudo_huber
 from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.lcm.solver import DDIMSolver, guide
+from anytext_lcm.lcm.steps import DDIMSolver, guide
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # x_t (B, C, h, w), timesteps int64 (B,) -> eps (B, C, h, w)
 PredictPair = Callable[

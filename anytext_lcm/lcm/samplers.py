@@ -11,7 +11,7 @@ from torch import Tensor
 from anytext_lcm.lcm.consistency import consistency_function
 from anytext_lcm.lcm.objectives import Predict
 from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
-from anytext_lcm.lcm.solver import ddim_step, noisy_ddim_step
+from anytext_lcm.lcm.steps import ddim_step, noisy_ddim_step
 
 Progress = Callable[[int, int, Tensor], None]  # steps done, timestep just used, estimate of the clean latents there
 

@@ -12,7 +12,7 @@ from torch import Tensor
 TRAIN_TIMESTEPS = 1000  # AnyText2 models_yaml/anytext2_sd15.yaml, as Stable Diffusion 1.5
 
 
-def _column(values: Tensor, like: Tensor) -> Tensor:
+def as_column(values: Tensor, like: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, ...) with as many axes as `like`."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
@@ -58,7 +58,7 @@ class NoiseSchedule:
         if timesteps.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"timesteps must be int64, not {timesteps.dtype}; they index the schedule.")
         abar = self.alphas_cumprod.to(like.device)[timesteps.to(like.device)]
-        return _column(abar.sqrt(), like), _column((1 - abar).sqrt(), like)
+        return as_column(abar.sqrt(), like), as_column((1 - abar).sqrt(), like)
 
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = alpha_t x0 + sigma_t noise."""

@@ -1,1 +1,5 @@
-"""The stages that train the embedded teacher; `anytext_lcm.build_teacher` runs them."""
+"""How the embedded teacher was made, stage by stage; `python -m anytext_lcm.build_teacher` runs the stages.
+
+It imports torch, and the rooms lcm, model, data and files.
+Read `stages.py` first.
+"""

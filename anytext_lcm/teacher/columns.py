@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.files import whole_file
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.outputs import whole_file
 from anytext_lcm.teacher.reading import letter_ids, line_transform
 from anytext_lcm.teacher.recipe import CONFIG, Rank, Recipe, autocast, averaged
 

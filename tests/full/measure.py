@@ -122,8 +122,8 @@ def sample(arguments: argparse.Namespace) -> dict[str, object]:
 
 def step(arguments: argparse.Namespace) -> dict[str, object]:
     """One distillation step of one picture with its update: gradient checkpointing, AdamW."""
-    from anytext_lcm.distill import DistillStep
-    from anytext_lcm.lora import adapter_state, attach
+    from anytext_lcm.adapter.lora import adapter_state, attach
+    from anytext_lcm.training.step import DistillStep
 
     batch = example(arguments.side)
     with Watch() as watch:
@@ -159,9 +159,9 @@ def step(arguments: argparse.Namespace) -> dict[str, object]:
 
 def export(arguments: argparse.Namespace) -> dict[str, object]:
     """An adapter that changes every target, in all four layouts, each read back and compared; fp16 files."""
-    from anytext_lcm.export import LAYOUTS
-    from anytext_lcm.export import export as write
-    from anytext_lcm.lora import adapter_state, attach
+    from anytext_lcm.adapter.layouts import LAYOUTS
+    from anytext_lcm.adapter.layouts import export as write
+    from anytext_lcm.adapter.lora import adapter_state, attach
 
     with Watch() as watch, tempfile.TemporaryDirectory(dir=Path(arguments.checkpoint).parent) as folder:
         model = attach(build(arguments.checkpoint), arguments.rank, arguments.rank).requires_grad_(False)

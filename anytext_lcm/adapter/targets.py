@@ -1,0 +1,147 @@
+"""
+Which layers an adapter changes: groups by name, the rest of the UNet, lists in files.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from anytext_lcm.model.layers import CrossAttention
+
+ADAPTER_NAME = "default"  # PEFT's name for the only adapter
+
+
+TRAINED_PARTS = ("model.diffusion_model.", "control_model.")  # the loss reaches nothing else
+
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The layer under an adapter, or the module itself."""
+    return module.get_base_layer() if isinstance(module, LoraLayer) else module
+
+
+def find_targets(model: nn.Module) -> dict[str, list[str]]:
+    """Names of the modules worth adapting in this very model, by group, in the order of the model.
+
+    They are found by class and place, so a small or a changed network gives its own list: the 1x1
+    convolutions that lead out of WriteNet, and the four projections of every attention. `attnx` is AnyText2's
+    second pair, attn1x and attn2x. Works with and without an adapter attached. Raises ValueError for a model
+    without the two networks.
+    """
+    roots = {"writenet": "control_model", "unet": "model.diffusion_model"}
+    try:
+        networks = {name: model.get_submodule(path) for name, path in roots.items()}
+        zero_convs = model.get_submodule("control_model.zero_convs")
+        middle = model.get_submodule("control_model.middle_block_out")
+    except AttributeError as error:
+        raise ValueError(f"Not an AnyText2 network ({error}); build it with AnyText2.from_config.") from error
+
+    def convolutions(path: str, module: nn.Module) -> list[str]:
+        named = module.named_modules(prefix=path)
+        own = [(name, m) for name, m in named if ".lora_" not in name and not name.endswith("base_layer")]
+        return [name for name, m in own if isinstance(unwrapped(m), nn.Conv2d)]
+
+    groups = {
+        "zero_convs": convolutions("control_model.zero_convs", zero_convs),
+        "middle_block_out": convolutions("control_model.middle_block_out", middle),
+        "writenet_attention": [],
+        "unet_attention": [],
+        "unet_attnx": [],
+    }
+    for network, module in networks.items():
+        for name, attention in module.named_modules(prefix=roots[network]):
+            if isinstance(attention, CrossAttention):
+                extra = name.endswith(("attn1x", "attn2x"))
+                group = groups[f"{network}_attnx" if extra else f"{network}_attention"]
+                group += [f"{name}.{projection}" for projection in PROJECTIONS]
+    return groups
+
+
+def find_unet_rest(model: nn.Module) -> list[str]:
+    """What LCM-LoRA adapts in a UNet besides its attention: the layers of residual blocks and resampling, and the
+    projections and feed-forward layers around attention; not the ends of the network, not its timestep embedding.
+
+    A group to be named, "unet_rest", and not one of the default: the embedded network has attention at 8x8 only,
+    so that without it nothing at 16x16 could be adapted but the control residuals.
+    """
+    root = "model.diffusion_model"
+    ends = (f"{root}.time_embed.", f"{root}.input_blocks.0.", f"{root}.out.")
+    attention = {name for names in find_targets(model).values() for name in names}
+    return [
+        name
+        for name, module in model.get_submodule(root).named_modules(prefix=root)
+        if isinstance(unwrapped(module), nn.Linear | nn.Conv2d)
+        and ".lora_" not in name
+        and not name.endswith("base_layer")
+        and name not in attention
+        and not name.startswith(ends)
+    ]
+
+
+def find_unet_decoder(model: nn.Module) -> list[str]:
+    """Attention of the UNet's middle and output blocks, AttnX with it.
+
+    A group to be named, "unet_decoder": with nothing adapted before the middle, student and teacher share the input
+    blocks, the backward pass ends there, and WriteNet is the same for both. Upstream itself trains no more of the UNet.
+    """
+    groups = find_targets(model)
+    blocks = ("model.diffusion_model.middle_block.", "model.diffusion_model.output_blocks.")
+    return [name for name in groups["unet_attention"] + groups["unet_attnx"] if name.startswith(blocks)]
+
+
+def _read_lists(targets: Sequence[str]) -> Iterator[str]:
+    """The targets, with those of a file in the place of its name."""
+    for target in targets:
+        if not target.endswith(".txt"):
+            yield target
+            continue
+        try:
+            lines = Path(target).read_text(encoding="utf-8").split()
+        except OSError as error:
+            raise ValueError(f"The list of LoRA targets {target} cannot be read ({error.strerror}).") from error
+        if not lines:
+            raise ValueError(f"The list of LoRA targets {target} is empty.")
+        yield from lines
+
+
+def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> list[str]:
+    """Group names, module names and lists of them in files -> sorted module names; None is every group of
+    `find_targets`. The groups "unet_rest" (`find_unet_rest`) and "unet_decoder" (`find_unet_decoder`) have to be named.
+
+    What ends in .txt is a file with one target a line, as `python -m anytext_lcm.inspect_modules` writes it.
+    Raises ValueError for a file that cannot be read, for a module outside UNet and WriteNet, and for a name that is
+    neither group nor module, which PEFT would pass over without a word as long as another one fits.
+    """
+    groups = find_targets(model)
+    defaults = tuple(groups)
+    groups |= {"unet_rest": find_unet_rest(model), "unet_decoder": find_unet_decoder(model)}
+    chosen: set[str] = set()
+    for target in defaults if targets is None else _read_lists(targets):
+        if target in groups:
+            if not groups[target]:
+                raise ValueError(f"This network has nothing in the target group {target!r}; leave it out.")
+            chosen.update(groups[target])
+            continue
+        try:
+            module = unwrapped(model.get_submodule(target))
+        except AttributeError:
+            raise ValueError(
+                f"Unknown LoRA target {target!r}: neither a module of this network nor one of the groups "
+                f"{', '.join(groups)}."
+            ) from None
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            raise ValueError(
+                f"LoRA target {target!r} is a {type(module).__name__}; only Linear and Conv2d can be adapted."
+            )
+        if not target.startswith(TRAINED_PARTS):
+            raise ValueError(
+                f"LoRA target {target!r} would get no gradient; name one under {' or '.join(TRAINED_PARTS)}"
+            )
+        chosen.add(target)
+    if not chosen:
+        raise ValueError(f"No LoRA target was named; choose from the groups {', '.join(groups)}.")
+    return sorted(chosen)

@@ -1,0 +1,96 @@
+"""
+Processor cores: how many there are, spreading pictures over them, timing, naming the hardware.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def available_cores() -> int:
+    """CPU cores this process may really use: fewer than the machine has, in a container or under a batch
+    system.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control groups, or "max": no limit
+        pass
+    return cores
+
+
+def use_available_cores() -> None:
+    """Lets torch use them, and no more: far more threads than cores stand still. OMP_NUM_THREADS wins."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(available_cores())
+
+
+def spread_over_cores(work: Callable[[slice], Any], chunks: list[slice], device: torch.device) -> list[Any]:
+    """work(chunk) of every chunk, in order; on a CPU several chunks at once, one thread each.
+
+    Threads inside an operation wait for each other several hundred times a network call, and for a long
+    time when a core is busy with something else. Whole chunks side by side do not wait at all.
+    """
+
+    def quietly(chunk: slice) -> Any:
+        with torch.no_grad():  # a setting of the thread
+            return work(chunk)
+
+    threads = torch.get_num_threads()
+    workers = min(threads, len(chunks)) if device.type == "cpu" else 1
+    if workers == 1:
+        return [quietly(chunk) for chunk in chunks]
+    try:
+        # The setting holds for this thread and for those that begin from here on.
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
+            return list(pool.map(quietly, chunks))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass
+class Clock:
+    """Seconds of wall and of all cores together that went into each phase."""
+
+    wall: dict[str, float] = field(default_factory=dict)
+    cores: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, phase: str, device: torch.device) -> Iterator[None]:
+        def now() -> tuple[float, float]:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return time.perf_counter(), time.process_time()
+
+        wall, cores = now()
+        yield
+        later = now()
+        self.wall[phase] = self.wall.get(phase, 0.0) + later[0] - wall
+        self.cores[phase] = self.cores.get(phase, 0.0) + later[1] - cores
+
+
+def describe_hardware(device: torch.device) -> dict[str, Any]:
+    """What a measured time depends on."""
+    name = ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        import platform
+
+        name = platform.processor() or platform.machine()
+    found = {"cpu": name, "cores": available_cores(), "threads": torch.get_num_threads(), "device": device.type}
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found

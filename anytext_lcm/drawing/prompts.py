@@ -1,0 +1,104 @@
+"""
+What is to be drawn: prompts, lines of text, and the batch made of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anytext_lcm.data.batch import PLACEHOLDER, Line, build_conditioning, collate
+from anytext_lcm.data.fonts import PLAIN_FONT
+from anytext_lcm.data.mock import COLORS
+from anytext_lcm.drawing.editing import turned_box
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is wanted: a caption without the text, the lines of text, and for editing the picture to change.
+
+    image: (H, W, 3) uint8 RGB, kept outside the lines' polygons; None = draw all of it.
+    """
+
+    caption: str
+    lines: tuple[Line, ...]
+    image: np.ndarray | None = None
+
+
+def prompts_to_batch(
+    prompts: Sequence[Prompt], size: tuple[int, int], max_lines: int, font: str | Path = PLAIN_FONT
+) -> dict[str, Any]:
+    """The batch (see anytext_lcm/data/batch.py) that `prepare` wants; it has no `img`, which nobody reads.
+
+    size: height and width, multiples of 8. A * in a caption becomes a space, as in the data: it would take a line's
+    embedding. Raises ValueError for no prompt, too many or too long lines,
+    characters that the font lacks, polygons outside, a picture of another size.
+    """
+    if any(side % 8 or side < 8 for side in size):
+        raise ValueError(f"The size {size[1]} x {size[0]} must be a multiple of 8 pixels each way.")
+    items = []
+    for prompt in prompts:
+        image = None
+        if prompt.image is not None:
+            if prompt.image.shape != (*size, 3) or prompt.image.dtype != np.uint8:
+                raise ValueError(
+                    f"The picture to edit must be ({size[0]}, {size[1]}, 3) uint8, "
+                    f"this one is {prompt.image.shape} {prompt.image.dtype}."
+                )
+            image = prompt.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+        mode = "generate" if image is None else "edit"
+        item = build_conditioning(prompt.lines, size, max_lines, font=font, mode=mode, image=image)
+        items.append({**item, "img_caption": prompt.caption.replace(PLACEHOLDER, " ")})
+    return collate(items)
+
+
+def parse_colour(text: str) -> tuple[int, int, int]:
+    """A name of the mock data set's colours or six hexadecimal digits -> RGB. Raises ValueError."""
+    if text in COLORS:
+        return COLORS[text]
+    digits = text.removeprefix("#")
+    try:
+        if len(digits) == 6:
+            return tuple(bytes.fromhex(digits))
+    except ValueError:
+        pass
+    raise ValueError(f"Colour {text!r} is unknown: say {', '.join(COLORS)}, or six digits like ff8000.")
+
+
+def parse_line(text: str, hint_font: str | None = None, polygon: np.ndarray | None = None) -> Line:
+    """TEXT@LEFT,TOP,RIGHT,BOTTOM or TEXT@X,Y,X,Y,X,Y,..., in pixels, maybe with /ANGLE (-90..90 degrees clockwise,
+    of a box) and #COLOUR -> Line.
+
+    TEXT may hold @, / and #. With a polygon (4, 2), from a mask, TEXT or TEXT#COLOUR is enough; there a # belongs to
+    the text unless a colour follows it. Raises ValueError.
+    """
+    if polygon is not None:
+        words, mark, colour = text.rpartition("#")
+        try:
+            ink = parse_colour(colour) if mark else None
+        except ValueError:
+            mark = ""
+        return Line(words, polygon, ink, hint_font) if mark else Line(text, polygon, None, hint_font)
+    words, at, place = text.rpartition("@")
+    place, _, colour = place.partition("#")
+    place, slash, turn = place.partition("/")
+    try:
+        numbers = [int(number) for number in place.split(",")]
+        angle = float(turn) if slash else 0.0
+    except ValueError:
+        numbers, angle = [], 0.0
+    if not at or (len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2 or slash)):
+        raise ValueError(
+            f"Line {text!r} does not say where it goes: write TEXT@LEFT,TOP,RIGHT,BOTTOM, "
+            "as in HELLO@10,40,118,80#yellow."
+        )
+    if len(numbers) == 4:
+        left, top, right, bottom = numbers
+        if left >= right or top >= bottom:
+            raise ValueError(f"The box of line {text!r} is empty: give LEFT,TOP,RIGHT,BOTTOM in this order.")
+        box = turned_box(left, top, right, bottom, angle)
+    else:
+        box = np.array(numbers).reshape(-1, 2)
+    return Line(words, box, parse_colour(colour) if colour else None, hint_font)

@@ -1,0 +1,55 @@
+"""
+Size, palette and finish of every figure.
+"""
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH, DPI = 8.0, 72  # inches; a notebook's column
+
+
+# Okabe and Ito's colours, told apart with any colour vision; a few curves also differ in their dashes, for grey.
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#000000", "#f0e442")
+
+
+DASHES = ("-", "--", "-.", ":")
+
+
+HATCHES = ("", "//", "..", "\\\\", "xx", "--", "", "oo")  # the same for bars
+
+
+def new_figure(height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def as_array(values) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def curve_style(axis: Axes, curves: int) -> dict[str, str]:
+    """Colour and dashes of the next curve; many curves are a bundle and stay solid."""
+    i = len(axis.lines)
+    return {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i] if curves <= len(DASHES) else "-"}
+
+
+def legend_beside(axis: Axes) -> None:
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+
+def finish(axis: Axes, x_label: str, y_label: str, title: str, legend: bool) -> None:
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    if title:
+        axis.set_title(title, fontsize=11)
+    if legend:
+        axis.legend(fontsize=9, frameon=False)
+    axis.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def times_faster(timestep: int, x: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(x),), int(timestep))

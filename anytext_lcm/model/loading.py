@@ -1,0 +1,45 @@
+"""
+Load a network with its weights, ready to draw.
+"""
+
+from pathlib import Path
+
+import torch
+
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.model.networks import EMBEDDED_CHECKPOINT, EMBEDDED_CONFIG, checkpoint_for
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(
+    config: str | Path,
+    checkpoint: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> AnyText2:
+    """A teacher from its yaml and its weights, ready to draw. Raises FileNotFoundError or ValueError."""
+    model = AnyText2.from_config(config).load_checkpoint(checkpoint).requires_grad_(False)
+    for network in model.children():  # the schedule, buffers of the model itself, stays in fp32
+        network.to(dtype)
+    # A convolution reads and writes pixels with their channels beside each other; so nothing is reordered in between.
+    return model.to(default_device() if device is None else device, memory_format=torch.channels_last)
+
+
+def load_embedded_teacher(device: str | torch.device | None = None) -> AnyText2:
+    """The small teacher that comes with the package, fp32. Raises FileNotFoundError when it is not there."""
+    if not EMBEDDED_CHECKPOINT.is_file():
+        raise FileNotFoundError(
+            f"The embedded teacher {EMBEDDED_CHECKPOINT} is missing; rebuild it with "
+            "`python -m anytext_lcm.build_teacher`."
+        )
+    return load_model(EMBEDDED_CONFIG, EMBEDDED_CHECKPOINT, device)
+
+
+def load_chosen(
+    config: str | Path, checkpoint: str | Path | None, device: str | torch.device | None = None
+) -> AnyText2:
+    """A teacher as commands name it, by default with the weights that its yaml brings. Raises as `checkpoint_for`."""
+    return load_model(config, checkpoint_for(config, "--ckpt") if checkpoint is None else checkpoint, device)

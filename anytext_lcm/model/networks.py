@@ -1,0 +1,110 @@
+"""
+Which networks there are, their defaults, and how they are loaded.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+EMBEDDED_CONFIG = Path(__file__).parents[2] / "models_yaml" / "anytext2_tiny.yaml"
+
+
+EMBEDDED_CHECKPOINT = ASSETS / "teacher.safetensors"
+
+
+EMBEDDED_GUIDANCE = 4.0  # as its yaml says
+
+
+FULL_GUIDANCE = 7.5  # AnyText2's evaluation scripts
+
+
+# AnyText2 demo.py
+FULL_NEGATIVE_PROMPT = (
+    "low-res, bad anatomy, extra digit, fewer digits, cropped, worst quality, low quality, watermark, "
+    "unreadable text, messy words, distorted text, disorganized writing, advertising picture"
+)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is asked of a network when nobody says otherwise."""
+
+    size: tuple[int, int]  # height and width of a picture
+    max_lines: int
+    guidance_scale: float  # of the teacher
+    negative_prompt: str
+    multiple: int = 64  # of pixels, that height and width must be: latents are halved once a level of the UNet
+    checkpoint: Path | None = None  # the weights that come with the yaml
+
+
+def defaults_for(config: str | Path) -> Defaults:
+    """Defaults of the network that a yaml describes: its `model.defaults`, and AnyText2's own for what is not there.
+
+    Raises FileNotFoundError or ValueError; whether the weights exist is left to `checkpoint_for`.
+    """
+    path = Path(config)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Configuration {path} does not exist; use models_yaml/anytext2_sd15.yaml or anytext2_tiny.yaml."
+        )
+    try:
+        model = OmegaConf.load(path).model
+        params = model.params
+        side, levels = 8 * int(params.image_size), len(params.unet_config.params.channel_mult)
+    except Exception as error:
+        raise ValueError(
+            f"Configuration {path} does not say model.params.image_size and unet_config.params.channel_mult."
+        ) from error
+    multiple = 8 * 2 ** (levels - 1)
+    given = _stated(OmegaConf.to_container(model).get("defaults"), f"Configuration {path}: model.defaults")
+    checkpoint = given.get("checkpoint")
+    return Defaults(
+        (side, side),
+        given.get("max_lines", 20),
+        float(given.get("guidance_scale", FULL_GUIDANCE)),
+        given.get("negative_prompt", FULL_NEGATIVE_PROMPT),
+        multiple,
+        None if checkpoint is None else (path.parent / checkpoint).resolve(),
+    )
+
+
+def _stated(given: Any, where: str) -> dict[str, Any]:
+    """`model.defaults` of a yaml, checked; where begins the sentence of the ValueError it raises."""
+    kinds = {
+        "guidance_scale": (int | float, math.isfinite, "a number"),
+        "negative_prompt": (str, lambda _: True, "a string"),
+        "max_lines": (int, lambda lines: lines > 0, "a positive integer"),
+        "checkpoint": (str, bool, "the path of a file, relative to the yaml"),
+    }
+    given = {} if given is None else given
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} must map names to values, not {given!r}; the names are {', '.join(kinds)}.")
+    if unknown := [str(name) for name in given if name not in kinds]:
+        raise ValueError(f"{where} has no {', '.join(unknown)}; it may set {', '.join(kinds)}.")
+    for name, value in given.items():
+        kind, fits, words = kinds[name]
+        if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
+            raise ValueError(f"{where}.{name} must be {words}, not {value!r}.")
+    return given
+
+
+def checkpoint_for(config: str | Path, flag: str) -> Path:
+    """The weights that a yaml names in `model.defaults.checkpoint`; `flag` is the option that names others.
+
+    Raises ValueError when it names none, FileNotFoundError when they are not there.
+    """
+    checkpoint = defaults_for(config).checkpoint
+    if checkpoint is None:
+        raise ValueError(f"{config} comes without weights; name them with {flag}.")
+    if not checkpoint.is_file():
+        raise FileNotFoundError(
+            f"{config} names the weights {checkpoint}, which do not exist; "
+            f"correct its model.defaults.checkpoint, or name them with {flag}."
+        )
+    return checkpoint

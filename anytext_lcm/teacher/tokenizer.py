@@ -1,0 +1,73 @@
+"""Writes the embedded teacher's tokenizer: `python -m anytext_lcm.build_tokenizer`.
+
+CLIP's file format at a small size: the 256 byte symbols, the same with CLIP's end-of-word mark, merges that make each
+word of the mock captions one token, and the two special tokens. Since the bytes come first and in CLIP's order, '*' is
+token 265 here as it is there. May import: data.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from anytext_lcm.data.batch import TEXT_PHRASES
+from anytext_lcm.data.mock import caption_vocabulary
+
+VOCABULARY_SIZE = 1024
+
+
+WORD_END = "</w>"
+
+
+def byte_symbols() -> list[str]:
+    """The printable stand-ins of the 256 bytes in the order of GPT-2 and CLIP: visible ones first."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    rest = [b for b in range(256) if b not in visible]
+    return [chr(b) for b in visible] + [chr(256 + i) for i in range(len(rest))]
+
+
+def merges_of(words: list[str]) -> list[tuple[str, str]]:
+    """Merges that build each word from left to right, its last letter carrying the end mark."""
+    merges: list[tuple[str, str]] = []
+    for word in sorted({w.lower() for w in words if len(w) > 1}, key=lambda w: (len(w), w)):
+        pieces = [*word[:-1], word[-1] + WORD_END]
+        for pair in merges:  # what earlier merges already make of it
+            pieces = _apply(pieces, pair)
+        while len(pieces) > 1:
+            pair = (pieces[0], pieces[1])
+            merges.append(pair)
+            pieces = _apply(pieces, pair)
+    return merges
+
+
+def _apply(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    out, i = [], 0
+    while i < len(pieces):
+        joined = tuple(pieces[i : i + 2]) == pair
+        out.append("".join(pair) if joined else pieces[i])
+        i += 2 if joined else 1
+    return out
+
+
+def write_tokenizer(folder: Path) -> None:
+    """vocab.json and merges.txt into `folder`. Raises ValueError if VOCABULARY_SIZE tokens are not enough."""
+    phrases = [*caption_vocabulary(), *re.findall(r"[A-Za-z]+", " ".join(TEXT_PHRASES))]
+    merges = merges_of([w for phrase in phrases for w in re.findall(r"[A-Za-z]+", phrase)])
+    symbols = byte_symbols()
+    tokens = [*symbols, *(s + WORD_END for s in symbols), *dict.fromkeys("".join(pair) for pair in merges)]
+    spare = VOCABULARY_SIZE - 2 - len(tokens)
+    if spare < 0:
+        raise ValueError(f"The captions need {len(tokens) + 2} tokens, the vocabulary has {VOCABULARY_SIZE}.")
+    tokens += [f"<|unused{i}|>" for i in range(spare)] + ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(
+        json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False), encoding="utf-8"
+    )
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("anytext_lcm/assets/tokenizer"))
+    write_tokenizer(parser.parse_args().folder)

@@ -1,0 +1,114 @@
+"""Sliders over figures, and the playground: thin covers over plain functions, for the notebooks. Imports ipywidgets,
+matplotlib, playground and the rooms data, model, pipeline.
+
+Every explorer is a function that returns a Figure, and controls named as its arguments. A cell calls the
+function too, so that it is run where no browser is. Nothing imports this.
+"""
+
+import base64
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import ipywidgets
+from matplotlib.figure import Figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, at its own resolution."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+class Explorer(ipywidgets.VBox):
+    """Controls above the picture that `draw` makes of their values, drawn anew when one of them moves.
+
+    draw(**values) -> Figure; a ValueError it raises is shown in words, and the last picture stays. `controls`
+    by name of the argument, `picture` the Image below them, `message` the words. The repr names the controls
+    alone, so that stored outputs do not change with the picture; pages without a kernel show the picture that
+    was drawn first.
+    """
+
+    def __init__(self, draw: Callable[..., Figure], controls: Mapping[str, ipywidgets.Widget]):
+        self.draw, self.controls = draw, dict(controls)
+        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        self.message = ipywidgets.Label()
+        self.picture.add_class("explorer-picture")
+        super().__init__([*self.controls.values(), self.message, self.picture])
+        for control in self.controls.values():
+            control.observe(self._redraw, names="value")
+        self._redraw()
+
+    def values(self) -> dict[str, Any]:
+        return {name: control.value for name, control in self.controls.items()}
+
+    def _redraw(self, _change: object = None) -> None:
+        try:
+            self.picture.value = png(self.draw(**self.values()))
+            self.message.value = ""
+        except ValueError as error:
+            self.message.value = str(error)
+
+    def __repr__(self) -> str:
+        return f"Explorer({', '.join(self.controls)})"
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        bundle = super()._repr_mimebundle_(**options)
+        return {**bundle, "text/plain": repr(self), "image/png": base64.b64encode(self.picture.value).decode()}
+
+
+def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> Explorer:
+    """An explorer of `draw`; each control is named as the argument it sets."""
+    return Explorer(draw, controls)
+
+
+class Live(ipywidgets.VBox):
+    """A figure that `draw` makes again and again while something runs; a ValueError of it is shown in words."""
+
+    def __init__(self, draw: Callable[[], Figure]):
+        self.draw, self.message = draw, ipywidgets.Label()
+        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        super().__init__([self.message, self.picture])
+
+    def follow(self, goes_on: Callable[[], bool], seconds: float = 1.0) -> None:
+        """Draws every so many seconds for as long as goes_on() answers, and once after that."""
+        drawn = -math.inf
+        while goes_on():
+            if time.monotonic() - drawn >= seconds:
+                self._redraw()
+                drawn = time.monotonic()
+            time.sleep(min(seconds, 0.05))
+        self._redraw()
+
+    def _redraw(self) -> None:
+        try:
+            self.picture.value, self.message.value = png(self.draw()), ""
+        except ValueError as error:
+            self.message.value = str(error)
+
+    def __repr__(self) -> str:
+        return "Live()"
+
+
+WIDE = {"style": {"description_width": "11em"}, "layout": ipywidgets.Layout(width="38em")}
+
+
+def slider(values: Sequence[float], value: float, label: str) -> ipywidgets.SelectionSlider:
+    """One of a row of numbers. Raises ValueError for a start that is none of them."""
+    if value not in values:
+        raise ValueError(f"The slider {label!r} starts at {value}, which is none of its places {list(values)}.")
+    return ipywidgets.SelectionSlider(options=list(values), value=value, description=label, **WIDE)
+
+
+def choice(options: Sequence[str], label: str) -> ipywidgets.Dropdown:
+    """One of several names, the first at the start."""
+    return ipywidgets.Dropdown(options=list(options), description=label, **WIDE)
+
+
+def several(options: Sequence[str], label: str) -> ipywidgets.SelectMultiple:
+    """Any of several names (Ctrl-click), all at the start; a tuple."""
+    names = list(options)
+    return ipywidgets.SelectMultiple(options=names, value=names, rows=len(names), description=label, **WIDE)

@@ -1,0 +1,129 @@
+"""
+Figures of the exact toy.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from anytext_lcm.figures.style import (
+    COLORS,
+    WIDTH,
+    as_array,
+    curve_style,
+    finish,
+    legend_beside,
+    new_figure,
+    times_faster,
+)
+from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.steps import DDIMSolver
+from anytext_lcm.teaching.toy import Mixture, guided, perfect_student
+
+
+def toy_targets(data: Mixture, timestep: int, students: Mapping[str, object] | None = None) -> Figure:
+    """On a line, at one timestep: below the density of x_t, above the posterior mean and the end of the path.
+
+    students: functions (x, t) -> answer, drawn over them.
+    """
+    figure, (upper, lower) = new_figure(4.0, 2, 1, sharex=True, height_ratios=(3, 1))
+    x = torch.linspace(-2.5, 2.5, 301)[:, None]
+    t = times_faster(timestep, x)
+    for mean in data.means[:, 0]:
+        upper[0].axhspan(mean - 2 * data.spread, mean + 2 * data.spread, color="0.9")
+    curves = {"posterior mean": data.posterior_mean(x, t), "end of the path": data.consistency(x, t)}
+    for name, answer in (students or {}).items():
+        curves[name] = answer(x, t)
+    for name, y in curves.items():
+        upper[0].plot(x[:, 0], as_array(y)[:, 0], label=name, **curve_style(upper[0], len(curves)))
+    lower[0].fill_between(x[:, 0], as_array(data.log_density(x, t).exp()), color="0.7")
+    title = f"What $x_t$ at $t = {timestep}$ says about the clean data (grey: where data are)"
+    finish(upper[0], "", "answer $x_0$", title, True)
+    finish(lower[0], "$x_t$", "$p_t(x_t)$", "", False)
+    return figure
+
+
+def toy_paths(data: Mixture, steps: int, count: int = 9) -> Figure:
+    """On a line: DDIM's polygons in `steps` steps over the exact paths, from evenly spread starts."""
+    figure, axes = new_figure(3.2)
+    axis: Axes = axes[0, 0]
+    starts = torch.special.ndtri((torch.arange(count) + 0.5) / count)[:, None].float()
+    fine = [999, *range(979, 0, -40), 0]
+    exact = [starts.double()]
+    for start, end in zip(fine[:-1], fine[1:], strict=True):
+        exact.append(data.flow(exact[-1], start, end, steps=16))
+    times, seen = [999], [starts]
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if int(t[0]) < 999:
+            times.append(int(t[0])), seen.append(x)
+        return data.predict(x, t)
+
+    seen.append(sample_ddim(predict, starts, data.schedule, steps, spacing="trailing"))
+    axis.plot(fine, torch.cat(exact, 1).T, color=COLORS[1], linewidth=3, alpha=0.5)
+    axis.plot([*times, 0], torch.cat(seen, 1).T, color=COLORS[0], marker="o", markersize=3, linewidth=1)
+    axis.plot([], [], color=COLORS[1], linewidth=3, alpha=0.5, label="exact")
+    axis.plot([], [], color=COLORS[0], marker="o", markersize=3, linewidth=1, label=f"DDIM, {steps} steps")
+    axis.invert_xaxis()
+    finish(axis, "$t$, from noise to data", "$x_t$", "Paths of the probability-flow ODE, and DDIM along them", False)
+    legend_beside(axis)  # to look for a free place among all these paths takes seconds
+    return figure
+
+
+def toy_skip(data: Mixture, skip: int, timestep: int = 999) -> Figure:
+    """On a line: what a perfect student of the `lcm` objective answers at a grid timestep, for one skip."""
+    figure, axes = new_figure(3.0)
+    axis: Axes = axes[0, 0]
+    x = torch.linspace(-2.5, 2.5, 301)[:, None]
+    solver = DDIMSolver(data.schedule, skip=skip)
+    index = int(solver.index_of(torch.tensor([timestep])))
+    answers = {
+        "end of the path": data.consistency(x, times_faster(timestep, x)),
+        f"perfect student, skip {skip}": perfect_student(data.predict, x, solver, index),
+        "posterior mean": data.posterior_mean(x, times_faster(timestep, x)),
+    }
+    for name, y in answers.items():
+        axis.plot(x[:, 0], as_array(y)[:, 0], label=name, **curve_style(axis, len(answers)))
+    finish(axis, f"$x_t$ at $t = {timestep}$", "answer $x_0$", "The skip decides what is learnt, even perfectly", True)
+    return figure
+
+
+def toy_guidance(data: Mixture, cond: Mixture, timestep: int, guidance_scale: float) -> Figure:
+    """In the plane: the guided probability-flow field at one timestep, and where 200 starts end."""
+    figure, axes = new_figure(3.9, 1, 2)
+    left, right = axes[0]
+    line = torch.linspace(-1.8, 1.8, 17)
+    at = torch.cartesian_prod(line, line)
+    t = times_faster(timestep, at)
+    downhill = -guided(data, cond, guidance_scale)(at, t)  # the sampler walks against eps
+    left.quiver(*at.T, *downhill.T, color=COLORS[0], angles="xy")
+    noise = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    ends = data.flow(noise, 999, 0, given=cond, guidance_scale=guidance_scale)
+    right.plot(*ends.T, "o", color=COLORS[3], markersize=3, alpha=0.6, label="ends of 200 paths")
+    for axis, title in ((left, f"direction at $t = {timestep}$"), (right, "where the paths end")):
+        axis.plot(*data.means.T, "o", color="0.6", markersize=11, fillstyle="none", label="modes")
+        axis.plot(*cond.means.T, "o", color="black", markersize=11, fillstyle="none", label="wanted modes")
+        axis.set_aspect("equal")
+        axis.set_xlim(-2, 2)
+        axis.set_ylim(-2, 2)
+        finish(axis, "first coordinate", "second coordinate", title, axis is right)
+    figure.suptitle(f"Guidance scale s = {guidance_scale:g} (w = {guidance_scale - 1:g})", fontsize=11)
+    return figure
+
+
+def toy_clouds(data: Mixture, clouds: Mapping[str, object], title: str = "") -> Figure:
+    """In the plane: samples side by side, (N, 2) by name, over the modes of the data."""
+    figure, axes = new_figure(WIDTH / len(clouds) + 0.9, 1, len(clouds), sharex=True, sharey=True)
+    for axis, (name, points) in zip(axes[0], clouds.items(), strict=True):
+        axis.plot(*as_array(points).T, ".", color=COLORS[0], markersize=2)
+        axis.plot(*data.means.T, "o", color="black", markersize=9, fillstyle="none")
+        axis.set_aspect("equal")
+        axis.set_xlim(-1.6, 1.6)
+        axis.set_ylim(-1.6, 1.6)
+        narrow = name.replace(", ", ",\n")  # a panel is too narrow for one line
+        finish(axis, "first coordinate", "second coordinate" if axis is axes[0, 0] else "", narrow, False)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure

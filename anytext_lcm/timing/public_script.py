@@ -1,0 +1,92 @@
+"""The step and the sampler as public scripts write them: what ours is measured against, and has to equal.
+
+Imports torch and the rooms lcm, model, pipeline and distill.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anytext_lcm.drawing.draw import Prepared
+from anytext_lcm.drawing.noise import initial_noise
+from anytext_lcm.lcm.consistency import consistency_function, pseudo_huber
+from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.schedule import NoiseSchedule
+from anytext_lcm.lcm.steps import DDIMSolver, guide
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.model.vae import sample_posterior
+from anytext_lcm.training.step import latent_weight
+
+
+def reference_step(
+    student: AnyText2,
+    teacher: AnyText2,
+    batch: Mapping[str, Any],
+    generator: torch.Generator | None,
+    guidance_scale: float,
+    negative_prompt: str = "",
+) -> Tensor:
+    """Loss of one step as the scripts for Stable Diffusion do it (diffusers' LCM-LoRA script), carried over to
+    AnyText2: a second network as teacher, each pass by itself, WriteNet and the texts anew in each, pictures encoded on
+    the way. Draws from the generator in the order of `DistillStep`.
+    """
+    schedule = NoiseSchedule(student.alphas_cumprod)
+    solver = DDIMSolver(schedule)
+    with torch.no_grad():
+        latents = student.encode(batch["img"], generator)
+        masked = student.encode(batch["masked_img"], generator)
+        batch = dict(batch) | {"masked_latents": masked}
+        count = len(latents)
+        device = latents.device if generator is None else generator.device
+        index = torch.randint(len(solver), (count,), generator=generator, device=device).to(latents.device)
+        noise = torch.randn(latents.shape, generator=generator, device=device).to(latents.device)
+        t, s = solver.start_timesteps(index), solver.previous_timesteps(index)
+        noisy = schedule.add_noise(latents, noise, t)
+        cond = teacher.condition(batch)
+        uncond = teacher.uncondition(cond, negative_prompt)
+        eps_cond = teacher.predict_noise(noisy, t, cond, teacher.control(cond))
+        eps_uncond = teacher.predict_noise(noisy, t, uncond, teacher.control(uncond))
+        eps = guide(eps_cond, eps_uncond, guidance_scale)
+        earlier = solver.step(schedule.x0_from_eps(noisy, eps, t), eps, index)
+        own = student.condition(batch)
+        answer = student.predict_noise(earlier, s, own, student.control(own))
+        target = consistency_function(earlier, answer, s, schedule)
+    answer = student.predict_noise(noisy, t, own, student.control(own))
+    pred = consistency_function(noisy, answer, t, schedule)
+    weight = latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None
+    return pseudo_huber(pred, target, weight=weight)
+
+
+@torch.no_grad()
+def reference_prepare(
+    model: AnyText2, batch: Mapping[str, Any], seeds: Sequence[int], negative_prompt: str
+) -> Prepared:
+    """As upstream's sampling: every masked picture through the encoder, texts and lines for both branches."""
+    mean, logvar = model.first_stage_model.encode(batch["masked_img"].to(model.device, model.dtype))
+    masked = model.scale_factor * sample_posterior(mean.float(), logvar.float())
+    batch, count = dict(batch) | {"masked_latents": masked}, len(seeds)
+    negative = batch | {"img_caption": [negative_prompt] * count, "text_caption": [""] * count}
+    return Prepared(model.condition(batch), model.condition(negative), tuple(seeds), tuple(masked.shape[1:]))
+
+
+@torch.no_grad()
+def reference_denoise(
+    model: AnyText2, prepared: Prepared, steps: int, guidance_scale: float, keep: bool = False
+) -> Tensor:
+    """Two calls a step, one after the other, WriteNet in each; keep: its residuals once a branch, as upstream's sampler
+    caches them. Latents (B, C, h, w).
+    """
+    cond, uncond = prepared.conditional, prepared.unconditional
+    kept = [model.control(branch) for branch in (cond, uncond)] if keep else [None, None]
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        eps_cond, eps_uncond = (
+            model.predict_noise(x, t, branch, control or model.control(branch))
+            for branch, control in zip((cond, uncond), kept, strict=True)
+        )
+        return guide(eps_cond, eps_uncond, guidance_scale)
+
+    noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
+    return sample_ddim(predict, noise, NoiseSchedule(model.alphas_cumprod), steps)

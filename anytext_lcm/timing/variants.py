@@ -1,0 +1,201 @@
+"""
+The variants of a training step that are timed, and how each is built.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from anytext_lcm.adapter.lora import adapter_state, attach
+from anytext_lcm.data.batch import collate
+from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.model.loading import load_chosen
+from anytext_lcm.model.networks import ASSETS, EMBEDDED_CONFIG, defaults_for
+from anytext_lcm.timing.public_script import reference_step
+from anytext_lcm.training.data_order import seeded_generator
+from anytext_lcm.training.settings import PRECISIONS
+from anytext_lcm.training.step import DistillStep
+
+FULL_CONFIG = EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
+
+
+DECODER = ("unet_decoder",)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of training: the reference step or ours, which layers are adapted, what is kept for the backward pass."""
+
+    reference: bool
+    targets: tuple[str, ...] | None = None
+    checkpointing: bool = False
+
+
+VARIANTS = {
+    "reference, checkpointed": Variant(True, checkpointing=True),
+    "reference": Variant(True),
+    "ours": Variant(False),
+    "ours, checkpointed": Variant(False, checkpointing=True),
+    "ours, decoder only": Variant(False, DECODER),
+}
+
+
+MEASURED = (
+    "samples_per_second",
+    "slowest_and_fastest",
+    "core_seconds",
+    "peak_gib",
+    "flops",
+    "seconds_by_part",
+    "profile",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for; `batch` pictures at once, `side` pixels."""
+
+    config: str
+    ckpt: str | None
+    device: str
+    precision: str
+    batch: int
+    rank: int
+    repeats: int
+    steps: int
+    side: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
+    @property
+    def real(self) -> bool:
+        """Whether there are weights to load."""
+        return bool(self.ckpt) or defaults_for(self.config).checkpoint is not None
+
+    @property
+    def guidance(self) -> tuple[float, str]:
+        """Guidance scale and negative prompt. None of the latter for random weights: the embedded tokenizer would make
+        of it several times the tokens that CLIP's does.
+        """
+        network = defaults_for(self.config)
+        return network.guidance_scale, network.negative_prompt if self.real else ""
+
+
+def build(options: Options) -> AnyText2:
+    """The bare teacher, fp32, its weights laid out as public scripts leave them: the embedded one, one from a
+    checkpoint, or random weights of which none is zero, with the embedded tokenizer, since CLIP's vocabulary is not in
+    the repository.
+    """
+    if options.real:
+        return load_chosen(options.config, options.ckpt, options.device).to(memory_format=torch.contiguous_format)
+    yaml = OmegaConf.load(options.config)
+    yaml.model.params.cond_stage_config.params.version = str(ASSETS / "tokenizer")
+    with torch.random.fork_rng(devices=[] if options.device in ("cpu", "meta") else None):
+        torch.manual_seed(0)
+        model = AnyText2.from_config(yaml, device=options.device)
+        if options.device != "meta":
+            for parameter in model.parameters():
+                if not parameter.detach().any():
+                    torch.nn.init.normal_(parameter, std=0.02)
+    return model.requires_grad_(False)
+
+
+def adapt(model: AnyText2, options: Options, targets: Sequence[str] | None) -> AnyText2:
+    """Attaches an adapter whose B is not zero, so that student and teacher differ. In place."""
+    device = model.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        attach(model, options.rank, options.rank, targets)
+        for key, parameter in adapter_state(model).items():
+            if ".lora_B." in key:
+                torch.nn.init.normal_(parameter, std=0.01)
+    return model.to(device)  # the adapter was made on the CPU
+
+
+def example_batch(options: Options) -> dict[str, Any]:
+    """Pictures of the mock data set, to be drawn from nothing as in AnyText2's own training; on the device."""
+    dataset = MockDataset(4, image_size=options.side, edit_share=0.0)
+    batch = collate([dataset[i % 4] for i in range(options.batch)])
+    device = "cpu" if options.device == "meta" else options.device
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+class Training:
+    """A variant with its networks and its batch: `loss` is a step without its update, a call a whole update."""
+
+    def __init__(
+        self, variant: Variant, model: AnyText2, teacher: AnyText2 | None, batch: dict[str, Any], options: Options
+    ):
+        """model: with its adapter; teacher: the second copy, which the reference alone needs."""
+        self.variant, self.model, self.teacher, self.batch = variant, model, teacher, batch
+        self.options, self.step = options, None
+        if not variant.reference:
+            guidance, negative = options.guidance
+            self.step = DistillStep(model, guidance_scale=guidance, negative_prompt=negative).eval()
+            vae = model.to(memory_format=torch.channels_last).first_stage_model  # as `load_teacher` lays it out
+            with torch.no_grad():  # what `cache_latents` writes once a data set
+                moments = vae.encode(batch["img"].to(model.device, model.dtype))
+            self.step.blank(batch)  # encoded once a run, so not in the measured step
+            self.batch = batch | {"latent_moments": torch.cat(moments, dim=1)}
+        self.networks = [model] if teacher is None else [model, teacher]
+        self.parameters = list(adapter_state(model).values())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, weight_decay=0.0)
+        fp16 = options.precision == "fp16" and options.device == "cuda"
+        self.scaler = torch.amp.GradScaler(options.device, enabled=fp16) if fp16 else None
+        self.updates = 0
+
+    def loss(self, generator: torch.Generator | None) -> Tensor:
+        for trunk in (self.model.model.diffusion_model, self.model.control_model):
+            trunk.gradient_checkpointing = self.variant.checkpointing
+        if self.step is not None:
+            return self.step(self.batch, generator).loss
+        return reference_step(self.model, self.teacher, self.batch, generator, *self.options.guidance)
+
+    def forward(self, generator: torch.Generator | None) -> Tensor:
+        """`loss` in the precision of the run, as it is trained."""
+        if self.options.precision == "no":
+            return self.loss(generator)
+        with torch.autocast(self.options.device, self.options.dtype):
+            return self.loss(generator)
+
+    def __call__(self, around: Callable[[str], Any] = nullcontext) -> None:
+        """Forward, backward, clip, AdamW; around(name) is a context for the backward pass."""
+        loss = self.forward(seeded_generator(0, self.updates))
+        with around("backward"):
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad()
+        self.updates += 1
+
+    def loss_and_gradient(self) -> tuple[float, np.ndarray]:
+        """Of one fixed step, fp32; the gradient of the whole adapter as one vector."""
+        self.optimizer.zero_grad()
+        loss = self.loss(seeded_generator(7))
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in self.parameters])
+        self.optimizer.zero_grad()
+        return float(loss.detach()), gradient.double().cpu().numpy()
+
+
+def build_training(variant: Variant, options: Options, batch: dict[str, Any]) -> Training:
+    """A variant with networks of its own in the precision of the run; the adapter is fp32."""
+    model = build(options).to(options.dtype)
+    teacher = copy.deepcopy(model) if variant.reference else None
+    return Training(variant, adapt(model, options, variant.targets), teacher, batch, options)

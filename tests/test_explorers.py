@@ -1,0 +1,73 @@
+"""Explorers without a browser: a control that moves changes the picture, and a refusal is said in words."""
+
+import base64
+
+import pytest
+from matplotlib.figure import Figure
+
+from anytext_lcm.teaching import explorers
+
+
+def draw(height, sign="+"):
+    if height > 8:
+        raise ValueError("too high")
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, height if sign == "+" else -height])
+    return figure
+
+
+def explorer():
+    return explorers.explore(draw, height=explorers.slider([1, 5, 9], 1, "height"), sign=explorers.choice("+-", "sign"))
+
+
+def test_moving_a_control_changes_the_picture():
+    found = explorer()
+    first = bytes(found.picture.value)  # ipywidgets keeps a view of the bytes
+    assert first.startswith(b"\x89PNG") and first == explorers.png(draw(1))
+    found.controls["height"].value = 5
+    second = found.picture.value
+    found.controls["sign"].value = "-"
+    assert len({first, second, found.picture.value}) == 3 and found.picture.value == explorers.png(draw(5, "-"))
+    found.controls["height"].value, found.controls["sign"].value = 1, "+"
+    assert found.picture.value == first and found.values() == {"height": 1, "sign": "+"}
+
+
+def test_a_refusal_is_shown_and_the_picture_stays():
+    found = explorer()
+    before = found.picture.value
+    found.controls["height"].value = 9
+    assert found.message.value == "too high" and found.picture.value == before
+    found.controls["height"].value = 5
+    assert found.message.value == "" and found.picture.value != before
+
+
+def test_stored_output_is_steady_and_has_a_picture():
+    found = explorer()
+    bundle = found._repr_mimebundle_()
+    assert bundle["text/plain"] == repr(found) == "Explorer(height, sign)"
+    assert base64.b64decode(bundle["image/png"]) == found.picture.value
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_controls():
+    assert explorers.several(("a", "b"), "x").value == ("a", "b")
+    with pytest.raises(ValueError, match="none of its places"):
+        explorers.slider([1, 2], 3, "x")
+
+
+def test_a_live_figure_is_drawn_until_it_ends():
+    left, drawn = [3], []
+
+    def figure():
+        drawn.append(draw(len(drawn) + 1))
+        if len(drawn) == 1:
+            raise ValueError("nothing yet")
+        return drawn[-1]
+
+    def goes_on():
+        left[0] -= 1
+        return left[0] > 0
+
+    live = explorers.Live(figure)
+    live.follow(goes_on, seconds=0)
+    assert len(drawn) == 3 and live.picture.value == explorers.png(drawn[-1]) and live.message.value == ""
