@@ -3,8 +3,6 @@
 import json
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from anytext_lcm import demo
 from anytext_lcm.adapter.lora import attach, load_adapter, save_adapter
@@ -13,19 +11,11 @@ from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training import recipes
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Random weights in the place of the embedded ones."""
-    torch.manual_seed(4)
-    path = tmp_path_factory.mktemp("assets") / "teacher.safetensors"
-    state = AnyText2.from_config(networks.EMBEDDED_CONFIG).state_dict()
-    save_file({name: value.contiguous() for name, value in state.items()}, path)
-    return path
-
-
 @pytest.fixture(autouse=True)
-def embedded(weights, monkeypatch):
-    monkeypatch.setattr(networks, "EMBEDDED_CHECKPOINT", weights)
+def embedded(teacher, monkeypatch):
+    """The micro network in the place of the embedded one; it draws 128 px too."""
+    monkeypatch.setattr(networks, "EMBEDDED_CONFIG", teacher / "micro.yaml")
+    monkeypatch.setattr(networks, "EMBEDDED_CHECKPOINT", teacher / "micro.safetensors")
     monkeypatch.setattr(demo, "METHODS", ("teacher-2", "student-1"))
 
 

@@ -49,7 +49,3 @@ def finish(axis: Axes, x_label: str, y_label: str, title: str, legend: bool) -> 
     axis.grid(alpha=0.25)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-
-
-def times_faster(timestep: int, x: torch.Tensor) -> torch.Tensor:
-    return torch.full((len(x),), int(timestep))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from anytext_lcm.model import networks
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.model.networks import EMBEDDED_CHECKPOINT, EMBEDDED_CONFIG, checkpoint_for
 
 
 def default_device() -> torch.device:
@@ -30,16 +30,16 @@ def load_model(
 
 def load_embedded_teacher(device: str | torch.device | None = None) -> AnyText2:
     """The small teacher that comes with the package, fp32. Raises FileNotFoundError when it is not there."""
-    if not EMBEDDED_CHECKPOINT.is_file():
+    if not networks.EMBEDDED_CHECKPOINT.is_file():
         raise FileNotFoundError(
-            f"The embedded teacher {EMBEDDED_CHECKPOINT} is missing; rebuild it with "
+            f"The embedded teacher {networks.EMBEDDED_CHECKPOINT} is missing; rebuild it with "
             "`python -m anytext_lcm.build_teacher`."
         )
-    return load_model(EMBEDDED_CONFIG, EMBEDDED_CHECKPOINT, device)
+    return load_model(networks.EMBEDDED_CONFIG, networks.EMBEDDED_CHECKPOINT, device)
 
 
 def load_chosen(
     config: str | Path, checkpoint: str | Path | None, device: str | torch.device | None = None
 ) -> AnyText2:
-    """A teacher as commands name it, by default with the weights that its yaml brings. Raises as `checkpoint_for`."""
-    return load_model(config, checkpoint_for(config, "--ckpt") if checkpoint is None else checkpoint, device)
+    """A teacher, by default with the weights that its yaml names. Raises as `networks.checkpoint_for`."""
+    return load_model(config, networks.checkpoint_for(config, "--ckpt") if checkpoint is None else checkpoint, device)

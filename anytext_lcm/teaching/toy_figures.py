@@ -16,7 +16,6 @@ from anytext_lcm.figures.style import (
     finish,
     legend_beside,
     new_figure,
-    times_faster,
 )
 from anytext_lcm.lcm.samplers import sample_ddim
 from anytext_lcm.lcm.steps import DDIMSolver
@@ -30,7 +29,7 @@ def toy_targets(data: Mixture, timestep: int, students: Mapping[str, object] | N
     """
     figure, (upper, lower) = new_figure(4.0, 2, 1, sharex=True, height_ratios=(3, 1))
     x = torch.linspace(-2.5, 2.5, 301)[:, None]
-    t = times_faster(timestep, x)
+    t = _same_timesteps(timestep, x)
     for mean in data.means[:, 0]:
         upper[0].axhspan(mean - 2 * data.spread, mean + 2 * data.spread, color="0.9")
     curves = {"posterior mean": data.posterior_mean(x, t), "end of the path": data.consistency(x, t)}
@@ -80,9 +79,9 @@ def toy_skip(data: Mixture, skip: int, timestep: int = 999) -> Figure:
     solver = DDIMSolver(data.schedule, skip=skip)
     index = int(solver.index_of(torch.tensor([timestep])))
     answers = {
-        "end of the path": data.consistency(x, times_faster(timestep, x)),
+        "end of the path": data.consistency(x, _same_timesteps(timestep, x)),
         f"perfect student, skip {skip}": perfect_student(data.predict, x, solver, index),
-        "posterior mean": data.posterior_mean(x, times_faster(timestep, x)),
+        "posterior mean": data.posterior_mean(x, _same_timesteps(timestep, x)),
     }
     for name, y in answers.items():
         axis.plot(x[:, 0], as_array(y)[:, 0], label=name, **curve_style(axis, len(answers)))
@@ -96,7 +95,7 @@ def toy_guidance(data: Mixture, cond: Mixture, timestep: int, guidance_scale: fl
     left, right = axes[0]
     line = torch.linspace(-1.8, 1.8, 17)
     at = torch.cartesian_prod(line, line)
-    t = times_faster(timestep, at)
+    t = _same_timesteps(timestep, at)
     downhill = -guided(data, cond, guidance_scale)(at, t)  # the sampler walks against eps
     left.quiver(*at.T, *downhill.T, color=COLORS[0], angles="xy")
     noise = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
@@ -127,3 +126,7 @@ def toy_clouds(data: Mixture, clouds: Mapping[str, object], title: str = "") -> 
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _same_timesteps(timestep: int, x: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(x),), int(timestep))
