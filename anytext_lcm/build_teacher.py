@@ -39,6 +39,7 @@ from anytext_lcm.teacher.columns import (
 from anytext_lcm.teacher.diffusion import train_diffusion
 from anytext_lcm.teacher.readers import train_reader, train_recogniser
 from anytext_lcm.teacher.recipe import CONFIG, Recipe, averaged, launch, save
+from anytext_lcm.teacher.tasks import TASKS, recipe_of
 from anytext_lcm.teacher.writing import train_writing
 
 FEWEST_PICTURES = 100  # one step of the diffusion draws up to 96 different ones, on a GPU
@@ -65,9 +66,9 @@ def claim(work: Path, **asked: Any) -> dict[str, Any]:
         return asked
     before = json.loads(note.read_text(encoding="utf-8"))
     for name, value in asked.items():
-        if value is not None and value != before[name]:
+        if value is not None and value != before.get(name):
             raise ValueError(
-                f"{work} was begun with --{name} {before[name]}, not {value}; leave it out, or name another --work."
+                f"{work} was begun with --{name} {before.get(name)}, not {value}; leave it out, or name another --work."
             )
     return before
 
@@ -141,14 +142,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m anytext_lcm.build_teacher", description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/teacher"), help="columns and checkpoints go here")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--steps", type=int, default=Recipe.diffusion_steps, help="diffusion steps")
-    parser.add_argument("--lr", type=float, default=Recipe.diffusion_lr, help="of the diffusion at its peak")
-    parser.add_argument("--decay", type=float, default=Recipe.decay, help="share of the steps over which it falls")
+    parser.add_argument("--task", choices=TASKS, help="what is drawn; default: mock, or as the work folder was begun")
+    parser.add_argument("--steps", type=int, help=f"diffusion steps, default: {Recipe.diffusion_steps}")
+    parser.add_argument("--lr", type=float, help="of the diffusion at its peak; default: the task's")
+    parser.add_argument("--decay", type=float, help="share of the steps over which it falls; default: the task's")
     parser.add_argument("--pictures", type=int, help=f"default: {Recipe.pictures}, or as the work folder was begun")
     parser.add_argument("--seed", type=int,
         help=f"another one gives other pictures; default: {Recipe.seed}, or as the work folder was begun")  # fmt: skip
-    parser.add_argument("--vae_steps", type=int, default=Recipe.vae_steps)
-    parser.add_argument("--writing_steps", type=int, default=Recipe.writing_steps)
+    parser.add_argument("--vae_steps", type=int, help=f"default: {Recipe.vae_steps}")
+    parser.add_argument("--writing_steps", type=int, help=f"default: {Recipe.writing_steps}")
     parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else available_cores())
     parser.add_argument("--target", type=Path, default=Path("anytext_lcm/assets/teacher.safetensors"))
     parser.add_argument("--start_from", type=Path, help="weights that a new work folder goes on from")
@@ -164,10 +166,11 @@ def run(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--start_from {args.start_from} does not exist.")
     args.work.mkdir(parents=True, exist_ok=True)
     start = None if args.start_from is None else str(args.start_from)
-    begun = claim(args.work, pictures=args.pictures, seed=args.seed, start_from=start)
-    recipe = Recipe(
-        seed=Recipe.seed if begun["seed"] is None else begun["seed"],
-        pictures=Recipe.pictures if begun["pictures"] is None else begun["pictures"],
+    begun = claim(args.work, pictures=args.pictures, seed=args.seed, start_from=start, task=args.task)
+    recipe = recipe_of(
+        begun.get("task") or "mock",
+        seed=begun["seed"],
+        pictures=begun["pictures"],
         vae_steps=args.vae_steps,
         diffusion_steps=args.steps,
         writing_steps=args.writing_steps,

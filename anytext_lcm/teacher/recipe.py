@@ -22,6 +22,7 @@ class Recipe:
     shorter runs, between which data and settings were mended (anytext_lcm/assets/README.md).
     """
 
+    task: str = "mock"  # see `tasks`
     seed: int = 0
     pictures: int = 28_000  # the diffusion sees each four times or less, at four noise levels a time
     vae_steps: int = 1500
