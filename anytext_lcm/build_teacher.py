@@ -1,6 +1,6 @@
 """Rebuilds the embedded teacher from nothing: `python -m anytext_lcm.build_teacher`.
 
-Eight stages, each of which can be run alone; vae, diffusion and writing go on where they were interrupted:
+Nine stages, each of which can be run alone; vae, diffusion, writing and decoder go on where they were interrupted:
     data        pictures and conditioning of the mock task, drawn once into memory-mapped columns
     vae         a linear encoder from principal components, then its decoder on text-centred crops
     recogniser  CTC on drawn lines; one set of weights for both of AnyText2's predictors, frozen afterwards
@@ -8,6 +8,7 @@ Eight stages, each of which can be run alone; vae, diffusion and writing go on w
     diffusion   UNet, WriteNet, text tower and the trainable part of the embedding manager, on v
     reader      CTC on lines cut out of true latents
     writing     the diffusion goes on, and what it makes of its own half-drawn pictures must be legible to the reader
+    decoder     the decoder alone once more, on pictures of all kinds (scenery task)
     export      the half-precision file of `anytext_lcm/assets`
 
 Runs on all CPU cores as single-threaded processes that average gradients (two OpenMP threads of one process slow each
@@ -36,6 +37,7 @@ from anytext_lcm.teacher.columns import (
     scale_factor,
     write_json,
 )
+from anytext_lcm.teacher.decoder import train_decoder
 from anytext_lcm.teacher.diffusion import train_diffusion
 from anytext_lcm.teacher.readers import train_reader, train_recogniser
 from anytext_lcm.teacher.recipe import CONFIG, Recipe, averaged, launch, save
@@ -43,7 +45,8 @@ from anytext_lcm.teacher.tasks import TASKS, recipe_of
 from anytext_lcm.teacher.writing import train_writing
 
 FEWEST_PICTURES = 100  # one step of the diffusion draws up to 96 different ones, on a GPU
-STAGES = ("data", "vae", "recogniser", "features", "diffusion", "reader", "writing", "export")
+STAGES = ("data", "vae", "recogniser", "features", "diffusion", "reader", "writing", "decoder", "export")
+DEFAULT_STAGES = {"mock": tuple(stage for stage in STAGES if stage != "decoder"), "scenery": STAGES}
 _FEATURES = ("captions.json", "vae.pt", "recogniser.pt", "features.done")
 READS = {  # files of the work folder; export says itself what it lacks
     "vae": ("captions.json",),
@@ -51,6 +54,7 @@ READS = {  # files of the work folder; export says itself what it lacks
     "diffusion": _FEATURES,
     "reader": _FEATURES,
     "writing": (*_FEATURES, "diffusion.pt", "reader.pt"),
+    "decoder": ("captions.json", "vae.pt"),
 }
 MADE_BY = {"captions.json": "data", "features.done": "features"}  # the others are called after their stage
 
@@ -119,6 +123,8 @@ def load_average(work: Path) -> AnyText2:
         raise FileNotFoundError(f"{work} holds neither writing.pt nor diffusion.pt; run the stages before export.")
     model = AnyText2.from_config(CONFIG)
     model.load_state_dict(averaged(states[0]))
+    if (work / "decoder.pt").exists():
+        model.first_stage_model.load_state_dict(averaged(work / "decoder.pt"))
     model.scale_factor = scale_factor(work)
     return model.eval()
 
@@ -141,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="python -m anytext_lcm.build_teacher", description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/teacher"), help="columns and checkpoints go here")
-    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--stage", nargs="+", choices=STAGES, help="default: all that the task has")
     parser.add_argument("--task", choices=TASKS, help="what is drawn; default: mock, or as the work folder was begun")
     parser.add_argument("--steps", type=int, help=f"diffusion steps, default: {Recipe.diffusion_steps}")
     parser.add_argument("--lr", type=float, help="of the diffusion at its peak; default: the task's")
@@ -150,6 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int,
         help=f"another one gives other pictures; default: {Recipe.seed}, or as the work folder was begun")  # fmt: skip
     parser.add_argument("--vae_steps", type=int, help=f"default: {Recipe.vae_steps}")
+    parser.add_argument("--decoder_steps", type=int, help=f"default: {Recipe.decoder_steps}")
     parser.add_argument("--writing_steps", type=int, help=f"default: {Recipe.writing_steps}")
     parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else available_cores())
     parser.add_argument("--target", type=Path, default=Path("anytext_lcm/assets/teacher.safetensors"))
@@ -172,6 +179,7 @@ def run(args: argparse.Namespace) -> None:
         seed=begun["seed"],
         pictures=begun["pictures"],
         vae_steps=args.vae_steps,
+        decoder_steps=args.decoder_steps,
         diffusion_steps=args.steps,
         writing_steps=args.writing_steps,
         diffusion_lr=args.lr,
@@ -179,7 +187,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if begun["start_from"] is not None and not (args.work / "diffusion.pt").exists():
         start_from(Path(begun["start_from"]), args.work, recipe)
-    for stage in args.stage:
+    for stage in args.stage or DEFAULT_STAGES[recipe.task]:
         began = time.monotonic()
         check_inputs(stage, args.work)
         if stage == "data":
@@ -198,6 +206,8 @@ def run(args: argparse.Namespace) -> None:
                 launch(train_reader, args.work, recipe, args.processes)
         elif stage == "writing":
             launch(train_writing, args.work, recipe, args.processes)
+        elif stage == "decoder":
+            launch(train_decoder, args.work, recipe, args.processes)
         else:
             stage_export(args.work, args.target)
         print(f"{stage}: {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)

@@ -109,7 +109,8 @@ def _texture(rng: Rng, size: int) -> np.ndarray:
         field = np.sin(2 * np.pi * often * along)
         field = field if rng.random() < 0.5 else np.tanh(4 * field)
     elif kind == 1:
-        field = np.tanh(3 * np.sin(2 * np.pi * often * along) * np.sin(2 * np.pi * often * rng.uniform(0.5, 2) * across))
+        often_across = often * rng.uniform(0.5, 2)
+        field = np.tanh(3 * np.sin(2 * np.pi * often * along) * np.sin(2 * np.pi * often_across * across))
     elif kind == 2:  # bricks: every second row is shifted by half a brick
         row = np.floor(often * across)
         column = 0.5 * often * along + 0.5 * (row % 2)
@@ -248,7 +249,8 @@ def _sample_pictures() -> tuple[np.ndarray, ...]:
     for name in ("Minduka_Present_Blue_Pack.png", "logo2.png"):
         if (folder / name).exists():
             drawing = Image.open(folder / name).convert("RGBA")
-            pictures.append(np.asarray(Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing))[..., :3])
+            white = Image.new("RGBA", drawing.size, "white")
+            pictures.append(np.asarray(Image.alpha_composite(white, drawing))[..., :3])
     for name, key in (("jacksboro_fault_dem.npz", "elevation"), ("topobathy.npz", "topo")):
         if (folder / name).exists():
             with np.load(folder / name) as arrays:

@@ -38,7 +38,7 @@ SMALLEST, LARGEST = 14.0, 32.0  # radius of an object: a fifth to a half of the 
 CLEAR = 32.0  # distance in CIELAB between the two tones of a ground
 APART = 42.0  # distance in CIELAB of an object's colour from all of the ground
 ROOM = 90.0  # a luma that leaves room for text on one side of a ground: 0..255 less this much
-SIGNS = ("0%", "00%", "$0", "$00", "0.0", "#0", "#00", "0+0", "0/0", "0:00", "00:00", "W!", "W?", "A+", "A-0", "A&A", "+00")
+SIGNS = tuple("0% 00% $0 $00 0.0 #0 #00 0+0 0/0 0:00 00:00 W! W? A+ A-0 A&A +00".split())
 """Strings with signs: 0 stands for a digit, A for a capital, W for a word."""
 
 MORE_WORDS = tuple(
@@ -156,7 +156,7 @@ class Scenery:
             "mode": "edit" if edit else "generate",
             "font_hinted": bool(hinted),
             "color_given": bool(colored),
-            "color_in_caption": bool(names_colors),
+            "color_in_caption": bool(names_colors) and "text" in item["img_caption"],
         }
         return item
 
@@ -444,7 +444,9 @@ def _ground_words(scene: BoldScene, names_pattern: bool) -> str:
     """'a green background', 'a green and red background', 'green and red stripes', 'a green and red gradient'."""
     colors = " and ".join(scene.tones)
     if len(scene.tones) > 1 and names_pattern:
-        return f"{mock._article(colors)} {colors} gradient" if scene.ground == "gradient" else f"{colors} {scene.ground}"
+        return (
+            f"{colors} {scene.ground}" if scene.ground != "gradient" else f"{mock._article(colors)} {colors} gradient"
+        )
     return f"{mock._article(colors)} {colors} background"
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 CORE = 0.07  # share of a polygon that the inner parts of letters cover at least; thin upright letters have 0.1
-OBEYED = 18.0  # distance in CIELAB; real pictures have 1, and letters of another colour than asked for mostly 40 and more
+OBEYED = 18.0  # distance in CIELAB; real pictures have 1 at most, letters of another colour mostly 40 and more
 
 
 def ink_distance(image: np.ndarray, polygon: np.ndarray, wanted: Sequence[float]) -> float:

@@ -58,23 +58,20 @@ def objects_obeyed(
     """
     if not len(images) == len(objects) == len(grounds) == len(excluded):
         raise ValueError(
-            f"{len(images)} pictures, {len(objects)} lists of objects, {len(grounds)} grounds and {len(excluded)} masks: "
+            f"{len(images)} pictures, {len(objects)} lists of objects, {len(grounds)} grounds, {len(excluded)} masks: "
             "give one of each a picture."
         )
     shares = []
     for image, wanted, ground, mask in zip(images, objects, grounds, excluded, strict=True):
-        others = {name for name, _ in wanted}
-        right = [
-            find_object(image, name, [*_between(ground), *(COLORS[other] for other in others - {name})], mask).obeys(kind)
-            for name, kind in _checked(wanted)
-        ]
+        right = []
+        for name, kind in _checked(wanted):
+            others = [*_between(ground), *(COLORS[other] for other, _ in wanted if other != name)]
+            right.append(find_object(image, name, others, mask).obeys(kind))
         shares.append(np.mean(right) if right else np.nan)
     return np.array(shares)
 
 
-def find_object(
-    image: np.ndarray, name: str, others: Sequence[Sequence[float]], excluded: np.ndarray
-) -> Found:
+def find_object(image: np.ndarray, name: str, others: Sequence[Sequence[float]], excluded: np.ndarray) -> Found:
     """The largest piece of the named colour in a picture (H, W, 3) uint8, and how well each shape fits it.
 
     others: RGB 0..255 of what else is in the picture, which pixels must not be nearer to.
@@ -98,7 +95,7 @@ def find_object(
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape of radius 1: which points (dx, dy) are inside, its area, and how far its centroid lies below the middle."""
+    """A shape of radius 1: which points (x, y) are inside, its area, how far its centroid lies below the middle."""
 
     inside: Callable[[np.ndarray, np.ndarray], np.ndarray]
     area: float
@@ -169,7 +166,5 @@ def _lab(rgb: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
 def _checked(wanted: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
     for name, kind in wanted:
         if name not in COLORS or kind not in SHAPES:
-            raise ValueError(
-                f"There is no {name} {kind}: colours are {', '.join(COLORS)}, shapes {', '.join(SHAPES)}."
-            )
+            raise ValueError(f"There is no {name} {kind}: colours are {', '.join(COLORS)}, shapes {', '.join(SHAPES)}.")
     return wanted

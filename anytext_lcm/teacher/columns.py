@@ -99,7 +99,8 @@ class Lines:
 def load_parts(work: Path, device: torch.device) -> AnyText2:
     """The network with trained autoencoder and recognisers."""
     model = AnyText2.from_config(CONFIG)
-    model.first_stage_model.load_state_dict(averaged(work / "vae.pt"))
+    decoder = work / "decoder.pt"  # the same encoder, so the latents fit either
+    model.first_stage_model.load_state_dict(averaged(decoder if decoder.exists() else work / "vae.pt"))
     letters = torch.load(work / "recogniser.pt", map_location="cpu", weights_only=True)
     model.text_predictor.load_state_dict(letters)
     model.embedding_manager.font_predictor.load_state_dict(letters)
