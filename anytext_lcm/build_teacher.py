@@ -1,6 +1,6 @@
 """Rebuilds the embedded teacher from nothing: `python -m anytext_lcm.build_teacher`.
 
-Eight stages, each of which can be run alone; vae, diffusion and writing go on where they were interrupted:
+Nine stages, each of which can be run alone; vae, diffusion, writing and decoder go on where they were interrupted:
     data        pictures and conditioning of the mock task, drawn once into memory-mapped columns
     vae         a linear encoder from principal components, then its decoder on text-centred crops
     recogniser  CTC on drawn lines; one set of weights for both of AnyText2's predictors, frozen afterwards
@@ -8,6 +8,7 @@ Eight stages, each of which can be run alone; vae, diffusion and writing go on w
     diffusion   UNet, WriteNet, text tower and the trainable part of the embedding manager, on v
     reader      CTC on lines cut out of true latents
     writing     the diffusion goes on, and what it makes of its own half-drawn pictures must be legible to the reader
+    decoder     the decoder alone once more, on pictures of all kinds (scenery task)
     export      the half-precision file of `anytext_lcm/assets`
 
 Runs on all CPU cores as single-threaded processes that average gradients (two OpenMP threads of one process slow each
@@ -22,10 +23,12 @@ from pathlib import Path
 import torch
 
 from anytext_lcm.teacher.autoencoder import train_autoencoder
+from anytext_lcm.teacher.decoder import train_decoder
 from anytext_lcm.teacher.diffusion import train_diffusion
 from anytext_lcm.teacher.readers import train_reader, train_recogniser
 from anytext_lcm.teacher.recipe import Recipe, launch
 from anytext_lcm.teacher.stages import (
+    DEFAULT_STAGES,
     FEWEST_PICTURES,
     STAGES,
     check_inputs,
@@ -35,6 +38,7 @@ from anytext_lcm.teacher.stages import (
     stage_features,
     start_from,
 )
+from anytext_lcm.teacher.tasks import TASKS, recipe_of
 from anytext_lcm.teacher.writing import train_writing
 
 
@@ -43,18 +47,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="python -m anytext_lcm.build_teacher", description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/teacher"), help="columns and checkpoints go here")
-    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--steps", type=int, default=Recipe.diffusion_steps, help="diffusion steps")
-    parser.add_argument("--lr", type=float, default=Recipe.diffusion_lr, help="of the diffusion at its peak")
-    parser.add_argument("--decay", type=float, default=Recipe.decay, help="share of the steps over which it falls")
+    parser.add_argument("--stage", nargs="+", choices=STAGES, help="default: all that the task has")
+    parser.add_argument("--task", choices=TASKS, help="what is drawn; default: mock, or as the work folder was begun")
+    parser.add_argument("--steps", type=int, help=f"diffusion steps, default: {Recipe.diffusion_steps}")
+    parser.add_argument("--lr", type=float, help="of the diffusion at its peak; default: the task's")
+    parser.add_argument("--decay", type=float, help="share of the steps over which it falls; default: the task's")
     parser.add_argument("--pictures", type=int, help=f"default: {Recipe.pictures}, or as the work folder was begun")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        help=f"another one gives other pictures; default: {Recipe.seed}, or as the work folder was begun",
-    )
-    parser.add_argument("--vae_steps", type=int, default=Recipe.vae_steps)
-    parser.add_argument("--writing_steps", type=int, default=Recipe.writing_steps)
+    parser.add_argument("--seed", type=int,
+        help=f"another one gives other pictures; default: {Recipe.seed}, or as the work folder was begun")  # fmt: skip
+    parser.add_argument("--vae_steps", type=int, help=f"default: {Recipe.vae_steps}")
+    parser.add_argument("--decoder_steps", type=int, help=f"default: {Recipe.decoder_steps}")
+    parser.add_argument("--writing_steps", type=int, help=f"default: {Recipe.writing_steps}")
     parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else available_cores())
     parser.add_argument("--target", type=Path, default=Path("anytext_lcm/assets/teacher.safetensors"))
     parser.add_argument("--start_from", type=Path, help="weights that a new work folder goes on from")
@@ -70,11 +73,13 @@ def run(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--start_from {args.start_from} does not exist.")
     args.work.mkdir(parents=True, exist_ok=True)
     start = None if args.start_from is None else str(args.start_from)
-    begun = claim(args.work, pictures=args.pictures, seed=args.seed, start_from=start)
-    recipe = Recipe(
-        seed=Recipe.seed if begun["seed"] is None else begun["seed"],
-        pictures=Recipe.pictures if begun["pictures"] is None else begun["pictures"],
+    begun = claim(args.work, pictures=args.pictures, seed=args.seed, start_from=start, task=args.task)
+    recipe = recipe_of(
+        begun.get("task") or "mock",
+        seed=begun["seed"],
+        pictures=begun["pictures"],
         vae_steps=args.vae_steps,
+        decoder_steps=args.decoder_steps,
         diffusion_steps=args.steps,
         writing_steps=args.writing_steps,
         diffusion_lr=args.lr,
@@ -82,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if begun["start_from"] is not None and not (args.work / "diffusion.pt").exists():
         start_from(Path(begun["start_from"]), args.work, recipe)
-    for stage in args.stage:
+    for stage in args.stage or DEFAULT_STAGES[recipe.task]:
         began = time.monotonic()
         check_inputs(stage, args.work)
         if stage == "data":
@@ -101,6 +106,8 @@ def run(args: argparse.Namespace) -> None:
                 launch(train_reader, args.work, recipe, args.processes)
         elif stage == "writing":
             launch(train_writing, args.work, recipe, args.processes)
+        elif stage == "decoder":
+            launch(train_decoder, args.work, recipe, args.processes)
         else:
             stage_export(args.work, args.target)
         print(f"{stage}: {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)

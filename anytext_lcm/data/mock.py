@@ -109,6 +109,7 @@ class MockDataset(torch.utils.data.Dataset):
         color_share  share of items that tell the text colours as numbers
         glyph_font   font of glyph lines and placed glyphs, where it holds the text; else the line's own
         lettering    kinds of lines, see `lettering`; None: one or two lines of large Latin text, as described above
+        scenery      another task altogether, see `scenery`; None: the one described above
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class MockDataset(torch.utils.data.Dataset):
         color_share: float = 0.7,
         glyph_font: str = PLAIN_FONT,
         lettering: Any = None,
+        scenery: Any = None,
     ) -> None:
         if size < 1:
             raise ValueError(f"A data set needs at least one item, size is {size}.")
@@ -135,12 +137,14 @@ class MockDataset(torch.utils.data.Dataset):
         self.size, self.seed, self.split = size, seed, split
         self.image_size, self.max_lines = image_size, max_lines
         self.edit_share, self.hint_share, self.color_share = edit_share, hint_share, color_share
-        self.glyph_font, self.lettering = glyph_font, lettering
+        self.glyph_font, self.lettering, self.scenery = glyph_font, lettering, scenery
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.scenery is not None:
+            return self.scenery.item(self, index)
         scene = self.scene(index)
         # A second stream, so that a picture stays the same when the rules of conditioning change.
         rng = self._generator(index, stream=1)
@@ -197,6 +201,8 @@ class MockDataset(torch.utils.data.Dataset):
         """The picture and the truth about it."""
         if not 0 <= index < self.size:
             raise IndexError(f"Index {index} is outside the data set of {self.size} items.")
+        if self.scenery is not None:
+            return self.scenery.scene(self, index)
         rng = self._generator(index, stream=0)
         return _draw_scene(rng, self.image_size, self.max_lines, self.split, self.lettering)
 

@@ -17,7 +17,7 @@ from anytext_lcm.teacher.recipe import CONFIG, Rank, Recipe, autocast, parallel,
 CROP = 64
 
 
-def _crops(columns: dict, rng: np.random.Generator, count: int, whole: bool) -> tuple[Tensor, Tensor]:
+def crops(columns: dict, rng: np.random.Generator, count: int, whole: bool) -> tuple[Tensor, Tensor]:
     """Crops around text (images, -1..1) and where text is in them (0/1)."""
     images, masks = [], []
     for i in rng.integers(len(columns["img"]), size=count):
@@ -67,7 +67,7 @@ def fit_patches(columns: dict, vae: AutoencoderKL, noise: float, text_weight: fl
     vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
 
 
-class _DecoderLoss(nn.Module):
+class DecoderLoss(nn.Module):
     """Pixels and edges after a decoder that sees latents with up to `noise` added: the diffusion's are not exact."""
 
     def __init__(self, vae: nn.Module, text_weight: float, noise: float):
@@ -95,13 +95,13 @@ def train_autoencoder(rank: Rank, work: Path, recipe: Recipe) -> None:
     optimiser = torch.optim.AdamW(parameters, lr=recipe.vae_lr, betas=(0.9, 0.99), weight_decay=1e-4)
     average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     start = restore(path, vae, average, optimiser)
-    loss_of = parallel(_DecoderLoss(vae, recipe.text_weight, recipe.decoder_noise), rank)
+    loss_of = parallel(DecoderLoss(vae, recipe.text_weight, recipe.decoder_noise), rank)
     torch.manual_seed(1000 * start + rank.index)
     bar = tqdm(range(start, total), initial=start, total=total, desc="vae", disable=not rank.main, mininterval=5)
     for step in bar:
         whole = step >= 0.9 * total  # the last steps see the edges of whole pictures too
         batch = recipe.vae_batch // (3 if whole else 1) * (8 if rank.device.type == "cuda" else 1)
-        images, text = _crops(columns, rank.rng(1, step), batch, whole)
+        images, text = crops(columns, rank.rng(1, step), batch, whole)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, total, recipe.vae_lr, 0.5)
         with autocast(rank):

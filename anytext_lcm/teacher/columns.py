@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.files import whole_file
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.teacher.reading import letter_ids, line_transform
 from anytext_lcm.teacher.recipe import CONFIG, Rank, Recipe, autocast, averaged
+from anytext_lcm.teacher.tasks import training_pictures
 
 LINES = 2  # line slots of the mock task
 SIDE = 128
@@ -44,7 +44,7 @@ def open_columns(work: Path, count: int, mode: str = "r") -> dict[str, np.ndarra
 
 def draw(rank: Rank, work: Path, recipe: Recipe) -> None:
     columns = {k: np.lib.format.open_memmap(work / f"{k}.npy", mode="r+") for k in open_columns(work, 0)}
-    dataset = MockDataset(recipe.pictures, seed=recipe.seed, image_size=SIDE, max_lines=LINES)
+    dataset = training_pictures(recipe, SIDE, LINES)
     captions = []
     for i in tqdm(range(rank.index, recipe.pictures, rank.world), desc="data", disable=not rank.main):
         item = dataset[i]
@@ -99,7 +99,8 @@ class Lines:
 def load_parts(work: Path, device: torch.device) -> AnyText2:
     """The network with trained autoencoder and recognisers."""
     model = AnyText2.from_config(CONFIG)
-    model.first_stage_model.load_state_dict(averaged(work / "vae.pt"))
+    decoder = work / "decoder.pt"  # the same encoder, so the latents fit either
+    model.first_stage_model.load_state_dict(averaged(decoder if decoder.exists() else work / "vae.pt"))
     letters = torch.load(work / "recogniser.pt", map_location="cpu", weights_only=True)
     model.text_predictor.load_state_dict(letters)
     model.embedding_manager.font_predictor.load_state_dict(letters)

@@ -15,6 +15,9 @@ from anytext_lcm.model.anytext2 import AnyText2, Conditioning
 from anytext_lcm.teacher.columns import SIDE, Batches, scaled_parts
 from anytext_lcm.teacher.muon import Muon
 from anytext_lcm.teacher.recipe import Rank, Recipe, autocast, parallel, rate, restore, save_training
+from anytext_lcm.teacher.tasks import spread_colors
+
+SAVE_EVERY = 600  # seconds: what an interruption costs at most
 
 
 class DiffusionLoss(nn.Module):
@@ -103,6 +106,9 @@ def train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
     batches = Batches(work, recipe, rank.device, model.scale_factor)
     path = work / "diffusion.pt"
     start = restore(path, model, average, *optimisers)
+    if start == 0 and recipe.task == "scenery":
+        for network in (model, average.module):
+            spread_colors(network.embedding_manager.color_proj, recipe.seed)
     loss_of = parallel(DiffusionLoss(model, recipe.copies, recipe.text_weight), rank)
     log = (work / "diffusion.jsonl").open("a") if rank.main else None
     bar = tqdm(
@@ -114,6 +120,7 @@ def train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
         mininterval=10,
     )
     clock, mean = time.monotonic(), 0.0
+    saved = clock
     for step in bar:
         strips = step < recipe.strip_share * recipe.diffusion_steps
         count = recipe.strip_batch if strips else recipe.diffusion_batch
@@ -142,5 +149,6 @@ def train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
             log.write(json.dumps(row) + "\n"), log.flush()
             bar.set_postfix(loss=f"{row['loss']:.4f}")
             mean = 0.0
-        if rank.main and (step % 250 == 249 or step == recipe.diffusion_steps - 1):
+        if rank.main and (time.monotonic() - saved > SAVE_EVERY or step == recipe.diffusion_steps - 1):
             save_training(path, step + 1, model, average, optimisers)
+            saved = time.monotonic()

@@ -22,6 +22,7 @@ class Recipe:
     shorter runs, between which data and settings were mended (anytext_lcm/assets/README.md).
     """
 
+    task: str = "mock"  # see `tasks`
     seed: int = 0
     pictures: int = 28_000  # the diffusion sees each four times or less, at four noise levels a time
     vae_steps: int = 1500
@@ -29,6 +30,10 @@ class Recipe:
     vae_lr: float = 2e-3
     posterior_noise: float = 0.05  # of latents with deviation 1
     decoder_noise: float = 0.25  # largest noise the decoder is trained to bear: the diffusion's latents are not exact
+    decoder_steps: int = 2500  # of the decoder alone, on scenes and material
+    decoder_lr: float = 1e-3
+    decoder_material: float = 0.35  # share of material among its pictures
+    decoder_text_weight: float = 3.0
     recogniser_steps: int = 600
     recogniser_batch: int = 32
     diffusion_steps: int = 10_000

@@ -25,7 +25,8 @@ from anytext_lcm.teacher.recipe import CONFIG, Recipe, averaged, launch, save
 FEWEST_PICTURES = 100  # one step of the diffusion draws up to 96 different ones, on a GPU
 
 
-STAGES = ("data", "vae", "recogniser", "features", "diffusion", "reader", "writing", "export")
+STAGES = ("data", "vae", "recogniser", "features", "diffusion", "reader", "writing", "decoder", "export")
+DEFAULT_STAGES = {"mock": tuple(stage for stage in STAGES if stage != "decoder"), "scenery": STAGES}
 
 
 _FEATURES = ("captions.json", "vae.pt", "recogniser.pt", "features.done")
@@ -37,6 +38,7 @@ READS = {  # files of the work folder; export says itself what it lacks
     "diffusion": _FEATURES,
     "reader": _FEATURES,
     "writing": (*_FEATURES, "diffusion.pt", "reader.pt"),
+    "decoder": ("captions.json", "vae.pt"),
 }
 
 
@@ -107,6 +109,8 @@ def load_average(work: Path) -> AnyText2:
         raise FileNotFoundError(f"{work} holds neither writing.pt nor diffusion.pt; run the stages before export.")
     model = AnyText2.from_config(CONFIG)
     model.load_state_dict(averaged(states[0]))
+    if (work / "decoder.pt").exists():
+        model.first_stage_model.load_state_dict(averaged(work / "decoder.pt"))
     model.scale_factor = scale_factor(work)
     return model.eval()
 

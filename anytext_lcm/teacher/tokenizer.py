@@ -8,10 +8,12 @@ token 265 here as it is there. May import: data.
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from anytext_lcm.data.batch import TEXT_PHRASES
 from anytext_lcm.data.mock import caption_vocabulary
+from anytext_lcm.data.scenery import caption_words
 
 VOCABULARY_SIZE = 1024
 
@@ -26,9 +28,9 @@ def byte_symbols() -> list[str]:
     return [chr(b) for b in visible] + [chr(256 + i) for i in range(len(rest))]
 
 
-def merges_of(words: list[str]) -> list[tuple[str, str]]:
-    """Merges that build each word from left to right, its last letter carrying the end mark."""
-    merges: list[tuple[str, str]] = []
+def merges_of(words: list[str], before: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """Merges that build each word from left to right, its last letter carrying the end mark; they follow `before`."""
+    merges = list(before)
     for word in sorted({w.lower() for w in words if len(w) > 1}, key=lambda w: (len(w), w)):
         pieces = [*word[:-1], word[-1] + WORD_END]
         for pair in merges:  # what earlier merges already make of it
@@ -53,6 +55,7 @@ def write_tokenizer(folder: Path) -> None:
     """vocab.json and merges.txt into `folder`. Raises ValueError if VOCABULARY_SIZE tokens are not enough."""
     phrases = [*caption_vocabulary(), *re.findall(r"[A-Za-z]+", " ".join(TEXT_PHRASES))]
     merges = merges_of([w for phrase in phrases for w in re.findall(r"[A-Za-z]+", phrase)])
+    merges = merges_of(list(caption_words()), merges)  # last, so that the ids of all others stay what they were
     symbols = byte_symbols()
     tokens = [*symbols, *(s + WORD_END for s in symbols), *dict.fromkeys("".join(pair) for pair in merges)]
     spare = VOCABULARY_SIZE - 2 - len(tokens)
