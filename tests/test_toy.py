@@ -190,6 +190,8 @@ def test_a_point_is_made_of_steps_5_to_9():
     torch.testing.assert_close(point.x_s, abar_s.sqrt() * x0 + (1 - abar_s).sqrt() * eps)
     assert torch.equal(point.student(), point.target(point.x_t, point.t))
     assert point.student().requires_grad and not point.target(point.x_t, point.t).requires_grad
+    of_itself = toy.point(student, student, solver, latents, noise, index)
+    assert not of_itself.teacher(point.x_t, point.t).requires_grad and not of_itself.x_s.requires_grad
 
 
 def test_an_objective_a_loss_and_a_teacher_may_be_functions():

@@ -221,20 +221,20 @@ class Student(nn.Module):
         return SCHEDULE.eps_from_x0(x, self.x0(x, timesteps), timesteps)
 
 
+def frozen(network: Predict) -> Predict:
+    """The network without gradient."""
+    return torch.no_grad()(lambda x, t: network(x, t))
+
+
 def point(
     student: Predict, teacher: Predict, solver: DDIMSolver, latents: Tensor, noise: Tensor, index: Tensor
 ) -> Point:
     """A `Point` of plain networks: steps 5 to 9 of `training/step.py`. latents, noise: (B, D); index: int64 (B,)."""
     schedule, t, s = solver.schedule, solver.start_timesteps(index), solver.previous_timesteps(index)
+    target, teacher = frozen(student), frozen(teacher)
     x_t = schedule.add_noise(latents, noise, t)
-    with torch.no_grad():
-        eps = teacher(x_t, t)
+    eps = teacher(x_t, t)
     x0 = schedule.x0_from_eps(x_t, eps, t)
-
-    @torch.no_grad()
-    def target(x: Tensor, t: Tensor) -> Tensor:
-        return student(x, t)
-
     x_s = solver.step(x0, eps, index)
     return Point(schedule, latents, x_t, t, x0, x_s, s, lambda: student(x_t, t), target, teacher)
 
