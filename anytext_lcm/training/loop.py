@@ -29,7 +29,6 @@ from tqdm import tqdm
 from anytext_lcm.adapter.lora import adapter_state, attach
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.packed import expand
-from anytext_lcm.lcm.objectives import LossParts
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.checkpoints import (
     Ema,
@@ -44,7 +43,6 @@ from anytext_lcm.training.checkpoints import (
 from anytext_lcm.training.data_order import DataOrder, MicroBatches, batch_generator, build_dataset, seeded_generator
 from anytext_lcm.training.latents import with_latents
 from anytext_lcm.training.processes import (
-    average_gradients,
     await_younger_siblings,
     check_same_start,
     end_with_parent,
@@ -52,7 +50,7 @@ from anytext_lcm.training.processes import (
     in_words,
 )
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings
-from anytext_lcm.training.step import DistillStep
+from anytext_lcm.training.step import DistillStep, LossParts, update
 from anytext_lcm.training.watching import OnSample, sample_grid
 
 BUCKETS = 5  # of timesteps, 200 wide: the x0 gap says something else in each
@@ -237,11 +235,11 @@ def _train(
     parameters = list(adapter_state(model).values())
     step_module = DistillStep(
         model,
-        settings.objective,
-        settings.guidance_scale,
-        settings.negative_prompt,
-        settings.huber_c,
-        settings.loss,
+        objective=settings.objective,
+        guidance_scale=settings.guidance_scale,
+        negative_prompt=settings.negative_prompt,
+        loss=settings.loss,
+        huber_c=settings.huber_c,
     ).eval()  # nothing in the network may drop out or move its statistics
     if settings.latents:
         dataset = with_latents(dataset, settings.latents, model)
@@ -343,20 +341,15 @@ def _train(
         accelerator.backward(parts.loss)
         if (micro + 1) % accumulation:
             continue
-        # 11. update: gradients of all processes averaged, clipped, one step of AdamW
-        average_gradients(accelerator, parameters, accumulation)
-        norm = float(accelerator.clip_grad_norm_(parameters, settings.max_grad_norm))
         values = sums.take(accelerator, accumulation)
         rate = _rate(settings, progress.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         progress.step += 1
-        finite = math.isfinite(values["loss"]) and math.isfinite(norm)
-        if finite or accelerator.scaler is not None:  # the scaler passes over such a step, and scales less
-            optimizer.step()
-            finite = finite and not optimizer.step_was_skipped
-        optimizer.zero_grad()
-        if finite:
+        norm, moved = update(
+            accelerator, optimizer, parameters, values["loss"], accumulation, settings.max_grad_norm
+        )
+        if moved:
             progress.skipped_in_row = 0
             if ema is not None:
                 ema.update()

@@ -10,10 +10,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
-from anytext_lcm.lcm.objectives import OBJECTIVES
 from anytext_lcm.lcm.schedule import lcm_timesteps
 from anytext_lcm.model.networks import EMBEDDED_GUIDANCE, checkpoint_for, defaults_for
 
+OBJECTIVES = ("lcm", "teacher_x0")  # the names of lcm.objectives.OBJECTIVES, which needs torch
 LOSSES = ("huber", "l2")
 
 
@@ -92,7 +92,7 @@ class TrainSettings:
         0, "processes that prepare batches; 4 a GPU keep one busy, 0 suits notebooks", at_least=0, identity=False
     )
     # objective
-    objective: str = _setting("lcm", f"what the student matches: {' or '.join(OBJECTIVES)}", choices=tuple(OBJECTIVES))
+    objective: str = _setting("lcm", f"what the student matches: {' or '.join(OBJECTIVES)}", choices=OBJECTIVES)
     guidance_scale: float | None = _setting(
         None,
         "the teacher's guidance, built into the student; by default 7.5, for the embedded network "
