@@ -30,17 +30,7 @@ def show_estimate(settings: Mapping[str, Any]) -> None:
         raise ValueError("--estimate needs --config, the yaml of the network.")
     defaults_for(settings["config"])  # says in words what is wrong with the file
     precision = settings["mixed_precision"] or "no"
-    sizes = memory.estimate(
-        settings["config"],
-        settings["train_batch_size"],
-        settings["lora_rank"],
-        settings["lora_targets"],
-        precision,
-        settings["gradient_checkpointing"],
-        settings["image_size"],
-        bool(settings["latents"]),
-        bool(settings["ema_decay"]),
-    )
+    sizes = memory.estimate(TrainSettings(**settings))
     print(f"Memory of one process, batch {settings['train_batch_size']}, rank {settings['lora_rank']}, {precision}:")
     print(memory.table(sizes))
 
