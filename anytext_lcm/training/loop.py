@@ -19,14 +19,12 @@ from torch.utils.data import Dataset
 
 from anytext_lcm.adapter.lora import adapter_state, attach
 from anytext_lcm.data.packed import expand
-from anytext_lcm.lcm.objectives import LossParts
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.average import Ema
 from anytext_lcm.training.checkpoints import claimed
 from anytext_lcm.training.data_order import batch_generator, build_dataset, build_loader
 from anytext_lcm.training.latents import with_latents
 from anytext_lcm.training.processes import (
-    average_gradients,
     fresh_accelerate_state,
     one_voice,
     settle,
@@ -35,7 +33,7 @@ from anytext_lcm.training.processes import (
 )
 from anytext_lcm.training.resume import Progress, TrainingState, restore, save_checkpoint
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings
-from anytext_lcm.training.step import DistillStep
+from anytext_lcm.training.step import DistillStep, LossParts, update
 from anytext_lcm.training.watching import OnSample, Watcher, sample_pictures
 
 BUCKETS = 5  # of timesteps, 200 wide: the x0 gap differs in meaning from one to the next
@@ -85,27 +83,21 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * min(1.0, (step + 1) / max(1, settings.lr_warmup_steps))
 
 
-def update(state: TrainingState, settings: TrainSettings, loss: float) -> dict[str, float]:
-    """One step of AdamW on the accumulated gradients, skipped when loss or gradient is not finite.
+def take_update(state: TrainingState, settings: TrainSettings, loss: float) -> dict[str, float]:
+    """Update the adapter, its average and `state.progress`. loss: the mean of the update's micro-batches. Collective.
 
-    Counts it in `state.progress`. Returns lr, grad_norm (before clipping), adapter_norm, skipped_updates. Collective.
+    Returns lr, grad_norm (before clipping), adapter_norm and skipped_updates.
     """
-    accelerator, optimizer, progress = state.accelerator, state.optimizer, state.progress
-    # 11. update: gradients of all processes averaged, clipped, one step of AdamW
-    average_gradients(accelerator, state.parameters, settings.gradient_accumulation_steps)
-    norm = float(accelerator.clip_grad_norm_(state.parameters, settings.max_grad_norm))
+    optimizer, progress = state.optimizer, state.progress
     rate = learning_rate(settings, progress.step)
     for group in optimizer.param_groups:
         group["lr"] = rate
+    batches = settings.gradient_accumulation_steps
+    norm, moved = update(state.accelerator, optimizer, state.parameters, loss, batches, settings.max_grad_norm)
     progress.step += 1
-    finite = math.isfinite(loss) and math.isfinite(norm)
-    if finite or accelerator.scaler is not None:  # the scaler skips such a step itself, and scales less
-        optimizer.step()
-        finite = finite and not optimizer.step_was_skipped
-    optimizer.zero_grad()
-    progress.skipped_in_row = 0 if finite else progress.skipped_in_row + 1
-    progress.skipped += not finite
-    if finite and state.ema is not None:
+    progress.skipped += not moved
+    progress.skipped_in_row = 0 if moved else progress.skipped_in_row + 1
+    if moved and state.ema is not None:
         state.ema.update()
     norms = {"grad_norm": norm, "adapter_norm": state.adapter_norm()}
     return {"lr": rate, **norms, "skipped_updates": progress.skipped}
@@ -134,7 +126,7 @@ def updates(
         if (micro + 1) % accumulation:
             continue
         values = sums.take(accelerator, accumulation)
-        values |= update(state, settings, values["loss"])
+        values |= take_update(state, settings, values["loss"])
         values["samples_per_second"] = pictures / (time.perf_counter() - began)
         yield Update(state.progress.step, values, tuple(problems))
         problems, began = [], time.perf_counter()  # what the caller did meanwhile is not counted
@@ -191,11 +183,11 @@ def distill(
     state = new_student(settings, accelerator)
     step = DistillStep(
         state.model,
-        settings.objective,
-        settings.guidance_scale,
-        settings.negative_prompt,
-        settings.huber_c,
-        settings.loss,
+        objective=settings.objective,
+        guidance_scale=settings.guidance_scale,
+        negative_prompt=settings.negative_prompt,
+        loss=settings.loss,
+        huber_c=settings.huber_c,
     ).eval()  # nothing in the network may drop out or move its statistics
     if settings.latents:
         dataset = with_latents(dataset, settings.latents, state.model)

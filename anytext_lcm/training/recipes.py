@@ -1,6 +1,5 @@
-"""The recipe of the shipped adapter: `python -m anytext_lcm.demo` trains by it, `ablate` changes it.
-
-No torch before a training begins, so that their `--help` is quick.
+"""
+The recipe of the shipped adapter.
 """
 
 import os
@@ -11,12 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from anytext_lcm.drawing import cores
 from anytext_lcm.model import networks
+from anytext_lcm.training.checkpoints import EMA_FOLDER
+from anytext_lcm.training.loop import run_distillation
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What fits a few minutes on two cores, with the reason beside each number."""
+    """What fits a few minutes on two cores; the reason stands beside each number."""
 
     steps: int = 200  # after 300 the pictures were sharper than real ones, and farther away (the card has the figures)
     batch: int = 8  # pictures an update, over all processes: many small steps beat few large ones here
@@ -43,7 +47,7 @@ DEFAULTS = DemoSettings()
 
 
 def recipe(steps: int, processes: int = 1) -> dict[str, Any]:
-    """Fields of TrainSettings for `steps` updates on `processes` processes, without network, folder and seed."""
+    """Fields of TrainSettings for `steps` updates on `processes` processes, but for network, folder and seed."""
     return {
         "use_mock_dataset": True,
         "dataset_size": DEFAULTS.pictures,
@@ -65,22 +69,14 @@ def recipe(steps: int, processes: int = 1) -> dict[str, Any]:
 
 
 def _processes() -> int:
-    """The largest power of two within the cores, so that it divides the batch; 1 with a GPU."""
-    import torch
-
-    from anytext_lcm.drawing import cores
-
+    """The largest power of two within the cores: it divides the batch."""
     if torch.cuda.is_available():
         return 1
     return 1 << (min(cores.available_cores(), DEFAULTS.processes).bit_length() - 1)
 
 
 def _train_rank(rank: int, world: int, port: int, settings: Mapping[str, Any]) -> None:
-    """Train as process `rank` of `world` that average their gradients."""
-    import torch
-
-    from anytext_lcm.training.loop import run_distillation
-
+    """One of the processes that average their gradients; the first one shows progress."""
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
@@ -97,15 +93,7 @@ def _train_rank(rank: int, world: int, port: int, settings: Mapping[str, Any]) -
 
 
 def distil(folder: Path, steps: int, seed: int = 0, processes: int | None = None) -> Path:
-    """Train an adapter for the embedded teacher on mock pictures; return the folder of its average, below `folder`.
-
-    steps: updates. processes: as many as suit the machine by default.
-    """
-    from torch import multiprocessing
-
-    from anytext_lcm.training.checkpoints import EMA_FOLDER
-    from anytext_lcm.training.loop import run_distillation
-
+    """Trains an adapter for the embedded teacher on made-up pictures -> the folder of its average, below `folder`."""
     processes = _processes() if processes is None else processes
     settings = recipe(steps, processes) | {
         "config": str(networks.EMBEDDED_CONFIG),
@@ -121,5 +109,5 @@ def distil(folder: Path, steps: int, seed: int = 0, processes: int | None = None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        multiprocessing.spawn(_train_rank, args=(processes, port, settings), nprocs=processes)
+        torch.multiprocessing.spawn(_train_rank, args=(processes, port, settings), nprocs=processes)
     return folder / f"checkpoint-{steps}" / EMA_FOLDER
