@@ -5,7 +5,6 @@ There is one copy of the weights: the teacher is the model with its adapter off,
 step itself is in `step.py`. Next: `drawing/draw.py`, where the trained adapter draws. Notebook 04 launches this loop.
 """
 
-import gc
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -238,8 +237,6 @@ def run_distillation(
         with claimed(checked, accelerator) as resume:
             last = distill(accelerator, dataset, checked, resume, on_sample)
             accelerator.wait_for_everyone()
-        # Free the model before exit: interpreter teardown can abort otherwise.
-        accelerator.free_memory()
-        gc.collect()
+        accelerator.free_memory()  # before exit: interpreter teardown can abort while the model is there
         accelerator.end_training()
         return last

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from anytext_lcm.adapter.lora import adapter_state, attach
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
+from anytext_lcm.model.networks import defaults_for
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings
 
 GIB = 2**30
@@ -161,17 +162,13 @@ def _count(
     targets: tuple[str, ...] | None,
     precision: str,
     checkpointing: bool,
-    side: int | None,
+    side: int,
     kernel: str,
 ) -> dict[str, int]:
     """Bytes of the parts that do not depend on the batch, and of those of one picture."""
     yaml, dtype = OmegaConf.load(config).model.params, getattr(torch, PRECISIONS[precision])
     model = AnyText2.from_config(config, device="meta").to(dtype).requires_grad_(False)
     base = sum(p.numel() * p.element_size() for p in model.parameters())
-    unit = 8 * model.model.diffusion_model.downsampling
-    if side is not None and (side < 1 or side % unit):
-        raise ValueError(f"The pictures' side must be a positive multiple of {unit} pixels, not {side}.")
-    side = side or 8 * int(yaml.image_size)
     with torch.no_grad():
         control = model.control(_picture(model, side)[1])
     for trunk in (model.model.diffusion_model, model.control_model):
@@ -195,9 +192,11 @@ def estimate(settings: TrainSettings, kernel: str = "fused") -> dict[str, float]
     The settings need be neither complete nor checked: weights and data are not read. Raises ValueError or
     FileNotFoundError for a configuration, batch, side, rank, target or kernel that is wrong.
     """
-    batch = settings.train_batch_size
+    batch, side, network = settings.train_batch_size, settings.image_size, defaults_for(settings.config)
     if batch < 1:
         raise ValueError(f"The batch must hold at least one picture, not {batch}.")
+    if side is not None and (side < 1 or side % network.multiple):
+        raise ValueError(f"The pictures' side must be a positive multiple of {network.multiple} pixels, not {side}.")
     targets = None if settings.lora_targets is None else tuple(settings.lora_targets)
     found = _count(
         str(settings.config),
@@ -205,7 +204,7 @@ def estimate(settings: TrainSettings, kernel: str = "fused") -> dict[str, float]
         targets,
         settings.mixed_precision or "no",
         settings.gradient_checkpointing,
-        settings.image_size,
+        settings.picture_size,
         kernel,
     )
     weights = 4 * found["adapter"]  # fp32 whatever the network is in
