@@ -29,10 +29,10 @@ def pictures(seed=0, size=3):
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    told = []
+    counts = []
     folder = tmp_path_factory.mktemp("latents") / "stored"
-    write_latents(folder, pictures(), micro_network(), 2, progress=told.append)
-    assert told == [2, 1]
+    write_latents(folder, pictures(), micro_network(), 2, progress=counts.append)
+    assert counts == [2, 1]
     return folder
 
 
@@ -45,7 +45,7 @@ def test_a_step_with_stored_latents_is_the_step(stored):
     parts = [DistillStep(model)(batch, seeded_generator(4)) for batch in batches]
     torch.testing.assert_close(parts[1].noisy_latents, parts[0].noisy_latents, rtol=2e-3, atol=2e-3)
     assert parts[1].start_timesteps.tolist() == parts[0].start_timesteps.tolist()
-    batches[1].pop("img")  # nobody looks at it
+    batches[1].pop("img")  # not needed
     DistillStep(model)(batches[1], seeded_generator(4)).loss.backward()
 
 

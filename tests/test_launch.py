@@ -120,8 +120,8 @@ def test_a_parent_that_has_computed_with_threads_does_not_hang_its_children(teac
     settings = mock(teacher, tmp_path, max_train_steps=1)
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", AFTER_TORCH, json.dumps(settings)]
-    told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, **told)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
     try:
         said, _ = process.communicate(timeout=400)
     except subprocess.TimeoutExpired:

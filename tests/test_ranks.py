@@ -51,7 +51,7 @@ def train_and_tell(settings, folder):
 
 def test_three_processes_have_the_gradient_of_one(teacher, tmp_path):
     """Of one that accumulates three times as many batches; and each of the three sees pictures of its own."""
-    told = {}
+    left = {}
     for name, world, accumulation in (("three", 3, 2), ("one", 1, 6)):
         folder = tmp_path / name
         folder.mkdir()
@@ -60,8 +60,8 @@ def test_three_processes_have_the_gradient_of_one(teacher, tmp_path):
             assert finish([start(train_and_tell, settings, folder)]) == [0]
         else:
             assert finish(start_ranks(world, train_and_tell, settings | {"num_processes": world}, folder)) == [0] * 3
-        told[name] = [torch.load(path) for path in sorted(folder.glob("*.pt"))]
-    [one], three = told["one"], told["three"]
+        left[name] = [torch.load(path) for path in sorted(folder.glob("*.pt"))]
+    [one], three = left["one"], left["three"]
     scale = one["gradients"].norm()
     assert scale > 0
     for rank in three:

@@ -39,9 +39,7 @@ def settle() -> None:
 
 
 def await_younger_siblings(place: int, count: int, limit: float = 60.0) -> None:
-    """Return once the parent has forked all of its `count` processes, of which this is number `place`, or after
-    `limit` seconds.
-    """
+    """Return when the parent has forked all of its `count` processes, or after `limit` seconds. place: of this one."""
     # The parent keeps the store by which they meet. When an early child connects, the store's thread looks up its
     # address; a child forked during the lookup inherits glibc's resolver lock as taken and hangs at its own first
     # lookup (two of fifty launches in JupyterLab). So nobody connects before the last of them is there.
