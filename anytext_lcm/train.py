@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from anytext_lcm.model.networks import defaults_for
 from anytext_lcm.training import memory
 from anytext_lcm.training.loop import run_distillation
 from anytext_lcm.training.processes import in_words
@@ -28,19 +27,8 @@ def show_estimate(settings: Mapping[str, Any]) -> None:
     """Prints the memory of these settings. Raises ValueError or FileNotFoundError."""
     if settings["config"] is None:
         raise ValueError("--estimate needs --config, the yaml of the network.")
-    defaults_for(settings["config"])  # says in words what is wrong with the file
     precision = settings["mixed_precision"] or "no"
-    sizes = memory.estimate(
-        settings["config"],
-        settings["train_batch_size"],
-        settings["lora_rank"],
-        settings["lora_targets"],
-        precision,
-        settings["gradient_checkpointing"],
-        settings["image_size"],
-        bool(settings["latents"]),
-        bool(settings["ema_decay"]),
-    )
+    sizes = memory.estimate(TrainSettings(**settings))
     print(f"Memory of one process, batch {settings['train_batch_size']}, rank {settings['lora_rank']}, {precision}:")
     print(memory.table(sizes))
 

@@ -68,7 +68,7 @@ def start_ranks(
 
 
 def finish(processes: list[multiprocessing.Process], seconds: float = 300) -> list[int]:
-    """Their exit codes; whoever is not done by then is killed, and the test fails."""
+    """Their exit codes. A process that still runs by then is killed, and the test fails."""
     end = time.monotonic() + seconds
     for process in processes:
         process.join(max(0.0, end - time.monotonic()))

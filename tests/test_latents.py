@@ -11,7 +11,7 @@ import pytest
 import torch
 from micro_network import SIDE, micro_network
 from safetensors.torch import save_file
-from test_training import options, student, weights  # noqa: F401
+from test_training import options, student, weights
 
 from anytext_lcm import cache_latents
 from anytext_lcm.data.batch import collate
@@ -29,10 +29,10 @@ def pictures(seed=0, size=3):
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    told = []
+    counts = []
     folder = tmp_path_factory.mktemp("latents") / "stored"
-    write_latents(folder, pictures(), micro_network(), 2, progress=told.append)
-    assert told == [2, 1]
+    write_latents(folder, pictures(), micro_network(), 2, progress=counts.append)
+    assert counts == [2, 1]
     return folder
 
 
@@ -45,7 +45,7 @@ def test_a_step_with_stored_latents_is_the_step(stored):
     parts = [DistillStep(model)(batch, seeded_generator(4)) for batch in batches]
     torch.testing.assert_close(parts[1].noisy_latents, parts[0].noisy_latents, rtol=2e-3, atol=2e-3)
     assert parts[1].start_timesteps.tolist() == parts[0].start_timesteps.tolist()
-    batches[1].pop("img")  # nobody looks at it
+    batches[1].pop("img")  # not needed
     DistillStep(model)(batches[1], seeded_generator(4)).loss.backward()
 
 
@@ -72,13 +72,13 @@ def test_nothing_is_mapped_when_the_folder_gets_its_name(tmp_path, monkeypatch):
 
 def test_epochs_that_redraw_share_the_latents_of_a_picture(stored):
     class Again(Light):
-        redraws = True
+        draws_anew_each_epoch = True
 
         def __getitem__(self, index):
             return super().__getitem__(index % 3)
 
     dataset = with_latents(Again(pictures().dataset), stored, micro_network())
-    assert dataset.redraws and np.array_equal(dataset[4]["latent_moments"], dataset[1]["latent_moments"])
+    assert dataset.draws_anew_each_epoch and np.array_equal(dataset[4]["latent_moments"], dataset[1]["latent_moments"])
 
 
 def test_latents_of_something_else_are_refused(stored, tmp_path):
@@ -100,7 +100,7 @@ def test_precision_does_not_matter_to_whose_latents_they_are(stored):
     with_latents(pictures(), stored, micro_network().to(torch.bfloat16))
 
 
-def test_the_command_and_a_run_on_what_it_wrote(teacher, tmp_path, capsys):  # noqa: F811
+def test_the_command_and_a_run_on_what_it_wrote(teacher, tmp_path, capsys):
     folder = tmp_path / "latents"
     flags = [
         "--config",

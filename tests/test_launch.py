@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import assert_same_checkpoint, options, unbroken  # noqa: F401
+from test_resume import STEPS, assert_same_checkpoint, options
 
 from anytext_lcm.training import launch
 from anytext_lcm.training.logs import read_curves
@@ -51,24 +51,24 @@ def test_what_cannot_be_launched(monkeypatch):
         launch.launch_options(3)
 
 
-def mock(teacher, output, **changes):  # noqa: F811
+def mock(teacher, output, **changes):
     return options(teacher, output, use_mock_dataset=True, dataset_size=5, num_processes=2, **changes)
 
 
-def test_killed_in_the_background_and_resumed(teacher, tmp_path):  # noqa: F811
+def test_killed_in_the_background_and_resumed(teacher, tmp_path):
     whole = launch.BackgroundRun(mock(teacher, tmp_path / "whole"), 2)
     whole.wait()
     run = launch.BackgroundRun(mock(teacher, tmp_path / "killed"), 2)
-    while run.running and not (tmp_path / "killed" / "checkpoint-2").exists():
+    while run.running and not (tmp_path / "killed" / "checkpoint-1").exists():
         time.sleep(0.01)
     run.kill()
     assert not run.running
     again = launch.BackgroundRun(mock(teacher, tmp_path / "killed", resume_from_checkpoint="latest"), 2)
     again.wait()
-    assert_same_checkpoint(tmp_path / "whole" / "checkpoint-6", tmp_path / "killed" / "checkpoint-6")
+    assert_same_checkpoint(*(tmp_path / name / f"checkpoint-{STEPS}" for name in ("whole", "killed")))
     one, other = (read_curves(tmp_path / name) for name in ("whole", "killed"))
-    assert one["loss"] == other["loss"] and one["loss"][0] == [1, 2, 3, 4, 5, 6]
-    with pytest.raises(RuntimeError, match="6 steps already"):
+    assert one["loss"] == other["loss"] and one["loss"][0] == list(range(1, STEPS + 1))
+    with pytest.raises(RuntimeError, match=f"{STEPS} steps already"):
         launch.BackgroundRun(mock(teacher, tmp_path / "killed", resume_from_checkpoint="latest"), 2).wait()
 
 
@@ -109,19 +109,19 @@ torch.set_num_threads(2)
 big = torch.randn(1200, 1200)
 print(float((big @ big).sum()) < 1e9)
 from accelerate import notebook_launcher
-from anytext_lcm.distill import run_distillation
-from anytext_lcm.launch import launch_options
+from anytext_lcm.training.launch import launch_options
+from anytext_lcm.training.loop import run_distillation
 notebook_launcher(run_distillation, (json.loads(sys.argv[1]),), num_processes=2, **launch_options(2))
 """
 
 
 @pytest.mark.full
-def test_a_parent_that_has_computed_with_threads_does_not_hang_its_children(teacher, tmp_path):  # noqa: F811
+def test_a_parent_that_has_computed_with_threads_does_not_hang_its_children(teacher, tmp_path):
     settings = mock(teacher, tmp_path, max_train_steps=1)
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", AFTER_TORCH, json.dumps(settings)]
-    told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, **told)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
     try:
         said, _ = process.communicate(timeout=400)
     except subprocess.TimeoutExpired:

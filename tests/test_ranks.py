@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import NoisyPictures, finish, free_port, start, start_ranks
-from test_resume import options, train  # noqa: F401
+from test_resume import options, train
 
 from anytext_lcm import train as command
 from anytext_lcm.training import step as training_step
@@ -49,9 +49,9 @@ def train_and_tell(settings, folder):
     run_distillation(settings, None, EvenPictures())
 
 
-def test_three_processes_have_the_gradient_of_one(teacher, tmp_path):  # noqa: F811
+def test_three_processes_have_the_gradient_of_one(teacher, tmp_path):
     """Of one that accumulates three times as many batches; and each of the three sees pictures of its own."""
-    told = {}
+    left = {}
     for name, world, accumulation in (("three", 3, 2), ("one", 1, 6)):
         folder = tmp_path / name
         folder.mkdir()
@@ -60,8 +60,8 @@ def test_three_processes_have_the_gradient_of_one(teacher, tmp_path):  # noqa: F
             assert finish([start(train_and_tell, settings, folder)]) == [0]
         else:
             assert finish(start_ranks(world, train_and_tell, settings | {"num_processes": world}, folder)) == [0] * 3
-        told[name] = [torch.load(path) for path in sorted(folder.glob("*.pt"))]
-    [one], three = told["one"], told["three"]
+        left[name] = [torch.load(path) for path in sorted(folder.glob("*.pt"))]
+    [one], three = left["one"], left["three"]
     scale = one["gradients"].norm()
     assert scale > 0
     for rank in three:
@@ -119,7 +119,7 @@ def train_on_lost(settings):
     run_distillation(settings, None, Lost())
 
 
-def test_a_process_that_fails_ends_the_run_and_says_why_once(teacher, tmp_path, capfd):  # noqa: F811
+def test_a_process_that_fails_ends_the_run_and_says_why_once(teacher, tmp_path, capfd):
     settings = options(teacher, tmp_path, max_train_steps=100_000, checkpointing_steps=100_000)
     began = time.monotonic()
     assert finish(start_ranks(3, train_on_lost, settings), seconds=120) == [1, 1, 1]
@@ -128,14 +128,14 @@ def test_a_process_that_fails_ends_the_run_and_says_why_once(teacher, tmp_path, 
     assert time.monotonic() - began < 120
 
 
-def test_settings_that_cannot_be_are_said_once(teacher, tmp_path, capfd):  # noqa: F811
+def test_settings_that_cannot_be_are_said_once(teacher, tmp_path, capfd):
     settings = options(teacher, tmp_path, num_processes=2)
     assert finish(start_ranks(3, train, settings)) == [1, 1, 1]
     said = capfd.readouterr().err
     assert said.count("error:") == 1 and "Expected 2 processes" in said and "Traceback" not in said
 
 
-def test_what_a_node_lacks_is_said_by_its_first_process(teacher, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_what_a_node_lacks_is_said_by_its_first_process(teacher, tmp_path, monkeypatch, capsys):
     flags = [
         "--config",
         str(teacher / "micro.yaml"),
@@ -154,7 +154,7 @@ def test_what_a_node_lacks_is_said_by_its_first_process(teacher, tmp_path, monke
         assert said.count("\n") == said.count("missing.json") == times, said
 
 
-def test_more_processes_than_gpus(teacher, tmp_path, monkeypatch):  # noqa: F811
+def test_more_processes_than_gpus(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
@@ -177,7 +177,7 @@ def is_running(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
-def test_no_process_outlives_its_launcher(teacher, tmp_path):  # noqa: F811
+def test_no_process_outlives_its_launcher(teacher, tmp_path):
     read, write = os.pipe()
     settings = options(teacher, tmp_path, max_train_steps=100_000, checkpointing_steps=2)
     launcher = start(launch, settings, write)
@@ -214,12 +214,12 @@ def accelerate_launch(arguments, settings):
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def mock(teacher, output, world):  # noqa: F811
+def mock(teacher, output, world):
     return options(teacher, output, num_processes=world, use_mock_dataset=True, dataset_size=5, max_train_steps=1)
 
 
 @pytest.mark.full
-def test_two_nodes_and_a_taken_port(teacher, tmp_path):  # noqa: F811
+def test_two_nodes_and_a_taken_port(teacher, tmp_path):
     """Two nodes of one process each, on loopback; then one node whose port somebody has taken."""
     port = str(free_port())
     both = ["--num_machines", "2", "--num_processes", "2"]

@@ -17,16 +17,16 @@ from processes import NoisyPictures, finish, start, start_ranks
 from safetensors.torch import save_file
 
 from anytext_lcm.adapter.lora import read_adapter
-from anytext_lcm.training import checkpoints, data_order, loop
-from anytext_lcm.training.checkpoints import defect, find_resume
+from anytext_lcm.training import checkpoints, data_order, loop, resume, watching
+from anytext_lcm.training.checkpoints import find_resume, what_is_wrong_with
 from anytext_lcm.training.loop import run_distillation
 from anytext_lcm.training.settings import REMOVED, TrainSettings
 
-STEPS = 6
+STEPS = 3
 
 
 def options(teacher, output, **changes):
-    """A checkpoint every other update, an average, and of the checkpoints the last two."""
+    """A checkpoint at every update, an average, and of the checkpoints the last two."""
     return {
         "config": str(teacher / "micro.yaml"),
         "teacher_ckpt": str(teacher / "micro.safetensors"),
@@ -38,7 +38,7 @@ def options(teacher, output, **changes):
         "lora_alpha": 1,
         "lora_targets": ("zero_convs", "unet_attnx"),
         "max_train_steps": STEPS,
-        "checkpointing_steps": 2,
+        "checkpointing_steps": 1,
         "checkpoints_total_limit": 2,
         "ema_decay": 0.9,
         "sample_steps": 0,
@@ -87,7 +87,7 @@ def train_and_die(settings, place):
 
     torch.save = halfway
     for module, name in (
-        (checkpoints, "save_adapter"),
+        (resume, "save_adapter"),
         (torch, "save"),
         (os, "fsync"),
         (os, "replace"),
@@ -126,7 +126,7 @@ def assert_same_checkpoint(one, other):
 def whole(output):
     """The checkpoints that a resumed run would choose among, all of them checked byte by byte."""
     found = checkpoints.checkpoints(output)
-    assert all(defect(path) is None for path in found.values())
+    assert all(what_is_wrong_with(path) is None for path in found.values())
     return found
 
 
@@ -148,7 +148,8 @@ def kill_and_resume(teacher, folder, unbroken, kills, seed=0):
     while hits < kills:
         tries += 1
         assert tries < 4 * kills, "too few of the kills hit a run"
-        settings = options(teacher, output, resume_from_checkpoint="latest" if checkpoints.begun(output) else None)
+        begun = checkpoints.was_started(output)
+        settings = options(teacher, output, resume_from_checkpoint="latest" if begun else None)
         if tries % 2:
             process = start(train_and_die, settings, rng.randint(1, 60))
             process.join()
@@ -163,11 +164,11 @@ def kill_and_resume(teacher, folder, unbroken, kills, seed=0):
             assert_same_checkpoint(wanted, output / wanted.name)
             runs += 1
             output = folder / str(runs)
-    if checkpoints.begun(output):
+    if checkpoints.was_started(output):
         assert finish([start(train, options(teacher, output, resume_from_checkpoint="latest"))]) == [0]
         assert_same_checkpoint(wanted, output / wanted.name)
         left = sorted(path.name for path in output.iterdir())
-        assert left == [f"checkpoint-{STEPS - 2}", f"checkpoint-{STEPS}", "logs"]  # nothing half-written is left
+        assert left == [f"checkpoint-{STEPS - 1}", f"checkpoint-{STEPS}", "logs"]  # nothing half-written is left
 
 
 def test_ten_kills(teacher, tmp_path, unbroken):
@@ -214,7 +215,7 @@ def test_two_processes_one_killed(teacher, tmp_path):
     assert finish(start_ranks(2, train, options(teacher, tmp_path / "one"))) == [0, 0]
     output = tmp_path / "two"
     processes = start_ranks(2, train, options(teacher, output))
-    while not (output / "checkpoint-2").exists() and processes[0].is_alive():
+    while not (output / "checkpoint-1").exists() and processes[0].is_alive():
         time.sleep(0.01)
     processes[1].kill()
     codes = finish(processes, seconds=60)
@@ -226,7 +227,7 @@ def test_two_processes_one_killed(teacher, tmp_path):
 
 def half_precision(monkeypatch, scale):
     """fp16 with its scaler on the CPU, where accelerate has none; the run asks for "no" and gets it."""
-    real = loop._accelerator
+    real = loop.start_accelerator
 
     def accelerator(settings):
         found = real(settings)
@@ -234,22 +235,23 @@ def half_precision(monkeypatch, scale):
         found.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         return found
 
-    monkeypatch.setattr(loop, "_accelerator", accelerator)
+    monkeypatch.setattr(loop, "start_accelerator", accelerator)
 
 
 def test_fp16_skips_while_its_scale_settles_and_resumes_exactly(teacher, tmp_path, monkeypatch):
     scale = 2.0**26  # the first gradients overflow
     half_precision(monkeypatch, scale)
-    train(options(teacher, tmp_path / "one"))
-    last = tmp_path / "one" / f"checkpoint-{STEPS}"
+    longer = {"max_train_steps": 6, "checkpointing_steps": 2}
+    train(options(teacher, tmp_path / "one", **longer))
+    last = tmp_path / "one" / "checkpoint-6"
     state = torch.load(last / "training_state.pt", weights_only=True)
-    assert 0 < state["progress"]["skipped"] < STEPS and state["progress"]["skipped_in_row"] == 0
+    assert 0 < state["progress"]["skipped"] < 6 and state["progress"]["skipped_in_row"] == 0
     assert state["scaler"]["scale"] == scale / 2 ** state["progress"]["skipped"]
     weights = read_adapter(last)[1]
     assert {value.dtype for value in weights.values()} == {torch.float32}
     assert any(value.any() for key, value in weights.items() if "lora_B" in key)
     train(options(teacher, tmp_path / "two", max_train_steps=2))
-    train(options(teacher, tmp_path / "two", resume_from_checkpoint="latest"))
+    train(options(teacher, tmp_path / "two", **longer, resume_from_checkpoint="latest"))
     assert_same_checkpoint(last, tmp_path / "two" / last.name)
 
 
@@ -274,7 +276,7 @@ def test_a_damaged_checkpoint_is_never_chosen(teacher, tmp_path, unbroken, how, 
         shutil.copytree(unbroken[0].parent, output)
         damage(output / f"checkpoint-{STEPS}" / name, how)
         latest = TrainSettings.from_dict(options(teacher, output, resume_from_checkpoint="latest"))
-        assert find_resume(latest) == output / f"checkpoint-{STEPS - 2}"
+        assert find_resume(latest) == output / f"checkpoint-{STEPS - 1}"
         said = capsys.readouterr().err
         reason = {"gone": "is not in it", "short": "has ", "flipped": "has changed"}[how]
         assert f"checkpoint-{STEPS} is passed over: {name} {reason}" in said
@@ -285,14 +287,14 @@ def test_a_damaged_checkpoint_is_never_chosen(teacher, tmp_path, unbroken, how, 
 
 def test_a_checkpoint_without_its_state_is_not_in_the_way(teacher, tmp_path, unbroken, capfd):
     """It is passed over, and put aside when the run comes to its step again."""
-    assert finish([start(train, options(teacher, tmp_path, max_train_steps=4))]) == [0]
-    damage(tmp_path / "checkpoint-4" / "training_state.pt", "gone")
+    assert finish([start(train, options(teacher, tmp_path, max_train_steps=2))]) == [0]
+    damage(tmp_path / "checkpoint-2" / "training_state.pt", "gone")
     capfd.readouterr()
     assert finish([start(train, options(teacher, tmp_path, resume_from_checkpoint="latest"))]) == [0]
     said = capfd.readouterr().err
-    assert "checkpoint-4 is passed over: training_state.pt is not in it" in said
+    assert "checkpoint-2 is passed over: training_state.pt is not in it" in said
     assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
-    [aside] = tmp_path.glob("checkpoint-4.damaged-*")
+    [aside] = tmp_path.glob("checkpoint-2.damaged-*")
     assert aside.name in said and (aside / "adapter_model.safetensors").is_file()
 
 
@@ -305,7 +307,7 @@ def test_a_mistyped_folder_is_refused_and_stays_unmade(teacher, tmp_path):
 
 
 def test_a_run_stopped_before_its_first_event_starts_anew(teacher, tmp_path, capsys):
-    with checkpoints.owned(tmp_path):
+    with checkpoints.exclusive(tmp_path):
         pass
     assert find_resume(TrainSettings.from_dict(options(teacher, tmp_path, resume_from_checkpoint="latest"))) is None
     assert "holds no complete checkpoint; it starts anew" in capsys.readouterr().err
@@ -314,23 +316,23 @@ def test_a_run_stopped_before_its_first_event_starts_anew(teacher, tmp_path, cap
 def test_no_manifest_no_checkpoint(teacher, tmp_path, unbroken):
     shutil.copytree(unbroken[0], tmp_path / "checkpoint-9")
     (tmp_path / "checkpoint-9" / "manifest.json").write_text(json.dumps({"files": {}}))
-    assert checkpoints.checkpoints(tmp_path) == {} and "is not in it" in defect(tmp_path / "checkpoint-9")
+    assert checkpoints.checkpoints(tmp_path) == {} and "is not in it" in what_is_wrong_with(tmp_path / "checkpoint-9")
 
 
 def full_from(step, limit):
     """From this step on no file of the process may grow beyond `limit` bytes: a disk that is full."""
     real = loop.save_checkpoint
 
-    def save(directory, *arguments, **more):
-        if directory.name == f"checkpoint-{step}":
+    def save(state, settings):
+        if state.progress.step == step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        real(directory, *arguments, **more)
+        return real(state, settings)
 
     loop.save_checkpoint = save
 
 
 def train_on_a_full_disk(settings, limit, words):
-    full_from(4, limit)
+    full_from(2, limit)
     try:
         train(settings)
     except ValueError as error:
@@ -344,8 +346,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(teacher, tmp_path, unbroken)
     os.close(write)
     with os.fdopen(read) as pipe:
         said = pipe.read()
-    assert "checkpoint-4 could not be written" in said and "the last good one is checkpoint-2" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "logs"]
+    assert "checkpoint-2 could not be written" in said and "the last good one is checkpoint-1" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "logs"]
     assert finish([start(train, options(teacher, tmp_path, resume_from_checkpoint="latest"))]) == [0]
     assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
 
@@ -376,7 +378,7 @@ def test_another_base_rank_or_average_is_refused(teacher, tmp_path, unbroken):
     ):
         with pytest.raises(ValueError, match=words):
             train(options(teacher, output, **more, **changes))
-    assert sorted(whole(output)) == [STEPS - 2, STEPS]
+    assert sorted(whole(output)) == [STEPS - 1, STEPS]
 
 
 def change_state(checkpoint, change):
@@ -417,7 +419,7 @@ def test_a_checkpoint_that_holds_random_states_resumes(teacher, tmp_path, unbrok
 
 
 def hold(output, ready):
-    with checkpoints.owned(output):
+    with checkpoints.exclusive(output):
         os.write(ready, b"!")
         time.sleep(600)
 
@@ -455,7 +457,7 @@ def test_the_best_checkpoint_outlives_the_limit_and_patience_ends_the_run(teache
         return {"panel/ned": readings.get(step, 0.1)}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anytext_lcm.training.watching.PanelReader", lambda settings: lambda model: {})
+        patch.setattr(watching, "ReadingPanel", lambda settings: lambda model: {})
         last = run_distillation(settings, look, NoisyPictures())
     assert last.name == "checkpoint-4" and sorted(whole(tmp_path)) == [2, 4]
     assert "no better than at 2; the best adapter is in checkpoint-2" in capsys.readouterr().out

@@ -29,6 +29,7 @@ from anytext_lcm.model.networks import EMBEDDED_CHECKPOINT
 from anytext_lcm.training import data_order, loop
 from anytext_lcm.training.data_order import batch_generator, batch_indices, seeded_generator
 from anytext_lcm.training.loop import run_distillation
+from anytext_lcm.training.processes import fresh_accelerate_state, start_accelerator
 from anytext_lcm.training.settings import TrainSettings
 from anytext_lcm.training.step import DistillStep, latent_weight
 from anytext_lcm.training.step import update as update_weights
@@ -237,7 +238,7 @@ def test_the_loss_falls_on_a_fixed_batch(objective):
     step = DistillStep(model, objective=objective, guidance_scale=3.0)
     optimizer = torch.optim.AdamW(lora.adapter_state(model).values(), lr=1e-2, weight_decay=0.0)
     losses = []
-    for _ in range(20):
+    for _ in range(10):
         loss = step(batch, seeded_generator(1)).loss
         losses.append(loss.item())
         loss.backward()
@@ -333,11 +334,11 @@ def test_every_item_comes_once_an_epoch_and_to_one_process():
     assert len(batch_indices(3, 8, 0, 0, 1, 0)) == 8
 
 
-def test_data_that_are_made_anew_are_told_the_epoch():
+def test_data_drawn_anew_each_epoch_get_the_epoch_in_the_index():
     for step in range(9):
-        plain, told = (batch_indices(5, 3, 4, 1, 2, step, redraws) for redraws in (False, True))
+        plain, anew = (batch_indices(5, 3, 4, 1, 2, step, draws_anew_each_epoch=anew) for anew in (False, True))
         first = (2 * step + 1) * 3
-        assert told == [i + (first + k) // 5 * 5 for k, i in enumerate(plain)]
+        assert anew == [i + (first + k) // 5 * 5 for k, i in enumerate(plain)]
 
 
 def test_the_order_is_a_permutation_of_torch_and_cheap_at_three_millions():
@@ -372,9 +373,9 @@ def options(teacher, output, **changes):
         "learning_rate": 1e-2,
         "lora_rank": 2,
         "lora_alpha": 2,
-        "max_train_steps": 6,
-        "checkpointing_steps": 3,
-        "sample_steps": 3,
+        "max_train_steps": 2,
+        "checkpointing_steps": 1,
+        "sample_steps": 2,
         "num_inference_steps": 2,
         "guidance_scale": 2.0,
         "negative_prompt": "",
@@ -401,39 +402,56 @@ def scalars(output):
 
 def test_what_a_run_leaves(straight):
     output = straight.parent
-    assert straight.name == "checkpoint-6"
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-3", "checkpoint-6", "logs"]
+    assert straight.name == "checkpoint-2"
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-1", "checkpoint-2", "logs"]
     files = ["adapter_config.json", "adapter_model.safetensors", "manifest.json", "training_state.pt"]
     assert sorted(path.name for path in straight.iterdir()) == files
     events = scalars(output)
     for tag in ("loss", "lr", "grad_norm", "x0_gap"):
         values = events.Scalars(tag)
-        assert [v.step for v in values] == [1, 2, 3, 4, 5, 6] and all(0 < v.value < 1e4 for v in values), tag
+        assert [v.step for v in values] == [1, 2] and all(0 < v.value < 1e4 for v in values), tag
     for steps in (1, 2, 4, 8):
-        assert [image.step for image in events.Images(f"samples/student-{steps}")] == [0, 3, 6]
+        assert [image.step for image in events.Images(f"samples/student-{steps}")] == [0, 2]
     assert [image.step for image in events.Images("samples/teacher-20")] == [0]
     loaded = lora.load_adapter(micro_network(), straight)
     assert len(lora.adapter_layers(loaded)) == 109
 
 
 def test_a_resumed_run_is_the_unbroken_one(straight, teacher, tmp_path):
-    first = run_distillation(options(teacher, tmp_path, max_train_steps=3, sample_steps=0))
+    first = run_distillation(options(teacher, tmp_path, max_train_steps=1, sample_steps=0))
     last = run_distillation(options(teacher, tmp_path, resume_from_checkpoint="latest", sample_steps=0))
-    assert first.name == "checkpoint-3" and last.name == "checkpoint-6"
+    assert first.name == "checkpoint-1" and last.name == "checkpoint-2"
     unbroken, resumed = weights(straight), weights(last)
     assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
     assert not torch.equal(*(torch.cat([v.flatten() for v in weights(c).values()]) for c in (first, last)))
 
 
+def test_updates_come_one_by_one(teacher, tmp_path):
+    """The caller sees each update before the next one begins, with the problems of all its batches."""
+    settings = TrainSettings.from_dict(options(teacher, tmp_path, lora_targets=("zero_convs",)))
+    batches = [micro_batch() | {"problems": [[f"record {i}"], []]} for i in range(4)]
+    with fresh_accelerate_state():
+        state = loop.new_student(settings, start_accelerator(settings))
+        run = loop.updates(DistillStep(state.model, guidance_scale=2.0), iter(batches), state, settings)
+        assert state.progress.step == 0
+        first = next(run)
+        assert (first.step, first.problems) == (1, ("record 0", "record 1"))
+        assert state.progress.step == 1 and len(state.optimizer.state_dict()["state"]) == len(state.parameters)
+        [second] = run
+    assert (second.step, second.problems) == (2, ("record 2", "record 3"))
+    assert first.values.keys() >= {"loss", "lr", "grad_norm", "adapter_norm", "samples_per_second", "skipped_updates"}
+    assert first.values["loss"] != second.values["loss"]
+
+
 def test_runs_that_cannot_go_on(straight, teacher, tmp_path):
     output = straight.parent
-    with pytest.raises(ValueError, match="checkpoint-6"):
+    with pytest.raises(ValueError, match="checkpoint-2"):
         run_distillation(options(teacher, output))
     with pytest.raises(ValueError, match="seed 0, now 1"):
         run_distillation(
-            options(teacher, output, seed=1, resume_from_checkpoint="latest", max_train_steps=7, sample_steps=0)
+            options(teacher, output, seed=1, resume_from_checkpoint="latest", max_train_steps=3, sample_steps=0)
         )
-    with pytest.raises(ValueError, match="6 steps already"):
+    with pytest.raises(ValueError, match="2 steps already"):
         run_distillation(options(teacher, output, resume_from_checkpoint="latest", sample_steps=0))
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         run_distillation(options(teacher, tmp_path, resume_from_checkpoint="latest"))
@@ -547,7 +565,7 @@ def test_what_the_network_decides(teacher, tmp_path):
 
 def test_two_processes_train_as_one_with_twice_the_batch(teacher, tmp_path):
     """Both see other items and noise, average their gradients and so keep the same weights."""
-    settings = options(teacher, tmp_path / "two", num_processes=2, max_train_steps=2, sample_steps=0)
+    settings = options(teacher, tmp_path / "two", num_processes=2, checkpointing_steps=2, sample_steps=0)
     assert finish(start_ranks(2, run_distillation, settings)) == [0, 0]
     [last] = (tmp_path / "two").glob("checkpoint-*")
     assert last.name == "checkpoint-2"
@@ -588,9 +606,10 @@ def test_records_on_disk_train_and_resume_exactly(teacher, tmp_path, capsys):
         Image.new("RGB", (SIDE, SIDE), (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
     (tmp_path / "data.json").write_text(json.dumps({"data_root": ".", "data_list": records}))
     named = {"use_mock_dataset": False, "data_list": (str(tmp_path / "data.json"),), "sample_steps": 0}
+    named |= {"train_batch_size": 3, "gradient_accumulation_steps": 1, "lora_targets": ("zero_convs",)}
     unbroken = run_distillation(options(teacher, tmp_path / "one", **named))
     assert "record 4, picture" in capsys.readouterr().out
-    run_distillation(options(teacher, tmp_path / "two", **named, max_train_steps=3))
+    run_distillation(options(teacher, tmp_path / "two", **named, max_train_steps=1))
     again = options(teacher, tmp_path / "two", **named, num_workers=1, resume_from_checkpoint="latest")
     resumed = run_distillation(again)
     for key, value in weights(unbroken).items():

@@ -1,21 +1,22 @@
 """What a run says while it trains: curves, the panel, the bar; and what it does about numbers that are not finite."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from processes import NoisyPictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_resume import options  # noqa: F401
+from test_resume import options
 from torch.utils.tensorboard import SummaryWriter
 
 from anytext_lcm.adapter.lora import read_adapter
 from anytext_lcm.drawing.draw import to_uint8
-from anytext_lcm.training.checkpoints import Progress
 from anytext_lcm.training.logs import read_curves
 from anytext_lcm.training.loop import run_distillation
-from anytext_lcm.training.watching import sample_grid
+from anytext_lcm.training.resume import Progress
+from anytext_lcm.training.watching import problem_counts, report_problems, sample_pictures
 
 
 def scalars(output):
@@ -35,7 +36,7 @@ class Broken(NoisyPictures):
         return item | {"img": np.full_like(item["img"], np.nan)} if index in self.broken else item
 
 
-def test_an_update_that_is_not_finite_is_skipped_and_counted(teacher, tmp_path):  # noqa: F811
+def test_an_update_that_is_not_finite_is_skipped_and_counted(teacher, tmp_path):
     """Five updates of one picture each are one epoch: one of them has the broken one."""
     settings = options(
         teacher,
@@ -60,7 +61,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(teacher, tmp_path):
     assert state["progress"]["skipped"] == 1 and state["progress"]["step"] == 5
 
 
-def test_too_many_of_them_in_a_row_end_the_run(teacher, tmp_path):  # noqa: F811
+def test_too_many_of_them_in_a_row_end_the_run(teacher, tmp_path):
     settings = options(teacher, tmp_path, max_skipped=3)
     words = r"Updates 1 to 3 were skipped.*loss was nan.*at timesteps \d+-\d+.*at loss scale 1\."
     with pytest.raises(FloatingPointError, match=words):
@@ -69,7 +70,7 @@ def test_too_many_of_them_in_a_row_end_the_run(teacher, tmp_path):  # noqa: F811
     assert all(bool(value.isfinite().all()) for value in kept.values())
 
 
-def test_curves_panel_and_bar(teacher, tmp_path, capfd):  # noqa: F811
+def test_curves_panel_and_bar(teacher, tmp_path, capfd):
     settings = options(
         teacher,
         tmp_path,
@@ -95,12 +96,12 @@ def test_curves_panel_and_bar(teacher, tmp_path, capfd):  # noqa: F811
     assert "loss=" in said and "samples/s=" in said and "<" in said and said.count("distil:   0%") <= 1
 
 
-def test_in_half_precision_the_average_draws_pictures_of_its_own(teacher, tmp_path):  # noqa: F811
+def test_in_half_precision_the_average_draws_pictures_of_its_own(teacher, tmp_path):
     """Autocast keeps half-precision copies of weights; those of the student must not draw for the average."""
     looks = []
 
     def look(model, batch, settings, step):
-        looks.append((step, sample_grid(model, batch, settings, step)["student-4"]))
+        looks.append((step, sample_pictures(model, batch, settings, step)["student-4"]))
         return {}
 
     settings = options(
@@ -118,7 +119,7 @@ def test_in_half_precision_the_average_draws_pictures_of_its_own(teacher, tmp_pa
     assert not np.array_equal(looks[1][1], looks[2][1])
 
 
-def test_pictures_that_are_not_numbers_do_not_end_the_run(teacher, tmp_path, capsys):  # noqa: F811
+def test_pictures_that_are_not_numbers_do_not_end_the_run(teacher, tmp_path, capsys):
     def look(model, batch, settings, step):
         return {"student": to_uint8(torch.full((1, 3, 8, 8), math.nan if step >= 2 else 0.0))}
 
@@ -149,8 +150,17 @@ def adapter_norm_of(checkpoint):
     return math.sqrt(sum(float(w.double().square().sum()) for w in read_adapter(checkpoint)[1].values()))
 
 
+def test_the_first_problems_of_each_kind_are_printed_and_all_are_counted(capsys):
+    gone = [f"data.json, record {i}, picture: {i}.png is gone" for i in range(5)]
+    counts = Counter()
+    report_problems(gone[:2], counts)
+    report_problems([*gone[2:], "data.json, record 9, text: it is empty"], counts)
+    assert capsys.readouterr().out.splitlines() == [*gone[:3], "data.json, record 9, text: it is empty"]
+    assert problem_counts(counts) == "picture 5, text 1"
+
+
 def test_progress_takes_a_tie_for_no_progress():
     progress = Progress()
     for progress.step, score in ((2, 0.1), (4, 0.3), (6, 0.3), (8, 0.2)):
-        progress.judge(score)
+        progress.note_score(score)
     assert (progress.best_score, progress.best_step, progress.panels_since_best) == (0.3, 4, 2)
