@@ -46,17 +46,7 @@ def describe_memory(settings: Mapping[str, Any]) -> str:
     from anytext_lcm.training import memory
 
     precision = settings["mixed_precision"] or "no"
-    sizes = memory.estimate(
-        settings["config"],
-        batch_size=settings["train_batch_size"],
-        rank=settings["lora_rank"],
-        targets=settings["lora_targets"],
-        precision=precision,
-        gradient_checkpointing=settings["gradient_checkpointing"],
-        image_size=settings["image_size"],
-        latents=bool(settings["latents"]),
-        ema=bool(settings["ema_decay"]),
-    )
+    sizes = memory.estimate(TrainSettings(**settings))
     head = f"Memory of one process, batch {settings['train_batch_size']}, rank {settings['lora_rank']}, {precision}:"
     return f"{head}\n{memory.table(sizes)}"
 

@@ -20,7 +20,7 @@ from anytext_lcm.judging.contact_sheet import contact_sheet
 from anytext_lcm.judging.defaults import COMPARISON
 from anytext_lcm.judging.panel import MethodResult, Panel, PanelJudge, by_kind, real_pictures
 from anytext_lcm.judging.report import format_table, write_report
-from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.samplers import finish, sample
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model import loading, networks
 from anytext_lcm.model.anytext2 import AnyText2
@@ -300,15 +300,16 @@ def test_fast_solvers_are_diffusers_over_our_network(sampler, steps):
         return sigma * (x - alpha * 0.3) / (alpha**2 * 0.49 + sigma**2)
 
     noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1))
-    x, seen = noise, []
+    x = noise
     for t in theirs.timesteps:
         x = theirs.step(predict(x, t.expand(2)), t, x).prev_sample
-    mine = method.sample(predict, noise, schedule, [], lambda done, t, x0: seen.append((done, t)))
+    path = list(method.sample(predict, noise, schedule, []))
+    mine = path[-1].latents
     torch.testing.assert_close(mine, x, rtol=1e-3, atol=1e-3)
-    assert seen == list(enumerate(theirs.timesteps.tolist(), 1))
+    assert [step.timestep for step in path] == theirs.timesteps.tolist()
     if steps == 20:
-        limit = sample_ddim(predict, noise, schedule, 500)
-        far = (sample_ddim(predict, noise, schedule, 20, spacing="leading") - limit).abs().max()
+        limit = finish(sample(predict, noise, schedule, 500, "ddim"))
+        far = (finish(sample(predict, noise, schedule, 20, "ddim", spacing="leading")) - limit).abs().max()
         assert (mine - limit).abs().max() < far  # of higher order than DDIM
 
 
