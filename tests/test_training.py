@@ -662,9 +662,12 @@ def test_the_trained_grid_holds_what_samplers_ask():
     assert asked <= set(solver.start_timesteps(torch.arange(len(solver))).tolist())
 
 
-def test_the_command_trains(teacher, tmp_path):
+def test_the_command_trains(teacher, tmp_path, capsys):
     good = ["--config", str(teacher / "micro.yaml"), "--output_dir", str(tmp_path), "--use_mock_dataset"]
     good += ["--teacher_ckpt", str(teacher / "micro.safetensors")]
+    assert train.main([*good, "--lora_targets", "zero_conv"]) == 2  # seen once the network is there
+    error = capsys.readouterr().err
+    assert "zero_conv" in error and error.count("\n") == 1
     short = "--max_train_steps 1 --train_batch_size 1 --gradient_accumulation_steps 1 --lora_rank 1"
     quiet = "--sample_steps 0 --no-progress --mixed_precision no"
     assert train.main([*good, *short.split(), *quiet.split()]) == 0
