@@ -86,6 +86,3 @@ def atomic_folder(path: str | Path, mark: str = "report.json") -> Iterator[Path]
         for leftover in (temporary, former):
             if leftover is not None:
                 shutil.rmtree(leftover, ignore_errors=True)
-
-
-whole_file, whole_directory = atomic_file, atomic_folder  # their former names

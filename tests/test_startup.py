@@ -44,8 +44,8 @@ COMMANDS = {
     "speed",
     "train",
 }
-# What a notebook may load of the two rooms that draw pictures and judge them. Notebook 03 draws: its last sections sample
-# from the embedded network, whose conditioning and noise come from `drawing`.
+# What a notebook may load of the two rooms that draw pictures and judge them. Notebook 03 draws: its sections 8 and 9
+# sample from the embedded network, whose conditioning and noise come from `drawing`.
 NOTEBOOKS = {"01_inspect_modules": (), "02_mock_dataset": (), "03_lcm_maths": ("drawing",)}
 HELP = """
 import json, runpy, sys, time

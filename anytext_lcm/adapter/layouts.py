@@ -24,7 +24,7 @@ from anytext_lcm.adapter.formats import (
 )
 from anytext_lcm.adapter.lora import CONFIG_FILE, load_adapter, save_adapter
 from anytext_lcm.adapter.mix import merge, write_merged
-from anytext_lcm.files import whole_file
+from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
 
 
@@ -36,9 +36,9 @@ def write_peft(
     if base_model:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base_model
-        with whole_file(folder / CONFIG_FILE) as temporary:
+        with atomic_file(folder / CONFIG_FILE) as temporary:
             temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    with whole_file(folder / CARD) as temporary:
+    with atomic_file(folder / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
     return folder
 

@@ -14,7 +14,7 @@ from anytext_lcm import __version__
 from anytext_lcm.adapter.lora import load_adapter
 from anytext_lcm.drawing.cores import describe_hardware
 from anytext_lcm.drawing.methods import student_method, teacher_method, untrained_method
-from anytext_lcm.files import check_writable, whole_file
+from anytext_lcm.files import atomic_file, check_writable
 from anytext_lcm.judging.compare import run_method
 from anytext_lcm.judging.intervals import paired_bootstrap
 from anytext_lcm.judging.panel import Panel, PanelJudge, prepare_panel
@@ -128,7 +128,7 @@ def ablate(
         "runs": runs,
     }
     for file, text in (("results.json", json.dumps(results, indent=1)), ("table.md", format_table(results))):
-        with whole_file(output / file) as temporary:
+        with atomic_file(output / file) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     return results
 
