@@ -17,7 +17,7 @@ from anytext_lcm.drawing.draw import denoise, draw_prepared, draw_prompts, predi
 from anytext_lcm.drawing.methods import Method, parse_method, student_method, teacher_method, untrained_method
 from anytext_lcm.drawing.noise import initial_noise
 from anytext_lcm.drawing.prompts import Prompt, prompts_to_batch
-from anytext_lcm.files import whole_directory, whole_file
+from anytext_lcm.files import atomic_file, atomic_folder
 from anytext_lcm.model import loading, networks
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
@@ -393,35 +393,35 @@ def test_loaded_model_keeps_its_schedule_in_fp32(tmp_path):
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
     target = tmp_path / "deep" / "a.txt"
-    with pytest.raises(RuntimeError), whole_file(target) as path:
+    with pytest.raises(RuntimeError), atomic_file(target) as path:
         path.write_text("half")
         raise RuntimeError
     assert list(target.parent.iterdir()) == []
-    with whole_file(target) as path:
+    with atomic_file(target) as path:
         path.write_text("whole")
     assert target.read_text() == "whole" and len(list(target.parent.iterdir())) == 1
-    with pytest.raises(ValueError, match="is a folder"), whole_file(target.parent):
+    with pytest.raises(ValueError, match="is a folder"), atomic_file(target.parent):
         pass
-    with pytest.raises(ValueError, match="Nothing can be written"), whole_file(target / "b.txt"):
+    with pytest.raises(ValueError, match="Nothing can be written"), atomic_file(target / "b.txt"):
         pass
 
 
 def test_folders_are_replaced_whole(tmp_path):
     target = tmp_path / "out"
     for text in ("one", "two"):
-        with whole_directory(target) as folder:
+        with atomic_folder(target) as folder:
             (folder / "report.json").write_text(text)
         assert (target / "report.json").read_text() == text
-    with pytest.raises(KeyboardInterrupt), whole_directory(target) as folder:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as folder:
         (folder / "report.json").write_text("three")
         raise KeyboardInterrupt
     assert (target / "report.json").read_text() == "two"
     assert list(tmp_path.iterdir()) == [target]
     (tmp_path / "mine").mkdir()
-    with whole_directory(tmp_path / "mine") as folder:
+    with atomic_folder(tmp_path / "mine") as folder:
         (folder / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="other files"), whole_directory(tmp_path / "mine"):
+    with pytest.raises(ValueError, match="other files"), atomic_folder(tmp_path / "mine"):
         pass
     assert (tmp_path / "mine" / "thesis.txt").exists()
-    with pytest.raises(ValueError, match="is a file"), whole_directory(tmp_path / "mine" / "thesis.txt"):
+    with pytest.raises(ValueError, match="is a file"), atomic_folder(tmp_path / "mine" / "thesis.txt"):
         pass

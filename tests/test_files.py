@@ -25,14 +25,14 @@ def windows(monkeypatch):
 def test_a_second_run_replaces_the_first_on_windows(windows, tmp_path):
     target = tmp_path / "out"
     for text in ("one", "two"):
-        with files.whole_directory(target) as folder:
+        with files.atomic_folder(target) as folder:
             (folder / "report.json").write_text(text)
         assert (target / "report.json").read_text() == text and list(tmp_path.iterdir()) == [target]
 
 
 def test_what_was_there_comes_back_when_the_new_cannot_take_its_place(windows, tmp_path, monkeypatch):
     target = tmp_path / "out"
-    with files.whole_directory(target) as folder:
+    with files.atomic_folder(target) as folder:
         (folder / "report.json").write_text("one")
         new = folder
 
@@ -42,7 +42,7 @@ def test_what_was_there_comes_back_when_the_new_cannot_take_its_place(windows, t
         windows(source, to)
 
     monkeypatch.setattr(files.os, "replace", refuse)
-    with pytest.raises(PermissionError), files.whole_directory(target) as folder:
+    with pytest.raises(PermissionError), files.atomic_folder(target) as folder:
         (folder / "report.json").write_text("two")
         (folder / "second").touch()
     assert not new.exists() and list(tmp_path.iterdir()) == [target] and (target / "report.json").read_text() == "one"

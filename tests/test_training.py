@@ -681,27 +681,12 @@ def test_the_trained_grid_holds_what_samplers_ask():
     assert asked <= set(solver.start_timesteps(torch.arange(len(solver))).tolist())
 
 
-def test_bad_flags_end_with_code_2_and_a_sentence(teacher, tmp_path, capsys):
-    flags = ["--config", str(teacher / "micro.yaml"), "--output_dir", str(tmp_path), "--use_mock_dataset"]
-    good = [*flags, "--teacher_ckpt", str(teacher / "micro.safetensors")]
-    for bad, words in (
-        ([*flags, "--teacher_ckpt", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
-        ([*good, "--lora_rank", "0"], "lora_rank"),
-        ([*good, "--lora_targets", "zero_conv"], "zero_conv"),
-        ([*good, "--seed", "-1"], "--seed must be an integer, at least 0: -1 is not."),
-    ):
-        assert train.main(bad) == 2
-        error = capsys.readouterr().err.strip().splitlines()
-        assert len(error) == 1 and words in error[0] and "Traceback" not in error[0]
-    for wrong in (
-        [*good, "--objective", "gan"],
-        [*good, "--lora_rank", "many"],
-        [*good, "--no_such_flag"],
-        flags[2:],
-    ):
-        with pytest.raises(SystemExit) as ended:
-            train.main(wrong)
-        assert ended.value.code == 2
+def test_the_command_trains(teacher, tmp_path, capsys):
+    good = ["--config", str(teacher / "micro.yaml"), "--output_dir", str(tmp_path), "--use_mock_dataset"]
+    good += ["--teacher_ckpt", str(teacher / "micro.safetensors")]
+    assert train.main([*good, "--lora_targets", "zero_conv"]) == 2  # seen once the network is there
+    error = capsys.readouterr().err
+    assert "zero_conv" in error and error.count("\n") == 1
     short = "--max_train_steps 1 --train_batch_size 1 --gradient_accumulation_steps 1 --lora_rank 1"
     quiet = "--sample_steps 0 --no-progress --mixed_precision no"
     assert train.main([*good, *short.split(), *quiet.split()]) == 0

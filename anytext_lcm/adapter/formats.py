@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anytext_lcm.adapter.lora import adapter_layers, adapter_state
-from anytext_lcm.files import whole_file
+from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.layers import Downsample, ResBlock, SpatialTransformer, Upsample
 from anytext_lcm.model.unet import UNetModel
@@ -212,7 +212,7 @@ def _write_lora(state: dict[str, Tensor], path: str | Path, header: dict[str, st
     state = {k: v if k.endswith(".alpha") else v.to(dtype).contiguous() for k, v in sorted(state.items())}
     if bad := [key for key, value in state.items() if not bool(torch.isfinite(value).all())]:
         raise ValueError(f"{len(bad)} weights, like {bad[0]}, are not finite in {dtype}; export fp32.")
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         save_file(state, temporary, metadata=header)
     return Path(path)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anytext_lcm.adapter.targets import ADAPTER_NAME, resolve_targets, unwrapped
-from anytext_lcm.files import whole_directory, whole_file
+from anytext_lcm.files import atomic_file, atomic_folder
 from anytext_lcm.model.networks import ASSETS
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -122,13 +122,13 @@ def save_adapter(model: nn.Module, directory: str | Path, metadata: Mapping[str,
     if not adapter_layers(model):
         raise ValueError("There is no adapter to save; attach one first.")
     if not directory.exists():
-        with whole_directory(directory) as temporary:
+        with atomic_folder(directory) as temporary:
             _write_weights(model, temporary / WEIGHTS_FILE, metadata)
             _write_config(model, temporary / CONFIG_FILE)
         return directory
-    with whole_file(directory / WEIGHTS_FILE) as temporary:
+    with atomic_file(directory / WEIGHTS_FILE) as temporary:
         _write_weights(model, temporary, metadata)
-    with whole_file(directory / CONFIG_FILE) as temporary:
+    with atomic_file(directory / CONFIG_FILE) as temporary:
         _write_config(model, temporary)
     return directory
 

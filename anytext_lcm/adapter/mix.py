@@ -23,7 +23,7 @@ from anytext_lcm.adapter.lora import (
     update_shapes,
 )
 from anytext_lcm.adapter.targets import resolve_targets
-from anytext_lcm.files import whole_file
+from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import SCHEDULE_BUFFERS, AnyText2
 
 
@@ -170,7 +170,7 @@ def write_merged(
     if path.suffix not in CHECKPOINT_ENDINGS:
         raise ValueError(f"{path} must end in {' or '.join(CHECKPOINT_ENDINGS)}.")
     state = merged_state(model, dtype)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         if path.suffix == ".safetensors":
             save_file(state, temporary, metadata=read_header(about))
         else:

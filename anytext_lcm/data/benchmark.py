@@ -17,7 +17,7 @@ from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.index import ROWS, RecordIndex, open_index
 from anytext_lcm.data.packed import item_bytes
-from anytext_lcm.files import whole_file
+from anytext_lcm.files import atomic_file
 
 # -- data to measure on -----------------------------------------------------------------------------------
 
@@ -87,12 +87,12 @@ def enlarge_index(folder: Path, rows: int) -> None:
     if len(index) != ROWS:
         raise ValueError(f"An index to enlarge needs {ROWS} records, a whole batch, {folder} has {len(index)}.")
     batch = index.batch(0)
-    with whole_file(folder / "records.arrow") as path, pa.OSFile(str(path), "wb") as file:
+    with atomic_file(folder / "records.arrow") as path, pa.OSFile(str(path), "wb") as file:
         with pa.ipc.new_file(file, batch.schema) as writer:
             for first in range(0, rows, ROWS):
                 writer.write_batch(batch.slice(0, rows - first))
     about = (folder / "about.json").read_text(encoding="utf-8")
-    with whole_file(folder / "about.json") as path:
+    with atomic_file(folder / "about.json") as path:
         path.write_text(about.replace(f'"kept": {ROWS}', f'"kept": {rows}'), encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from anytext_lcm.data.batch import UNSPECIFIED_COLOR
-from anytext_lcm.files import whole_directory
+from anytext_lcm.files import atomic_folder
 
 FORMATS = {"png": {}, "jpg": {"quality": 95}}
 """Picture formats and how they are written; only png keeps every byte."""
@@ -34,7 +34,7 @@ def write_anyword(dataset: Dataset, folder: str | Path, count: int | None = None
     if image_format not in FORMATS:
         raise ValueError(f"Picture format {image_format!r} is unknown: choose {' or '.join(FORMATS)}.")
     count = len(dataset) if count is None else min(count, len(dataset))
-    with whole_directory(folder, mark="data.json") as temporary:
+    with atomic_folder(folder, mark="data.json") as temporary:
         (temporary / "imgs").mkdir()
         with (temporary / "data.json").open("w", encoding="utf-8") as file:
             file.write('{"data_root": ".", "data_list": [')

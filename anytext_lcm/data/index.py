@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from anytext_lcm.data.json_stream import read_records
 from anytext_lcm.data.records import Annotation, Problem, Record, clean
-from anytext_lcm.files import check_writable, whole_directory
+from anytext_lcm.files import atomic_folder, check_writable
 
 VERSION = 1
 """Goes up when the columns or the rules of `records` change; an index of another version is built anew."""
@@ -177,7 +177,7 @@ def build_index(
     head, raws = read_records(source)
     read = kept = 0
     counts: dict[str, int] = {}
-    with whole_directory(folder, mark="about.json") as temporary:
+    with atomic_folder(folder, mark="about.json") as temporary:
         with (
             _Table(temporary / "records.arrow", RECORDS) as rows,
             _Table(temporary / "problems.arrow", PROBLEMS) as found,

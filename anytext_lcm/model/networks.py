@@ -1,6 +1,4 @@
-"""
-Which networks there are, their defaults, and how they are loaded.
-"""
+"""Which networks there are, and what each is drawn with unless a flag says otherwise. It imports no torch."""
 
 import math
 from dataclasses import dataclass
@@ -10,21 +8,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 ASSETS = Path(__file__).parents[1] / "assets"
-
-
 EMBEDDED_CONFIG = Path(__file__).parents[2] / "models_yaml" / "anytext2_tiny.yaml"
-
-
 EMBEDDED_CHECKPOINT = ASSETS / "teacher.safetensors"
 
-
 EMBEDDED_GUIDANCE = 4.0  # as its yaml says
-
-
 FULL_GUIDANCE = 7.5  # AnyText2's evaluation scripts
-
-
-# AnyText2 demo.py
+# AnyText2's demo.py
 FULL_NEGATIVE_PROMPT = (
     "low-res, bad anatomy, extra digit, fewer digits, cropped, worst quality, low quality, watermark, "
     "unreadable text, messy words, distorted text, disorganized writing, advertising picture"
@@ -33,20 +22,20 @@ FULL_NEGATIVE_PROMPT = (
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is asked of a network when nobody says otherwise."""
+    """What a network is drawn with unless a flag says otherwise."""
 
-    size: tuple[int, int]  # height and width of a picture
+    size: tuple[int, int]  # height and width of a picture, in pixels
     max_lines: int
     guidance_scale: float  # of the teacher
     negative_prompt: str
-    multiple: int = 64  # of pixels, that height and width must be: latents are halved once a level of the UNet
+    multiple: int = 64  # height and width must be a multiple of it: the UNet halves latents once per level
     checkpoint: Path | None = None  # the weights that come with the yaml
 
 
 def defaults_for(config: str | Path) -> Defaults:
-    """Defaults of the network that a yaml describes: its `model.defaults`, and AnyText2's own for what is not there.
+    """Read a yaml's `model.defaults`; AnyText2's own stand in for what is not there.
 
-    Raises FileNotFoundError or ValueError; whether the weights exist is left to `checkpoint_for`.
+    Raises FileNotFoundError or ValueError; whether the weights exist is checked by `checkpoint_for`.
     """
     path = Path(config)
     if not path.is_file():
@@ -75,7 +64,7 @@ def defaults_for(config: str | Path) -> Defaults:
 
 
 def _stated(given: Any, where: str) -> dict[str, Any]:
-    """`model.defaults` of a yaml, checked; where begins the sentence of the ValueError it raises."""
+    """Check `model.defaults` of a yaml and return it. where: how the sentence of the ValueError begins."""
     kinds = {
         "guidance_scale": (int | float, math.isfinite, "a number"),
         "negative_prompt": (str, lambda _: True, "a string"),
@@ -95,9 +84,10 @@ def _stated(given: Any, where: str) -> dict[str, Any]:
 
 
 def checkpoint_for(config: str | Path, flag: str) -> Path:
-    """The weights that a yaml names in `model.defaults.checkpoint`; `flag` is the option that names others.
+    """Return the path of the weights that a yaml names in `model.defaults.checkpoint`.
 
-    Raises ValueError when it names none, FileNotFoundError when they are not there.
+    flag: the option that names others, for the message. Raises ValueError when the yaml names none, FileNotFoundError
+    when they are not there.
     """
     checkpoint = defaults_for(config).checkpoint
     if checkpoint is None:

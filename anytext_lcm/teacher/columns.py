@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from anytext_lcm.files import whole_file
+from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.teacher.reading import letter_ids, line_transform
 from anytext_lcm.teacher.recipe import CONFIG, Rank, Recipe, autocast, averaged
@@ -63,7 +63,7 @@ def draw(rank: Rank, work: Path, recipe: Recipe) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Whole or not at all: that the file is there says that a stage is done."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from torch import nn
 
-from anytext_lcm.files import check_writable, whole_directory
+from anytext_lcm.files import atomic_folder, check_writable
 from anytext_lcm.training.processes import raise_everywhere
 from anytext_lcm.training.settings import TrainSettings
 
@@ -198,7 +198,7 @@ def new_checkpoint(directory: Path) -> Iterator[Path]:
         aside = directory.with_name(f"{directory.name}.damaged-{time.time_ns()}")
         os.replace(directory, aside)
         print(f"{directory} is now {aside.name}: {problem}.", file=sys.stderr)
-    with whole_directory(directory, mark=STATE_FILE) as temporary:
+    with atomic_folder(directory, mark=STATE_FILE) as temporary:
         yield temporary
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         listed = {

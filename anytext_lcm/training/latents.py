@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.packed import expand
-from anytext_lcm.files import whole_directory
+from anytext_lcm.files import atomic_folder
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.checkpoints import fingerprint
 
@@ -63,7 +63,7 @@ def write_latents(
     progress: called after each batch with its number of pictures. Raises ValueError when the folder holds other files.
     """
     loader = DataLoader(_Checked(dataset), batch_size, num_workers=num_workers, collate_fn=collate)
-    with whole_directory(folder, mark=ABOUT) as temporary:
+    with atomic_folder(folder, mark=ABOUT) as temporary:
         moments, checksums, done = None, np.zeros(len(dataset), np.uint32), 0
         for batch in loader:
             images = expand(batch, model.device)["img"]
