@@ -17,11 +17,12 @@ from anytext_lcm.judging import compare as compare_module
 from anytext_lcm.judging import reading, tables
 from anytext_lcm.judging.compare import compare_methods, resolve_methods, run_method
 from anytext_lcm.judging.contact_sheet import contact_sheet
+from anytext_lcm.judging.defaults import COMPARISON
 from anytext_lcm.judging.panel import MethodResult, Panel, PanelJudge, by_kind, real_pictures
 from anytext_lcm.judging.report import format_table, write_report
-from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.samplers import finish, sample
 from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.model import networks
+from anytext_lcm.model import loading, networks
 from anytext_lcm.model.anytext2 import AnyText2
 
 FILES = ["chart.png", "grid.png", "report.json", "table.md", "zoom.png"]
@@ -217,7 +218,7 @@ def test_the_tables_of_a_report(model, capsys, tmp_path):
 
 
 def test_the_comparison_is_at_equal_evaluations():
-    methods = [m for m in resolve_methods(compare_module.COMPARISON, 2.0) if not isinstance(m, str)]
+    methods = [m for m in resolve_methods(COMPARISON, 2.0) if not isinstance(m, str)]
     by_kind = {}
     for method in methods:
         by_kind.setdefault(method.name.partition("-")[0] + method.sampler, set()).add(method.evaluations)
@@ -227,11 +228,8 @@ def test_the_comparison_is_at_equal_evaluations():
 
 def test_labels_of_adapters(model, tmp_path):
     folder = save_adapter(model, tmp_path / "adapter")
-    first, others = evaluate._adapters([str(folder), f"x0={folder}", str(folder)])
+    first, others = evaluate.read_adapters([str(folder), f"x0={folder}", str(folder)])
     assert first == folder and others == {"x0": folder, "3": folder}
-    for names in ([folder, f"a b={folder}"], [folder, f"a={folder}", f"a={folder}"]):
-        with pytest.raises(ValueError, match="label"):
-            evaluate._adapters(list(map(str, names)))
 
 
 def test_methods_by_name():
@@ -302,15 +300,16 @@ def test_fast_solvers_are_diffusers_over_our_network(sampler, steps):
         return sigma * (x - alpha * 0.3) / (alpha**2 * 0.49 + sigma**2)
 
     noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1))
-    x, seen = noise, []
+    x = noise
     for t in theirs.timesteps:
         x = theirs.step(predict(x, t.expand(2)), t, x).prev_sample
-    mine = method.sample(predict, noise, schedule, [], lambda done, t, x0: seen.append((done, t)))
+    path = list(method.sample(predict, noise, schedule, []))
+    mine = path[-1].latents
     torch.testing.assert_close(mine, x, rtol=1e-3, atol=1e-3)
-    assert seen == list(enumerate(theirs.timesteps.tolist(), 1))
+    assert [step.timestep for step in path] == theirs.timesteps.tolist()
     if steps == 20:
-        limit = sample_ddim(predict, noise, schedule, 500)
-        far = (sample_ddim(predict, noise, schedule, 20, spacing="leading") - limit).abs().max()
+        limit = finish(sample(predict, noise, schedule, 500, "ddim"))
+        far = (finish(sample(predict, noise, schedule, 20, "ddim", spacing="leading")) - limit).abs().max()
         assert (mine - limit).abs().max() < far  # of higher order than DDIM
 
 
@@ -328,7 +327,7 @@ def test_fast_solvers_without_diffusers(monkeypatch):
 
 
 def test_command(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "load_chosen", lambda *_: bare())
+    monkeypatch.setattr(loading, "load_chosen", lambda *_: bare())
     folder = save_adapter(model, tmp_path / "adapter")
     command = ["--adapter", str(folder), "--lines", "2", "--methods", "teacher-2", "student-1"]
     command += ["--output", str(tmp_path / "out")]
@@ -349,32 +348,6 @@ def test_command(model, tmp_path, monkeypatch, capsys):
     distances = [report["methods"][name]["same_noise"] for name in ("student-1", "student-1@2", "student-1@x0")]
     assert distances[0] == distances[2] != distances[1]
     capsys.readouterr()
-
-
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        (["--lines", "1"], "2 or more"),
-        (["--methods", "student-4"], "no student without an adapter"),
-        (["--methods", "euler-4"], "unknown"),
-        (["--methods", "teacher-0"], "1 to"),
-        (["--seed", "-1"], "seed"),
-        (["--adapter", "nowhere"], "no adapter in nowhere"),
-        (["--adapter", "none", "none"], "stands alone"),
-        (["--adapter", "none", "a b=c"], "stands alone"),
-        (["--comparison", "--methods", "real"], "names the methods itself"),
-        (["--config", "nowhere.yaml"], "does not exist"),
-        (["--lines", "2", "--output", "/dev/null/x"], "Nothing can be written"),
-        (["--lines", "2", "--output", "."], "other files"),
-    ],
-)
-def test_one_sentence_and_code_2(options, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.txt").touch()
-    assert evaluate.main(["--adapter", "none", *options]) == 2
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_contact_sheet():

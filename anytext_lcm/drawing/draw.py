@@ -136,22 +136,22 @@ def predictor(model: AnyText2, prepared: Prepared, guidance_scale: float) -> Cal
 def denoise(
     model: AnyText2, prepared: Prepared, method: Method, progress: Callable[[int], None] | None = None
 ) -> Tensor:
-    """One batch from noise to latents (B, C, h, w), fp32. progress is told the number of pictures after each
-    step. Raises ValueError for a method that needs an adapter when the model has none.
+    """One batch from noise to latents (B, C, h, w), fp32. progress gets the number of pictures after each step.
+
+    Raises ValueError for a method that needs an adapter when the model has none.
     """
     if method.adapter and not adapter_layers(model):
         raise ValueError(f"{method.name} needs an adapter and the model has none; load one first.")
     schedule = NoiseSchedule(model.alphas_cumprod)
     noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
-
-    def step(done: int, timestep: int, x0: Tensor) -> None:
-        if progress is not None:
-            progress(len(x0))
-
     with nullcontext() if method.adapter else adapter_off(model):
         predict = predictor(model, prepared, method.guidance_scale)
         fresh = [picture_generator(seed, FRESH) for seed in prepared.seeds]
-        return method.sample(predict, noise, schedule, fresh, step)
+        for step in method.sample(predict, noise, schedule, fresh):
+            latents = step.latents
+            if progress is not None:
+                progress(len(latents))
+    return latents
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -3,7 +3,7 @@ Ways to draw: sampler, steps, guidance, adapter. One grammar of names for all of
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anytext_lcm.lcm.objectives import Predict
-from anytext_lcm.lcm.samplers import Progress, sample_ddim, sample_lcm, sample_tcd
+from anytext_lcm.lcm.samplers import Sampled, sample
 from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
+from anytext_lcm.lcm.steps import Predict
 from anytext_lcm.model.networks import EMBEDDED_GUIDANCE
 
 TRAILING_BELOW = 20  # DDIM steps; from there on upstream's spacing, see `ddim_timesteps`
@@ -70,16 +70,10 @@ class Method:
         noise: Tensor,
         schedule: NoiseSchedule,
         fresh: Sequence[torch.Generator],
-        progress: Progress | None = None,
-    ) -> Tensor:
-        """noise (B, C, h, w) -> latents of the same shape, fp32. fresh: for each picture, the source of the noise that
-        is drawn on the way.
-        """
-        if self.sampler == "ddim":
-            return sample_ddim(predict, noise, schedule, self.steps, progress, self.spacing, self.eta, fresh)
-        if self.sampler == "lcm":
-            return sample_lcm(predict, noise, schedule, self.steps, fresh, progress=progress)
-        return sample_tcd(predict, noise, schedule, self.steps, self.gamma, fresh, progress=progress)
+    ) -> Iterator[Sampled]:
+        """Denoise (B, C, h, w) and yield after each network call. fresh: per picture, the source of further noise."""
+        options = {"spacing": self.spacing, "eta": self.eta, "gamma": self.gamma, "generators": fresh}
+        return sample(predict, noise, schedule, self.steps, self.sampler, **options)
 
 
 def teacher_method(
@@ -188,16 +182,15 @@ class SolverMethod(Method):
         noise: Tensor,
         schedule: NoiseSchedule,
         fresh: Sequence[torch.Generator],
-        progress: Progress | None = None,
-    ) -> Tensor:
+    ) -> Iterator[Sampled]:
         scheduler = self.scheduler(schedule)
         x = noise.float()
-        for done, timestep in enumerate(scheduler.timesteps, 1):
+        for timestep in scheduler.timesteps:
             t = timestep.long().to(x.device).expand(len(x))
-            x = scheduler.step(predict(x, t), timestep, x).prev_sample
-            if progress is not None:
-                progress(done, int(timestep), x)
-        return x
+            eps = predict(x, t)
+            x0 = schedule.x0_from_eps(x, eps, t)
+            x = scheduler.step(eps, timestep, x).prev_sample
+            yield Sampled(int(timestep), x0, x)
 
 
 def solver_method(steps: int, sampler: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> SolverMethod:

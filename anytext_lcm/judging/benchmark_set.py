@@ -22,21 +22,16 @@ from anytext_lcm.drawing.draw import draw_prepared, prepare
 from anytext_lcm.drawing.methods import Method
 from anytext_lcm.files import whole_file
 from anytext_lcm.judging import intervals, reading
+from anytext_lcm.judging.defaults import ADDED_WORDS
 from anytext_lcm.model.anytext2 import AnyText2
 
 SIDE = 512  # pixels of the benchmark's pictures, in which its polygons are given
 
 
-SAMPLES, SEED, MAX_LINES = 4, 100, 20  # upstream's
-
-
-ADDED_WORDS = "best quality, extremely detailed"  # upstream's, behind every caption
+MAX_LINES = 20  # upstream's
 
 
 JPEG_QUALITY = 95  # of cv2.imwrite, which upstream saves with
-
-
-METHODS = ("teacher-20", "student-4", "student-8")
 
 
 SETTINGS, REPORT = "settings.json", "report.json"

@@ -20,48 +20,12 @@ from anytext_lcm.drawing.cores import Clock, describe_hardware
 from anytext_lcm.drawing.draw import BATCH_SIZE, Prepared, decode, draw_prepared
 from anytext_lcm.drawing.methods import Method, SolverMethod, parse_any, reference_of
 from anytext_lcm.judging import intervals, reading
-from anytext_lcm.judging.panel import (
-    PANEL_SEED,
-    REAL,
-    REAL_SEED,
-    RECONSTRUCTION,
-    MethodResult,
-    Panel,
-    PanelJudge,
-    prepare_panel,
-)
+from anytext_lcm.judging.defaults import METHODS, REAL, RECONSTRUCTION
+from anytext_lcm.judging.panel import PANEL_SEED, REAL_SEED, MethodResult, Panel, PanelJudge, prepare_panel
 from anytext_lcm.judging.report import format_table
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.networks import EMBEDDED_GUIDANCE
-
-METHODS = (
-    REAL,
-    RECONSTRUCTION,
-    "teacher-50",
-    "teacher-8",
-    "teacher-4",
-    "teacher-2",
-    "teacher-1",
-    "untrained-4",
-    "student-1",
-    "student-2",
-    "student-4",
-    "student-8",
-)
-
-
-COMPARISON = (  # the README's table: every family at equal evaluations; guided steps count twice
-    REAL,
-    RECONSTRUCTION,
-    *(f"teacher-{n}" for n in (50, 20, 8, 4, 2, 1)),
-    *(f"teacher-{n}-eta1" for n in (50, 20, 8, 4, 2)),
-    *(f"teacher-{n}-{solver}" for solver in ("dpm++", "unipc") for n in (8, 4, 2)),
-    *(f"untrained-{n}" for n in (1, 2, 4, 8, 16)),
-    *(f"student-{n}" for n in (1, 2, 4, 6, 8, 16)),
-    *(f"student-{n}-deterministic" for n in (2, 4, 8)),
-)
-
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "peft", "rapidocr", "onnxruntime")
 

@@ -26,9 +26,6 @@ REAL_SEED = 30_000  # of the real pictures that distributions are compared with:
 DISTRIBUTION_FROM = 8  # prompts; fewer say nothing about a distribution
 
 
-REAL, RECONSTRUCTION = "real", "reconstruction"
-
-
 @dataclass(frozen=True)
 class Panel:
     """A fixed list of prompts with the pictures they were taken from, and a noise seed for each.

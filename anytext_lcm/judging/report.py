@@ -12,7 +12,8 @@ from PIL import Image
 from anytext_lcm.figures import style
 from anytext_lcm.judging import charts, tables
 from anytext_lcm.judging.contact_sheet import contact_sheet
-from anytext_lcm.judging.panel import REAL, MethodResult, Panel
+from anytext_lcm.judging.defaults import REAL
+from anytext_lcm.judging.panel import MethodResult, Panel
 
 SHOWN_METHODS, ZOOM_LINES = 7, 8  # columns and rows that can still be read
 
