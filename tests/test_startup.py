@@ -112,7 +112,7 @@ def test_every_command_shows_its_help_without_heavy_imports():
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_notebook_loads_neither_drawing_nor_judging(notebook):
-    """Its imports of the package, run in a fresh process."""
+    """Its imports of the package, run in a fresh process; nor what adapters and training need of heavy libraries."""
     for folder in ("drawing", "judging"):
         assert find_spec(f"anytext_lcm.{folder}"), f"anytext_lcm.{folder} is not there"
     cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -121,3 +121,5 @@ def test_notebook_loads_neither_drawing_nor_judging(notebook):
     _, modules = run_python(LOAD, stdin="\n".join(lines))
     loaded = [name for name in modules if name.startswith(("anytext_lcm.drawing", "anytext_lcm.judging"))]
     assert loaded == [], f"{notebook} loads {', '.join(loaded)}"
+    heavy = {"peft", "diffusers", "transformers", "accelerate"} & {name.partition(".")[0] for name in modules}
+    assert not heavy, f"{notebook} loads {', '.join(sorted(heavy))}"
