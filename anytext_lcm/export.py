@@ -56,9 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
 def work(args: argparse.Namespace) -> str:
     """Check what can be checked before the weights are loaded, then write everything or nothing."""
     from anytext_lcm.adapter.card import REPORT, adapter_size, describe_adapter, model_card
-    from anytext_lcm.adapter.layouts import export, sha256
+    from anytext_lcm.adapter.layouts import ExportOptions, export, sha256
     from anytext_lcm.adapter.lora import resolve_adapter
-    from anytext_lcm.adapter.mix import Part, load_parts, parse_part
+    from anytext_lcm.adapter.mix import WeightedAdapter, load_adapters
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.model.loading import load_chosen
 
@@ -66,28 +66,27 @@ def work(args: argparse.Namespace) -> str:
     adapter = resolve_adapter(args.adapter)
     if adapter is None:
         raise ValueError("There is nothing to export without an adapter; name one.")
-    parts = [Part(adapter, args.adapter_scale), *(parse_part(text) for text in args.mix or ())]
+    mixed = map(WeightedAdapter.parse, args.mix or ())
+    adapters = [WeightedAdapter(adapter, args.adapter_scale), *mixed]
     about = describe_adapter(adapter)
-    if len(parts) > 1 or args.adapter_scale != 1.0:
-        about["mixed_from"] = [{"name": part.source.name, "scale": part.scale} for part in parts]
+    if len(adapters) > 1 or args.adapter_scale != 1.0:
+        about["mixed_from"] = [{"name": found.source.name, "scale": found.scale} for found in adapters]
     if args.ckpt is not None and Path(args.ckpt).is_file():
         about["base_sha256"] = sha256(args.ckpt)
     evaluated = read_report(args.report)
     model_card(about, evaluated)  # a report of another form shows here, before any weight is loaded
     with atomic_folder(args.output, mark=REPORT) as folder:
         use_available_cores()
-        model = load_parts(load_chosen(args.config, args.ckpt, args.device), parts)
+        model = load_adapters(load_chosen(args.config, args.ckpt, args.device), adapters)
         about |= adapter_size(model)
         report = export(
             model,
             folder,
-            args.layouts,
-            card=model_card(about, evaluated, args.license, args.base_model, Path(args.config).name),
-            about=about["training"] | {k: v for k, v in about.items() if k in ("mixed_from", "base_sha256")},
-            precision=args.precision,
-            ending=f".{args.checkpoint_format}",
-            base_model=args.base_model,
-            check=not args.no_check,
+            model_card(about, evaluated, args.license, args.base_model, Path(args.config).name),
+            about["training"] | {k: v for k, v in about.items() if k in ("mixed_from", "base_sha256")},
+            ExportOptions(
+                args.layouts, args.precision, f".{args.checkpoint_format}", args.base_model, check=not args.no_check
+            ),
         )
         text = json.dumps(report, indent=1, ensure_ascii=False)
         (folder / REPORT).write_text(text + "\n", encoding="utf-8")

@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
 def work(args: argparse.Namespace) -> str:
     """Check everything that can be checked before the weights are loaded, then draw and write."""
     from anytext_lcm.adapter.lora import resolve_adapter
-    from anytext_lcm.adapter.mix import Part, load_parts, parse_part
+    from anytext_lcm.adapter.mix import WeightedAdapter, load_adapters
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.drawing.jobs import draw_jobs
     from anytext_lcm.drawing.prompts import prompts_to_batch
@@ -109,7 +109,8 @@ def work(args: argparse.Namespace) -> str:
     adapter = resolve_adapter(args.adapter)
     if adapter is None and (args.mix or args.adapter_scale != 1.0):
         raise ValueError("The teacher is drawn without adapters: name one, or drop --mix and --adapter_scale.")
-    parts = [] if adapter is None else [Part(adapter, args.adapter_scale), *map(parse_part, args.mix or ())]
+    mixed = map(WeightedAdapter.parse, args.mix or ())
+    adapters = [] if adapter is None else [WeightedAdapter(adapter, args.adapter_scale), *mixed]
     method = choose_method(args, adapter is not None, defaults.guidance_scale)
     if args.negative_prompt is not None:
         if not method.guided:
@@ -126,12 +127,12 @@ def work(args: argparse.Namespace) -> str:
 
     use_available_cores()
     model = load_chosen(args.config, args.ckpt, args.device)
-    if parts:
-        load_parts(model, parts)
+    if adapters:
+        load_adapters(model, adapters)
     about = {
         "config": Path(args.config).name,
         "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
-        "adapters": [{"name": part.source.name, "scale": part.scale} for part in parts],
+        "adapters": [{"name": found.source.name, "scale": found.scale} for found in adapters],
         "font": Path(args.font).name,
         "image": Path(args.image).name if args.image else None,
     }

@@ -1,6 +1,4 @@
-"""The adapter: where it goes, that it can be switched off exactly, and that PEFT and this package read each
-other.
-"""
+"""The adapter: where it goes, that it can be switched off exactly, and that PEFT and this package read each other."""
 
 import gzip
 import json
@@ -8,11 +6,12 @@ import json
 import pytest
 import torch
 from micro_network import CHANNELS, CONTEXT, ROOT, SIDE, micro_network
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from reference_weights import REFERENCE
 from safetensors.torch import load_file, save_file
 
 from anytext_lcm.adapter import lora, mix, targets
+from anytext_lcm.adapter.lora import Adapter
 from anytext_lcm.model.anytext2 import AnyText2
 
 GROUPS = {  # ours -> the reference list's
@@ -22,15 +21,13 @@ GROUPS = {  # ours -> the reference list's
     "unet_attention": "C1 unet attn1+attn2 projections (all 16 blocks)",
     "unet_attnx": "D1 unet attn1x+attn2x projections",
 }
-
-
 MLP = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1"
 
 
 def stir(model, seed=1):
     """Gives the adapter something to say: B starts at zero."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in lora.adapter_state(model).values():
+    for parameter in Adapter.of(model).state().values():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
 
@@ -51,8 +48,14 @@ def same(first, second):
 
 
 @pytest.fixture(scope="module")
-def bare_outputs():
-    return outputs(micro_network())
+def bare():
+    """A network that no test changes."""
+    return micro_network()
+
+
+@pytest.fixture(scope="module")
+def bare_outputs(bare):
+    return outputs(bare)
 
 
 # -- targets ----------------------------------------------------------------------------------------------
@@ -69,16 +72,17 @@ def test_targets_and_sizes_of_the_full_network():
         assert groups[ours] == reference["module_names"][theirs], ours
     lora.attach(model, rank=64)
     assert targets.find_targets(model) == groups  # the same with an adapter on
-    state = lora.adapter_state(model)
-    assert len(lora.adapter_layers(model)) == 253 and sum(p.numel() for p in state.values()) == 26_992_640
+    adapter = Adapter.of(model)
+    state = adapter.state()
+    assert len(adapter.layers) == 253 and sum(p.numel() for p in state.values()) == 26_992_640
     for ours, theirs in GROUPS.items():
         ends = {f"base_model.model.{name}.lora_{x}.weight" for name in groups[ours] for x in "AB"}
         size = sum(parameter.numel() for key, parameter in state.items() if key in ends)
         assert size == reference["groups"][theirs]["lora_params_rank64"], ours
 
 
-def test_targets_of_a_small_network():
-    counts = {group: len(names) for group, names in targets.find_targets(micro_network()).items()}
+def test_targets_of_a_small_network(bare):
+    counts = {group: len(names) for group, names in targets.find_targets(bare).items()}
     assert counts == {
         "zero_convs": 4,
         "middle_block_out": 1,
@@ -108,7 +112,7 @@ def test_a_choice_of_targets():
     model = micro_network()
     name = "model.diffusion_model.output_blocks.0.1.transformer_blocks.0.ff.net.2"
     lora.attach(model, rank=2, alpha=4, targets=["middle_block_out", name])
-    assert sorted(lora.adapter_layers(model)) == ["control_model.middle_block_out.0", name]
+    assert list(Adapter.of(model).layers) == ["control_model.middle_block_out.0", name]
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     assert len(trained) == 4 and all(".lora_" in n for n in trained)
 
@@ -129,12 +133,11 @@ def test_a_choice_of_targets():
         ({"targets": [MLP]}, "would get no gradient"),
     ],
 )
-def test_what_attach_refuses(options, words):
-    model = micro_network()
-    before = set(model.state_dict())
+def test_what_attach_refuses(bare, options, words):
+    before = set(bare.state_dict())
     with pytest.raises(ValueError, match=words):
-        lora.attach(model, **options)
-    assert set(model.state_dict()) == before
+        lora.attach(bare, **options)
+    assert set(bare.state_dict()) == before
 
 
 def test_peft_alone_would_pass_over_a_wrong_name():
@@ -150,6 +153,36 @@ def test_a_second_adapter_is_refused():
         targets.find_targets(torch.nn.Linear(2, 2))
 
 
+# -- the object -------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_an_adapter_is_refused_in_one_sentence(bare):
+    with pytest.raises(ValueError, match="has no adapter; attach or load one first") as error:
+        Adapter.of(bare)
+    assert "\n" not in str(error.value)
+    assert lora.adapter_layers(bare) == lora.adapter_state(bare) == {} and not lora.adapts(bare, "control_model")
+
+
+def test_the_state_holds_the_parameters_that_are_trained():
+    adapter = Adapter.of(stir(lora.attach(micro_network(), 2, 5)))
+    state, named = adapter.state(), dict(adapter.model.named_parameters())
+    trained = {id(p) for p in named.values() if p.requires_grad}
+    assert {id(p) for p in state.values()} == trained and len(trained) == 2 * len(adapter.layers)
+    assert list(state) == sorted(state) and (adapter.rank, adapter.alpha) == (2, 5)
+    peft = get_peft_model_state_dict(adapter.model)  # PEFT's own, detached
+    assert {f"base_model.model.{key}" for key in peft} == set(state)
+    assert all(torch.equal(value, state[f"base_model.model.{key}"]) for key, value in peft.items())
+    squares = sum(float(value.double().square().sum()) for value in peft.values())
+    assert adapter.norm() == pytest.approx(squares**0.5, rel=1e-5)
+
+
+def test_what_an_adapter_touches():
+    adapter = Adapter.of(lora.attach(micro_network(), 2, 2, ["unet_decoder"]))
+    assert not adapter.touches("control_model", "model.diffusion_model.input_blocks")
+    assert adapter.touches("control_model", "model.diffusion_model.middle_block")
+    assert adapter.touches("model") and not adapter.touches("model.diffusion_model.middle")  # whole names alone
+
+
 # -- on and off -------------------------------------------------------------------------------------------
 
 
@@ -162,31 +195,36 @@ def test_off_is_the_bare_model_bit_for_bit(bare_outputs):
     model = stir(lora.attach(micro_network(), 4, 4))
     on = outputs(model)
     assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(on[1:], bare_outputs[1:], strict=True))
-    with lora.adapter_off(model) as teacher:
+    adapter = Adapter.of(model)
+    with adapter.off() as teacher:
         assert teacher is model and same(outputs(model), bare_outputs)
-        with lora.adapter_off(model):
+        with adapter.off(), lora.adapter_off(model):
             pass
         assert same(outputs(model), bare_outputs)  # still off
     assert same(outputs(model), on)
 
 
-def test_off_ends_with_an_error_and_does_not_unfreeze(bare_outputs):
-    model = stir(lora.attach(micro_network(), 4, 4))
-    on = outputs(model)
-    for parameter in lora.adapter_state(model).values():
+@pytest.mark.parametrize("switch", [Adapter.off, Adapter.merged])
+def test_the_switch_ends_with_an_error_and_does_not_unfreeze(switch):
+    adapter = Adapter.of(stir(lora.attach(micro_network(), 4, 4)))
+    on = outputs(adapter.model)
+    for parameter in adapter.state().values():
         parameter.requires_grad_(False)
-    with pytest.raises(RuntimeError, match="inside"), lora.adapter_off(model):
+    with pytest.raises(RuntimeError, match="inside"), switch(adapter):
         raise RuntimeError("inside")
-    assert same(outputs(model), on)
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-    with lora.adapter_off(micro_network()) as bare:  # without an adapter there is nothing to switch
-        assert same(outputs(bare), bare_outputs)
+    assert same(outputs(adapter.model), on)
+    assert not any(parameter.requires_grad for parameter in adapter.model.parameters())
+
+
+def test_without_an_adapter_there_is_nothing_to_switch_off(bare, bare_outputs):
+    with lora.adapter_off(bare) as teacher:
+        assert teacher is bare and same(outputs(bare), bare_outputs)
 
 
 def test_alpha_over_rank_scales_the_update():
     def change(rank, alpha):
         model = lora.attach(micro_network(), rank, alpha, ["middle_block_out"])
-        layer = lora.adapter_layers(model)["control_model.middle_block_out.0"]
+        layer = Adapter.of(model).layers["control_model.middle_block_out.0"]
         torch.nn.init.ones_(layer.lora_A["default"].weight)
         torch.nn.init.ones_(layer.lora_B["default"].weight)
         x = torch.ones(1, 16, 1, 1)
@@ -202,19 +240,25 @@ def test_the_adapter_is_fp32_on_a_half_precision_network():
     for child in model.children():
         child.bfloat16()
     lora.attach(model, 2, 2)
-    assert {p.dtype for p in lora.adapter_state(model).values()} == {torch.float32}
+    assert {p.dtype for p in Adapter.of(model).state().values()} == {torch.float32}
     assert model.control_model.fuse_block_za.weight.dtype == torch.bfloat16
     assert all(output.isfinite().all() for output in outputs(model))
 
 
-def test_merged_equals_attached():
+def test_merged_equals_attached(bare, bare_outputs):
     model = stir(lora.attach(micro_network(), 4, 4))
-    keys = set(micro_network().state_dict())
+    keys, adapter = set(bare.state_dict()), Adapter.of(model)
     on = outputs(model)
+    with adapter.merged():
+        inside = outputs(model)
+    with adapter.off():
+        assert same(outputs(model), bare_outputs)  # nothing of it is left in the teacher
+    assert same(outputs(model), on)
     assert mix.merge(model) is model
     assert set(model.state_dict()) == keys and not lora.adapter_layers(model)
-    for merged, attached in zip(outputs(model), on, strict=True):
+    for merged, switched, attached in zip(outputs(model), inside, on, strict=True):
         torch.testing.assert_close(merged, attached, rtol=1e-4, atol=1e-4)
+        assert torch.equal(merged, switched)
     with pytest.raises(ValueError, match="no adapter"):
         mix.merge(model)
     lora.attach(model, 2, 2)  # and a merged model can take the next one
@@ -222,11 +266,11 @@ def test_merged_equals_attached():
 
 def test_under_autocast_merged_weights_are_the_same():
     """The adapter's product is not rounded to half precision on its way into the weights."""
-    model = stir(lora.attach(micro_network(), 4, 4))
+    adapter = Adapter.of(stir(lora.attach(micro_network(), 4, 4)))
 
     def merged():
-        with lora.adapter_merged(model):
-            return [layer.get_base_layer().weight.clone() for layer in lora.adapter_layers(model).values()]
+        with adapter.merged():
+            return [layer.get_base_layer().weight.clone() for layer in adapter.layers.values()]
 
     plain = merged()
     with torch.autocast("cpu", torch.bfloat16):
@@ -257,7 +301,7 @@ def test_saved_and_loaded(saved):
     for mine, theirs in zip(outputs(model), on, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
     lora.load_adapter(model, directory, trainable=True)  # over itself
-    assert all(parameter.requires_grad for parameter in lora.adapter_state(model).values())
+    assert all(parameter.requires_grad for parameter in Adapter.of(model).state().values())
     assert same(outputs(model), on)
 
 
@@ -334,9 +378,9 @@ def test_adapters_that_do_not_fit(saved, tmp_path):
         assert set(model.state_dict()) == before
 
 
-def test_targets_from_a_file(tmp_path):
+def test_targets_from_a_file(bare, tmp_path):
     """What the inspection writes goes back in, alone or beside other names."""
-    model = micro_network()
+    model = bare
     written = tmp_path / "target_modules_list.txt"
     written.write_text("\n".join(targets.find_targets(model)["unet_attnx"]) + "\n")
     assert targets.resolve_targets(model, [str(written)]) == sorted(targets.find_targets(model)["unet_attnx"])

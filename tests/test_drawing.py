@@ -10,7 +10,7 @@ from micro_network import micro_network
 from omegaconf import OmegaConf
 
 from anytext_lcm.adapter import lora
-from anytext_lcm.adapter.lora import adapter_off, adapter_state, attach, save_adapter
+from anytext_lcm.adapter.lora import Adapter, adapter_off, adapter_state, attach, save_adapter
 from anytext_lcm.data.batch import Line
 from anytext_lcm.drawing import draw as draw_module
 from anytext_lcm.drawing.draw import denoise, draw_prepared, draw_prompts, predictor, prepare
@@ -104,13 +104,13 @@ def test_an_adapter_is_merged_where_the_sum_holds_it(dtype, merges, monkeypatch)
     for parameter in adapter_state(network).values():
         parameter.data.normal_(std=0.02, generator=torch.Generator().manual_seed(parameter.numel()))
     network.requires_grad_(False)
-    used, merged = [], draw_module.adapter_merged
+    used, merged = [], Adapter.merged
 
-    def watched(model):
-        used.append(model)
-        return merged(model)
+    def watched(adapter):
+        used.append(adapter)
+        return merged(adapter)
 
-    monkeypatch.setattr(draw_module, "adapter_merged", watched)
+    monkeypatch.setattr(Adapter, "merged", watched)
     batch = prompts_to_batch([Prompt("a", (Line("A", box(4, 4, 60, 40)),))], (64, 64), 2)
     prepared = prepare(network, batch, [1])
     drawn = draw_prepared(network, prepared, student_method(2)).latents

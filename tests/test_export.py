@@ -1,6 +1,7 @@
 """Every exported file is read back, by this package and by the library it is meant for, and answers the same."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from anytext_lcm import export
 from anytext_lcm.adapter import formats, layouts, lora, mix
-from anytext_lcm.adapter.card import describe_adapter, model_card
+from anytext_lcm.adapter.card import TEMPLATE, describe_adapter, model_card
 from anytext_lcm.adapter.choices import LAYOUTS
 from anytext_lcm.adapter.formats import diffusers_names
 from anytext_lcm.adapter.layouts import probe
-from anytext_lcm.adapter.mix import Part, load_parts, merged_state
+from anytext_lcm.adapter.lora import Adapter
+from anytext_lcm.adapter.mix import WeightedAdapter, load_adapters, merged_state
 from anytext_lcm.model import loading
 from anytext_lcm.model.anytext2 import SCHEDULE_BUFFERS, AnyText2
 
@@ -30,7 +32,7 @@ ALL = ["zero_convs", "writenet_attention", "unet_attention", "unet_attnx", "unet
 def adapted(rank=3, alpha=6, targets=ALL, seed=1):
     model = lora.attach(micro_network(), rank, alpha, targets)
     generator = torch.Generator().manual_seed(seed)
-    for parameter in lora.adapter_state(model).values():
+    for parameter in Adapter.of(model).state().values():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
 
@@ -81,7 +83,7 @@ class Loader(StableDiffusionLoraLoaderMixin):
 def test_diffusers_own_loader(write, tmp_path):
     model = adapted()
     unet = theirs_unet(model)
-    with lora.adapter_off(model):
+    with Adapter.of(model).off():
         bare = answers(model)
     torch.testing.assert_close(answers(None, unet), bare, rtol=1e-4, atol=1e-4)
     path = write(model, tmp_path / "lora.safetensors")
@@ -119,7 +121,7 @@ def test_names_of_the_full_unet():
 def test_what_a_unet_file_cannot_hold_is_said(tmp_path):
     model = adapted()
     known, rest = formats.split_layers(model)
-    assert len(known) + len(rest) == len(lora.adapter_layers(model))
+    assert len(known) + len(rest) == len(Adapter.of(model).layers)
     assert all(name.startswith("control_model.") or ".attn1x." in name or ".attn2x." in name for name in rest)
     sentence = formats.describe_rest(rest)
     assert "WriteNet" in sentence and "AttnX" in sentence and formats.describe_rest([]) == ""
@@ -143,7 +145,11 @@ def test_keys_and_headers(tmp_path):
         assert {v.dtype for k, v in state.items() if not k.endswith("alpha")} == {torch.float16}
         assert formats.update_error(model, formats.read_lora_file(model, path)) < 2e-3  # half precision
         with safe_open(path, "pt") as file:
-            assert json.loads(file.metadata()["anytext_lcm"]) == {"step": 7}
+            header = file.metadata()
+        assert json.loads(header["anytext_lcm"]) == {"step": 7}
+        if write is formats.write_kohya:  # the scale of 6 / 3 is in the weights
+            assert {float(v) for k, v in state.items() if k.endswith("alpha")} == {3.0}
+            assert header["ss_network_dim"] == header["ss_network_alpha"] == "3"
 
 
 # -- merged ---------------------------------------------------------------------------------------------
@@ -172,7 +178,7 @@ def test_what_cannot_be_merged(tmp_path):
     with pytest.raises(ValueError, match="must end in"):
         mix.write_merged(adapted(), tmp_path / "merged.bin")
     model = adapted(targets=["zero_convs"])
-    for parameter in lora.adapter_state(model).values():
+    for parameter in Adapter.of(model).state().values():
         parameter.data.fill_(500)
     with pytest.raises(ValueError, match="not finite"):
         merged_state(model, torch.float16)
@@ -190,22 +196,38 @@ def test_two_adapters_as_peft_mixes_them(tmp_path):
     wrapped.base_model.add_weighted_adapter(["first", "style"], [1.0, 0.8], "both", combination_type="cat")
     wrapped.base_model.set_adapter("both")
     peft = probe(wrapped.base_model.model)
-    mine = load_parts(micro_network(), [Part(first), Part(style, 0.8)])
+    mine = load_adapters(micro_network(), [WeightedAdapter(first), WeightedAdapter(style, 0.8)])
     assert layouts.distance(peft, probe(mine)) < 1e-5
-    assert layouts.distance(probe(load_parts(micro_network(), [Part(first)])), peft) > 1e-3
+    assert layouts.distance(probe(load_adapters(micro_network(), [WeightedAdapter(first)])), peft) > 1e-3
     again = lora.load_adapter(micro_network(), lora.save_adapter(mine, tmp_path / "mixture"))
     assert layouts.distance(peft, probe(again)) < 1e-5  # and the mixture is an adapter like any other
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
 
+def test_a_mixture_is_fp32_on_a_half_precision_network(tmp_path):
+    first = lora.save_adapter(adapted(3, 6, ["unet_attention", "zero_convs"], 1), tmp_path / "first")
+    style = lora.save_adapter(adapted(2, 1, ["unet_attention"], 2), tmp_path / "style")
+    adapters = [WeightedAdapter(first), WeightedAdapter(style, 0.8)]
+    half, full = (Adapter.of(load_adapters(network, adapters)).state() for network in (half_network(), micro_network()))
+    assert {value.dtype for value in half.values()} == {torch.float32}
+    assert all(torch.equal(value, full[key]) for key, value in half.items()) and half.keys() == full.keys()
+
+
+def half_network():
+    model = micro_network()
+    for child in model.children():
+        child.bfloat16()
+    return model
+
+
 def test_another_scale_as_peft_scales_it(tmp_path):
     folder = lora.save_adapter(adapted(), tmp_path / "a")
     peft = lora.load_adapter(micro_network(), folder)
-    for layer in lora.adapter_layers(peft).values():
+    for layer in Adapter.of(peft).layers.values():
         layer.set_scale("default", 0.5)
-    mine = load_parts(micro_network(), [Part(folder, 0.5)])
+    mine = load_adapters(micro_network(), [WeightedAdapter(folder, 0.5)])
     assert layouts.distance(probe(peft), probe(mine)) < 1e-5
-    nothing = load_parts(micro_network(), [Part(folder, 0.0)])
+    nothing = load_adapters(micro_network(), [WeightedAdapter(folder, 0.0)])
     assert layouts.distance(probe(micro_network()), probe(nothing)) < 1e-6
 
 
@@ -214,12 +236,12 @@ def test_a_style_from_a_file(tmp_path):
     folder = lora.save_adapter(adapted(2, 2, ["zero_convs"], 3), tmp_path / "ours")
     style = adapted(3, 6, ["unet_attention", "unet_rest"], 4)
     peft = lora.save_adapter(style, tmp_path / "style")
-    wanted = probe(load_parts(micro_network(), [Part(folder), Part(peft, 0.7)]))
+    wanted = probe(load_adapters(micro_network(), [WeightedAdapter(folder), WeightedAdapter(peft, 0.7)]))
     for write in (formats.write_kohya, formats.write_diffusers):
         path = write(style, tmp_path / f"{write.__name__}.safetensors")
         state = load_file(path) | {"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}
         save_file(state, path)
-        got = probe(load_parts(micro_network(), [Part(folder), Part(path, 0.7)]))
+        got = probe(load_adapters(micro_network(), [WeightedAdapter(folder), WeightedAdapter(path, 0.7)]))
         assert layouts.distance(wanted, got) < 1e-5
 
 
@@ -238,6 +260,7 @@ def test_older_names_of_diffusers(tmp_path):
 
 def test_files_that_do_not_fit(tmp_path):
     model, path = micro_network(), tmp_path / "x.safetensors"
+    before = set(model.state_dict())
     key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     for state, words in (
         ({"some.weight": torch.ones(1)}, "no kohya or diffusers"),
@@ -248,30 +271,30 @@ def test_files_that_do_not_fit(tmp_path):
     ):
         save_file(state, path)
         with pytest.raises(ValueError, match=words):
-            load_parts(model, [Part(path)])
+            load_adapters(model, [WeightedAdapter(path)])
     path.write_bytes(b"cut")
     with pytest.raises(ValueError, match="no safetensors"):
-        load_parts(model, [Part(path)])
+        load_adapters(model, [WeightedAdapter(path)])
     with pytest.raises(FileNotFoundError):
-        load_parts(model, [Part(tmp_path / "nowhere.safetensors")])
+        load_adapters(model, [WeightedAdapter(tmp_path / "nowhere.safetensors")])
     with pytest.raises(ValueError, match="No adapter"):
-        load_parts(model, [])
+        load_adapters(model, [])
     folder = lora.save_adapter(adapted(2, 2, ["zero_convs"]), tmp_path / "a")
     weights, config = folder / lora.WEIGHTS_FILE, folder / lora.CONFIG_FILE
     state, text = load_file(weights), config.read_text()
     half = next(key for key in state if ".lora_B." in key)
     save_file({key: value for key, value in state.items() if key != half}, weights)
     with pytest.raises(ValueError, match="one half"):
-        load_parts(model, [Part(folder, 0.5)])
+        load_adapters(model, [WeightedAdapter(folder, 0.5)])
     config.write_text(json.dumps(json.loads(text) | {"use_rslora": True}))
     with pytest.raises(ValueError, match="use_rslora"):
-        load_parts(model, [Part(folder, 0.5)])
-    assert not lora.adapter_layers(model)
-    assert mix.parse_part("a@b/c@0.5") == Part(Path("a@b/c"), 0.5)
-    assert mix.parse_part("plain") == Part(Path("plain"))
+        load_adapters(model, [WeightedAdapter(folder, 0.5)])
+    assert set(model.state_dict()) == before
+    assert WeightedAdapter.parse("a@b/c@0.5") == WeightedAdapter(Path("a@b/c"), 0.5)
+    assert WeightedAdapter.parse("plain") == WeightedAdapter(Path("plain"))
     for text in ("a@x", "a@nan", "a@1e9"):
         with pytest.raises(ValueError):
-            mix.parse_part(text)
+            WeightedAdapter.parse(text)
 
 
 # -- card and command -----------------------------------------------------------------------------------
@@ -318,6 +341,17 @@ def test_model_card(folder):
     with pytest.raises(ValueError, match="another form"):
         model_card(about, {"methods": {}})
     assert "Rank" in model_card(describe_adapter(folder) | {"training": {}})
+
+
+def test_the_card_shows_imports_that_work_and_its_template_is_installed():
+    code = TEMPLATE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    imports = [line for line in code.splitlines() if "import" in line]
+    assert len(imports) == 2
+    exec("\n".join(imports), names := {})
+    assert names["load_adapter"] is lora.load_adapter and names["load_model"] is loading.load_model
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["anytext_lcm"]
+    assert any(TEMPLATE.relative_to(ROOT / "anytext_lcm").match(pattern) for pattern in patterns)
 
 
 def test_command(folder, tmp_path, monkeypatch, capsys):

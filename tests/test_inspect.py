@@ -16,7 +16,7 @@ from small_models import EMBEDDED, FULL
 
 from anytext_lcm import inspect_modules
 from anytext_lcm.adapter import census
-from anytext_lcm.adapter.lora import adapter_state, attach
+from anytext_lcm.adapter.lora import Adapter, attach
 from anytext_lcm.adapter.targets import find_targets
 from anytext_lcm.model.anytext2 import AnyText2
 
@@ -80,9 +80,8 @@ def test_lora_size_is_what_attach_makes(rank):
     model = micro_network()
     layers = census.list_layers(model)
     attach(model, rank=rank)
-    assert sum(census.lora_parameters(layer, rank) for layer in layers if layer.group) == sum(
-        p.numel() for p in adapter_state(model).values()
-    )
+    attached = sum(parameter.numel() for parameter in Adapter.of(model).state().values())
+    assert sum(census.lora_parameters(layer, rank) for layer in layers if layer.group) == attached
 
 
 def test_lora_size_of_a_3x3_convolution():

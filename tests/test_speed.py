@@ -257,7 +257,7 @@ def test_merged_for_sampling_and_bitwise_back(options):
     student = answer()
     with lora.adapter_off(model):
         teacher = answer()
-    with lora.adapter_merged(model):
+    with lora.Adapter.of(model).merged():
         torch.testing.assert_close(answer(), student, rtol=1e-4, atol=1e-4)
     assert torch.equal(answer(), student) and not torch.allclose(student, teacher)
     with lora.adapter_off(model):

@@ -123,3 +123,5 @@ def test_notebook_loads_no_drawing_and_judging_that_it_does_not_need(notebook):
     _, modules = run_python(LOAD, stdin="\n".join(lines))
     loaded = {room for room in ("drawing", "judging") if f"anytext_lcm.{room}" in modules}
     assert loaded == set(NOTEBOOKS[notebook]), f"{notebook} loads {', '.join(sorted(loaded)) or 'neither'}"
+    heavy = {"peft", "diffusers", "transformers", "accelerate"} & {name.partition(".")[0] for name in modules}
+    assert not heavy or "drawing" in NOTEBOOKS[notebook], f"{notebook} loads {', '.join(sorted(heavy))}"

@@ -1,25 +1,26 @@
-"""
-The model card of an exported adapter.
-"""
+"""The model card of an exported adapter: `card.md`, filled in."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from safetensors import safe_open
 
 from anytext_lcm import __version__
-from anytext_lcm.adapter.lora import WEIGHTS_FILE, adapter_layers, adapter_state, read_adapter
+from anytext_lcm.adapter.lora import WEIGHTS_FILE, Adapter, read_adapter
+from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.lcm.schedule import lcm_timesteps
 from anytext_lcm.model.anytext2 import AnyText2
 
 REPORT, CARD = "export.json", "README.md"
+TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def describe_adapter(folder: str | Path) -> dict[str, Any]:
-    """What an adapter's files say about themselves: rank, alpha, number of layers, and the training settings that this
-    package writes into the header. Raises FileNotFoundError or ValueError.
+    """What an adapter's files say about it: rank, alpha, number of layers and parameters, and under "training" the
+    settings that this package writes into the header. Raises FileNotFoundError or ValueError.
     """
     config, state = read_adapter(folder)
     with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
@@ -38,44 +39,18 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
 
 
 def adapter_size(model: AnyText2) -> dict[str, Any]:
-    """Rank, alpha, layers and parameters of what is attached: a mixture's are not those of its parts."""
-    layers = adapter_layers(model)
-    config = next(iter(model.peft_config.values()))
+    """Rank, alpha, layers and parameters of the attached adapter. A mixture's differ from those of its parts."""
+    adapter = Adapter.of(model)
     return {
-        "rank": config.r,
-        "alpha": config.lora_alpha,
-        "layers": len(layers),
-        "parameters": sum(value.numel() for value in adapter_state(model).values()),
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "layers": len(adapter.layers),
+        "parameters": sum(value.numel() for value in adapter.state().values()),
     }
 
 
-def _metrics(report: Mapping[str, Any] | None) -> list[str]:
-    """Rows of the card's table: the reference and every method of the student."""
-    if report is None:
-        return ["Not measured. `python -m anytext_lcm.evaluate --adapter .` does it, and `--report` puts it here."]
-    try:
-        panel, reference = report["panel"], report.get("reference")
-        rows = ["| method | UNet evaluations | lines right | retention | NED |", "|---|---|---|---|---|"]
-        for name, row in report["methods"].items():
-            if name != reference and not name.startswith("student"):
-                continue
-            cells = [name, str(row["evaluations"])]
-            for key in ("accuracy", "retention"):
-                found = row.get(key)
-                cells.append("-" if found is None else "{value:.3f} [{low:.2f}, {high:.2f}]".format(**found))
-            rows.append("| " + " | ".join([*cells, f"{row['ned']['value']:.3f}"]) + " |")
-        return [
-            f"{panel['prompts']} prompts with {panel['lines']} lines, the same noise for all methods, 95 % intervals "
-            "over prompts:",
-            "",
-            *rows,
-        ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"The report has another form than `evaluate` writes ({error!r} is missing).") from error
-
-
 def model_card(
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     report: Mapping[str, Any] | None = None,
     licence: str = "apache-2.0",
     base_model: str | None = None,
@@ -83,71 +58,71 @@ def model_card(
 ) -> str:
     """The README.md of an adapter: what it belongs to, how it was made and measured, and how it is used.
 
-    about: of `describe_adapter`. report: of `python -m anytext_lcm.evaluate`. base_model: its name on a hub. network:
-    the yaml. Raises ValueError for a report of another form.
+    metadata: of `describe_adapter`. report: of `python -m anytext_lcm.evaluate`. base_model: the teacher's name on a
+    hub. network: the yaml. Raises ValueError for a report of another form.
     """
-    training = about["training"]
-    head = {
-        "license": licence,
-        "library_name": "peft",
-        "pipeline_tag": "text-to-image",
-        **({"base_model": base_model, "base_model_relation": "adapter"} if base_model else {}),
-    }
-    scale = training.get("guidance_scale")
+    rows = facts(metadata, base_model or network)
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        licence=licence,
+        base=f"base_model: {base_model}\nbase_model_relation: adapter\n" if base_model else "",
+        facts=text_table(("", ""), rows.items(), markdown=True),
+        measured=_measured(report),
+        version=__version__,
+    )
+
+
+def facts(metadata: Mapping[str, Any], base: str = "") -> dict[str, Any]:
+    """Rows of the card's first table, by name; what metadata (of `describe_adapter`) does not know is left out.
+
+    base: name of the network, by default the one that the training noted.
+    """
+    training = metadata["training"]
+    scale, negative = training.get("guidance_scale"), training.get("negative_prompt")
     data = training.get("data_list") or ("drawn by this package" if training.get("use_mock_dataset") else None)
-    batch = [training.get(k) for k in ("train_batch_size", "gradient_accumulation_steps", "num_processes")]
-    facts = {
-        "Base": base_model or network or training.get("network"),
+    batch, accumulation = training.get("train_batch_size"), training.get("gradient_accumulation_steps")
+    rows = {
+        "Base": base or training.get("network"),
         "Guidance built in": None if scale is None else f"{scale} (w = {scale - 1:g} in the LCM paper's form)",
-        "Negative prompt built in": repr(training["negative_prompt"]) if "negative_prompt" in training else None,
+        "Negative prompt built in": None if negative is None else repr(negative),
         "Objective": training.get("objective"),
         "Training steps": training.get("step"),
         "Learning rate": training.get("learning_rate"),
-        "Pictures a process and step, accumulation": None if None in batch[:2] else f"{batch[0]}, {batch[1]}",
+        "Pictures per process and step, accumulation": None if batch is None else f"{batch}, {accumulation}",
         "Data": ", ".join(map(str, data)) if isinstance(data, list) else data,
-        "Rank, alpha": f"{about['rank']}, {about['alpha']:g}",
-        "Adapted layers": f"{about['layers']} ({about['parameters'] / 1e6:.2f} M parameters)",
+        "Rank, alpha": f"{metadata['rank']}, {metadata['alpha']:g}",
+        "Adapted layers": f"{metadata['layers']} ({metadata['parameters'] / 1e6:.2f} M parameters)",
         "Timesteps": "a grid of 50, " + "; ".join(f"{n} steps at {lcm_timesteps(n).tolist()}" for n in (2, 4)),
-        "Mixed from": ", ".join("{scale:g} x {name}".format(**part) for part in about.get("mixed_from", ())) or None,
-        "Base weights, SHA-256": about.get("base_sha256"),
+        "Mixed from": ", ".join("{scale:g} x {name}".format(**part) for part in metadata.get("mixed_from", ())),
+        "Base weights, SHA-256": metadata.get("base_sha256"),
     }
-    lines = ["---", *(f"{key}: {value}" for key, value in head.items())]
-    lines += ["tags:", *(f"- {tag}" for tag in ("lora", "lcm", "anytext2", "text-rendering")), "---", ""]
-    lines += [
-        "# Few-step adapter for AnyText2",
-        "",
-        "A LoRA adapter, trained by latent consistency distillation, that draws in a few steps and without guidance "
-        "what the teacher draws in many guided steps.",
-        "",
-        "## How it was made",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in facts.items() if value is not None),
-        "",
-        "## How well it reads",
-        "",
-        *_metrics(report),
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from anytext_lcm.lora import load_adapter",
-        "from anytext_lcm.pipeline import load_model",
-        "",
-        'model = load_adapter(load_model("anytext2.yaml", "anytext2.ckpt"), "this/folder")',
-        "```",
-        "",
-        "Or `python -m anytext_lcm.sample --adapter this/folder --steps 4 ...`. Four to eight steps, guidance 1: the "
-        "guidance is built in, and more of it on top costs twice the time and overexposes. PEFT's own "
-        "`PeftModel.from_pretrained` reads the folder too.",
-        "",
-        "## Limits",
-        "",
-        "It fits the network it was trained for and no other. What the teacher cannot write, small glyphs above all, "
-        "the adapter cannot either.",
-        "",
-        f"Written by anytext_lcm {__version__}.",
-        "",
-    ]
-    return "\n".join(lines)
+    return {name: value for name, value in rows.items() if value not in (None, "")}
+
+
+def _measured(report: Mapping[str, Any] | None) -> str:
+    """A sentence and a table of the student's methods. Raises ValueError for a report of another form."""
+    if report is None:
+        return "Not measured. `python -m anytext_lcm.evaluate --adapter .` does it, and `--report` puts it here."
+
+    def interval(found: Mapping[str, float] | None) -> str:
+        return "-" if found is None else "{value:.3f} [{low:.2f}, {high:.2f}]".format(**found)
+
+    try:
+        panel, reference = report["panel"], report.get("reference")
+        rows = [
+            [
+                name,
+                row["evaluations"],
+                *(interval(row.get(key)) for key in ("accuracy", "retention")),
+                f"{row['ned']['value']:.3f}",
+            ]
+            for name, row in report["methods"].items()
+            if name == reference or name.startswith("student")
+        ]
+        sentence = (
+            f"{panel['prompts']} prompts with {panel['lines']} lines, the same noise for all methods, 95 % intervals "
+            "over prompts:"
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"The report has another form than `evaluate` writes ({error!r} is missing).") from error
+    head = ["method", "UNet evaluations", "lines right", "retention", "NED"]
+    return sentence + "\n\n" + text_table(head, rows, markdown=True, align="lr")

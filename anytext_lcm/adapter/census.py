@@ -1,6 +1,4 @@
-"""
-Every Linear and Conv2d of a network: its part, its role, and what LoRA would add.
-"""
+"""Every Linear and Conv2d of a network: its part, its role, and what LoRA would add."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from anytext_lcm.adapter.targets import find_targets
+from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.model.checkpoint import OPTIONAL_KEYS
 
 PARTS = {
@@ -20,9 +19,7 @@ PARTS = {
 }
 """The six networks by their place in the checkpoint; upstream calls WriteNet ControlNet."""
 
-
 ZERO_CONVS = ("control_model.zero_convs.", "control_model.middle_block_out.")
-
 
 # In UNet and WriteNet: a piece of the name, and what the layer does. The first that fits counts.
 _ROLES = (
@@ -117,12 +114,12 @@ def count_by(layers: Sequence[Layer], *fields: str) -> dict[tuple[str, ...], tup
 
 
 def part_parameters(model: nn.Module) -> dict[str, int]:
-    """All parameters of each network, those of norms and embeddings too."""
+    """Parameters of each network, with those of norms and embeddings."""
     return {part: sum(p.numel() for p in model.get_submodule(prefix).parameters()) for prefix, part in PARTS.items()}
 
 
 def lora_parameters(layer: Layer, rank: int) -> int:
-    """Size of an adapter of this rank on the layer: A is (rank, in, k, k), B is (out, rank, 1, 1)."""
+    """Parameters of an adapter of this rank on the layer: A is (rank, in, k, k), B is (out, rank, 1, 1)."""
     outputs, inputs, *kernel = layer.shape
     area = kernel[0] * kernel[1] if kernel else 1
     return rank * (inputs * area + outputs)
@@ -141,10 +138,11 @@ def lora_groups(layers: Sequence[Layer], rank: int = 64) -> dict[str, tuple[int,
 def training_memory(
     layers: Sequence[Layer], weights: int, groups: Sequence[str], rank: int, kept: int, batch_size: int = 1
 ) -> dict[str, float]:
-    """GB that one fp32 process of a distillation needs, by what for; workspace of the kernels comes on top.
+    """GB that one fp32 process of a distillation needs, by purpose, without the workspace of its kernels.
 
-    layers: of the network; weights: its parameters; groups: LoRA groups; kept: bytes a picture (`memory.saved_bytes`).
-    Adam keeps two numbers for each trained one. Raises ValueError for an unknown group.
+    layers: of the network; weights: number of its parameters; groups: LoRA groups; kept: bytes per picture, as
+    `training.memory.saved_bytes` counts them. Adam keeps two numbers per parameter. Raises ValueError for an unknown
+    group.
     """
     sizes = lora_groups(layers, rank)
     if unknown := sorted(set(groups) - set(sizes)):
@@ -165,8 +163,8 @@ class CheckpointReport:
 
     keys: int
     dtypes: dict[str, int]  # "float16" -> number of tensors
-    missing: tuple[str, ...]  # of the network, not in the file
-    unexpected: tuple[str, ...]  # the other way round
+    missing: tuple[str, ...]  # in the network, not in the file
+    unexpected: tuple[str, ...]  # in the file, not in the network
     reshaped: tuple[str, ...]  # in both, of different shapes: "name (2, 3) instead of (3, 3)"
 
     @property
@@ -202,56 +200,35 @@ def compare_checkpoint(model: nn.Module, state: dict[str, Tensor]) -> Checkpoint
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as they need to be, numbers to the right."""
-    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
-    right = [isinstance(cell, int) for cell in rows[0]] if rows else []
-    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in [head, *cells]
-    ]
-    return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+# -- as text ----------------------------------------------------------------------------------------------
 
 
 def layer_table(layers: Sequence[Layer]) -> str:
-    """One line a layer."""
+    """One line per layer."""
     rows = [(a.name, a.kind, "x".join(map(str, a.shape)), a.part, a.role, a.group or "-") for a in layers]
-    return table(("name", "type", "weight", "part", "role", "LoRA group"), rows)
+    return text_table(("name", "type", "weight", "part", "role", "LoRA group"), rows)
 
 
 def part_table(model: nn.Module, layers: Sequence[Layer]) -> str:
     """Layers and parameters of each network."""
     counts = count_by(layers, "part", "kind")
-    total = part_parameters(model)
-    rows: list[tuple[object, ...]] = [
-        (
-            part,
-            counts.get((part, "Linear"), (0, 0))[0],
-            counts.get((part, "Conv2d"), (0, 0))[0],
-            number,
-        )
-        for part, number in total.items()
+    rows = [
+        (part, *(counts.get((part, kind), (0, 0))[0] for kind in ("Linear", "Conv2d")), parameters)
+        for part, parameters in part_parameters(model).items()
     ]
-    rows.append(("all", *(sum(int(str(row[i])) for row in rows) for i in (1, 2, 3))))
-    return table(("part", "Linear", "Conv2d", "parameters"), rows)
+    _, *columns = zip(*rows, strict=True)
+    return text_table(("part", "Linear", "Conv2d", "parameters"), [*rows, ("all", *map(sum, columns))])
 
 
 def role_table(layers: Sequence[Layer]) -> str:
-    """What the Linear and Conv2d layers do, and how many parameters sit there."""
+    """What the Linear and Conv2d layers do, and how many parameters they have."""
     rows = [(*key, *counts) for key, counts in count_by(layers, "part", "role", "kind").items()]
-    return table(("part", "role", "type", "layers", "parameters"), rows)
+    return text_table(("part", "role", "type", "layers", "parameters"), rows)
 
 
 def lora_table(layers: Sequence[Layer], rank: int = 64) -> str:
     """Modules, parameters and size on disk (fp32) of each LoRA group."""
-    rows = [
-        (group, number, parameters, f"{parameters * 4 / 1e6:.1f} MB")
-        for group, (number, parameters) in lora_groups(layers, rank).items()
-    ]
-    number, parameters = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    rows.append(("all", number, parameters, f"{parameters * 4 / 1e6:.1f} MB"))
-    return table(("LoRA group", "modules", f"parameters at rank {rank}", "fp32"), rows)
+    groups = lora_groups(layers, rank)
+    groups["all"] = sum(number for number, _ in groups.values()), sum(size for _, size in groups.values())
+    rows = [(name, number, size, f"{size * 4 / 1e6:.1f} MB") for name, (number, size) in groups.items()]
+    return text_table(("LoRA group", "modules", f"parameters at rank {rank}", "fp32"), rows)

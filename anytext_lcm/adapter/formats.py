@@ -1,7 +1,7 @@
-"""An adapter in other programs' formats and back: LoRA files of a UNet, mixtures, the merged checkpoint.
+"""LoRA files of a Stable Diffusion UNet, kohya's and diffusers', written and read.
 
-kohya and diffusers files know Stable Diffusion 1.5's UNet and nothing else, so WriteNet and AttnX stay out of them;
-`describe_rest` says so. Imports torch, safetensors and the rooms model, lora and outputs.
+Both name Stable Diffusion 1.5's UNet and nothing else, so WriteNet and AttnX stay out of them; `describe_rest` says how
+much that is. Next: `layouts.py`.
 """
 
 import json
@@ -14,24 +14,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anytext_lcm.adapter.lora import adapter_layers, adapter_state
+from anytext_lcm.adapter.lora import ADAPTER_NAME, Adapter, adapter_layers
 from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.layers import Downsample, ResBlock, SpatialTransformer, Upsample
 from anytext_lcm.model.unet import UNetModel
 
-CHECKPOINT_ENDINGS = (".safetensors", ".ckpt")
-
+Pairs = Mapping[str, tuple[Tensor, Tensor]]
+"""down (r, in, ...) and up (out, r, ...) fp32 of each adapted layer by its name; up @ down is the whole update."""
 
 UNET = "model.diffusion_model."
-
-
 _KEY = re.compile(r"(.+?)\.(?:(alpha)|(?:lora_down|lora\.down|lora_A)\.(weight)|(?:lora_up|lora\.up|lora_B)\.weight)")
-
-
-_UP, _DOWN = "lora_up.weight", "lora_down.weight"
-
-
+_ATTNX = re.compile(r"\.attn[12]x\.")
 _RESIDUAL = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -40,8 +34,6 @@ _RESIDUAL = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-
-
 _ENDS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
@@ -51,11 +43,15 @@ _ENDS = {
 }
 
 
+# -- names ------------------------------------------------------------------------------------------------
+
+
 def diffusers_names(unet: UNetModel) -> dict[str, str]:
     """Names of the UNet's layers that hold weights -> the same layers in diffusers' UNet2DConditionModel.
 
-    CompVis numbers blocks through, diffusers counts residual blocks, attentions and resampling of each level. The map
-    is read off the network itself, so it also holds for small ones. Attentions attn1x and attn2x (AttnX) have no
+    CompVis numbers all blocks in one row, diffusers counts residual blocks, attentions and resampling of each level.
+    The map is read off the network, so it also holds for small ones, where the tables of diffusers' own conversion
+    (convert_ldm_unet_checkpoint) hold for Stable Diffusion's depth alone. Attentions attn1x and attn2x (AttnX) have no
     counterpart and no entry. Works with and without an adapter attached.
     """
     names = dict(_ENDS)
@@ -67,7 +63,7 @@ def diffusers_names(unet: UNetModel) -> dict[str, str]:
             for name, module in layer.named_modules():
                 own = any(True for _ in module.parameters(recurse=False)) or hasattr(module, "base_layer")
                 inside = ".lora_" in f".{name}." or "base_layer" in name
-                if own and not inside and not re.search(r"\.attn[12]x\.", name):
+                if own and not inside and not _ATTNX.search(name):
                     names[f"{ours}.{name}"] = f"{level}.attentions.{place}.{name}"
         elif isinstance(layer, Downsample):
             names[f"{ours}.op"] = f"{level}.downsamplers.0.conv"
@@ -96,14 +92,12 @@ def diffusers_names(unet: UNetModel) -> dict[str, str]:
 
 
 def kohya_name(theirs: str) -> str:
-    """A layer's name in diffusers -> in a kohya file: kohya trains Stable Diffusion 1.5 on diffusers' UNet and joins
-    the path with underscores.
-    """
+    """A layer's name in diffusers -> in a kohya file, which joins the path with underscores."""
     return "lora_unet_" + theirs.replace(".", "_")
 
 
 def split_layers(model: AnyText2) -> tuple[dict[str, str], list[str]]:
-    """The adapted layers that a Stable Diffusion UNet has, by their name in diffusers, and those that it lacks."""
+    """(adapted layers that Stable Diffusion's UNet has -> their names in diffusers, adapted layers that it lacks)."""
     names = diffusers_names(model.model.diffusion_model)
     known, rest = {}, []
     for name in adapter_layers(model):
@@ -117,7 +111,7 @@ def split_layers(model: AnyText2) -> tuple[dict[str, str], list[str]]:
 
 def describe_rest(rest: Sequence[str]) -> str:
     """One sentence about what a UNet-only file lacks; empty when it lacks nothing."""
-    attnx = sum(re.search(r"\.attn[12]x\.", name) is not None for name in rest)
+    attnx = sum(_ATTNX.search(name) is not None for name in rest)
     control = sum(name.startswith("control_model.") for name in rest)
     other = len(rest) - attnx - control
     parts = [f"{count} in {where}" for count, where in ((control, "WriteNet"), (attnx, "AttnX")) if count]
@@ -130,86 +124,75 @@ def describe_rest(rest: Sequence[str]) -> str:
     )
 
 
-def read_header(about: Mapping[str, Any]) -> dict[str, str]:
-    return {"format": "pt", "anytext_lcm": json.dumps(dict(about), sort_keys=True)}
+# -- write ------------------------------------------------------------------------------------------------
 
 
-def _weights(model: AnyText2) -> dict[str, tuple[Tensor, Tensor, float, int]]:
-    """A (r, in, ...), B (out, r, ...) fp32 on the CPU, alpha and rank of each adapted layer."""
-    state = {key: value.detach().float().cpu() for key, value in adapter_state(model).items()}
-    return {
-        name: (
-            *(state[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB"),
-            float(layer.lora_alpha["default"]),
-            int(layer.r["default"]),
-        )
-        for name, layer in adapter_layers(model).items()
-    }
+def scaled_pairs(model: AnyText2) -> Pairs:
+    """The attached adapter on the CPU, alpha / rank multiplied into `up`. Raises ValueError when there is none."""
+    pairs = {}
+    for name, layer in Adapter.of(model).layers.items():
+        down, up = (x[ADAPTER_NAME].weight.detach().float().cpu() for x in (layer.lora_A, layer.lora_B))
+        pairs[name] = (down, up * layer.scaling[ADAPTER_NAME])
+    return pairs
 
 
-def _checked_layers(model: AnyText2) -> dict[str, str]:
-    known, rest = split_layers(model)
-    if not adapter_layers(model):
-        raise ValueError("There is no adapter to export; load one first.")
+def _unet_pairs(model: AnyText2) -> Pairs:
+    """`scaled_pairs` of the UNet's layers by their names in diffusers. Raises ValueError when there are none."""
+    pairs, (known, rest) = scaled_pairs(model), split_layers(model)
     if not known:
         raise ValueError(
             f"None of the {len(rest)} adapted layers is one of Stable Diffusion's UNet, so kohya and diffusers files "
             "would be empty; export peft or merged instead."
         )
-    return known
+    return {theirs: pairs[name] for name, theirs in known.items()}
+
+
+def file_header(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The header of a safetensors file with this package's metadata in it."""
+    return {"format": "pt", "anytext_lcm": json.dumps(dict(metadata), sort_keys=True)}
 
 
 def write_kohya(
-    model: AnyText2, path: str | Path, about: Mapping[str, Any] = {}, dtype: torch.dtype = torch.float32
+    model: AnyText2, path: str | Path, metadata: Mapping[str, Any] = {}, dtype: torch.dtype = torch.float32
 ) -> Path:
-    """The UNet's part of the adapter as lora_unet_*.lora_down, .lora_up and .alpha (.safetensors). Returns the path.
+    """Write the UNet's part of the adapter as kohya's file, lora_unet_*.lora_down, .lora_up, .alpha. Return the path.
 
-    The update is alpha / rank times up down. Raises ValueError when the model has no adapter or none in the UNet.
+    alpha is the rank, so the update is up @ down. Raises ValueError when the model has no adapter, none in the UNet, or
+    one that is not finite in dtype.
     """
-    known, weights = _checked_layers(model), _weights(model)
-    state, alphas, ranks = {}, set(), set()
-    for name, theirs in known.items():
-        down, up, alpha, rank = weights[name]
-        key = kohya_name(theirs)
-        state[f"{key}.{_DOWN}"], state[f"{key}.{_UP}"] = down, up
-        state[f"{key}.alpha"] = torch.tensor(alpha)
-        alphas.add(alpha)
-        ranks.add(rank)
-    header = read_header(about) | {
+    from diffusers.utils import convert_state_dict_to_kohya  # imports for seconds
+
+    pairs, rank = _unet_pairs(model), str(Adapter.of(model).rank)
+    peft = {f"unet.{name}.lora_A.weight": down for name, (down, _) in pairs.items()}
+    peft |= {f"unet.{name}.lora_B.weight": up for name, (_, up) in pairs.items()}
+    ours = {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(max(ranks)),
-        "ss_network_alpha": str(max(alphas)),
+        "ss_network_dim": rank,
+        "ss_network_alpha": rank,
         "ss_base_model_version": "sd_v1",
         "modelspec.architecture": "stable-diffusion-v1/lora",
     }
-    return _write_lora(state, path, header, dtype)
+    return _write_lora(convert_state_dict_to_kohya(peft), path, file_header(metadata) | ours, dtype)
 
 
 def write_diffusers(
-    model: AnyText2, path: str | Path, about: Mapping[str, Any] = {}, dtype: torch.dtype = torch.float32
+    model: AnyText2, path: str | Path, metadata: Mapping[str, Any] = {}, dtype: torch.dtype = torch.float32
 ) -> Path:
-    """The UNet's part of the adapter as unet.*.lora.down and .lora.up (pytorch_lora_weights.safetensors).
+    """Write the UNet's part of the adapter as diffusers' file, unet.*.lora.down and .lora.up. Return the path.
 
-    This layout has no place for alpha beside the weights, and not every reader looks into the header: alpha / rank is
-    multiplied into `up`, so that the update is up down as it stands. Raises as `write_kohya`.
+    This layout has no alpha beside the weights, and not every reader looks into the header, so the update is up @ down.
+    Raises ValueError as `write_kohya`.
     """
-    known, weights = _checked_layers(model), _weights(model)
-    state, ranks = {}, set()
-    for name, theirs in known.items():
-        down, up, alpha, rank = weights[name]
-        state[f"unet.{theirs}.lora.down.weight"] = down
-        state[f"unet.{theirs}.lora.up.weight"] = up * (alpha / rank)
-        ranks.add(rank)
-    header = read_header(about)
-    if len(ranks) == 1:
-        [rank] = ranks
-        config = {"unet.r": rank, "unet.lora_alpha": rank, "unet.target_modules": sorted(known.values())}
-        header["lora_adapter_metadata"] = json.dumps(config, sort_keys=True)
-    return _write_lora(state, path, header, dtype)
+    pairs, rank = _unet_pairs(model), Adapter.of(model).rank
+    state = {f"unet.{name}.lora.down.weight": down for name, (down, _) in pairs.items()}
+    state |= {f"unet.{name}.lora.up.weight": up for name, (_, up) in pairs.items()}
+    config = {"unet.r": rank, "unet.lora_alpha": rank, "unet.target_modules": sorted(pairs)}
+    ours = {"lora_adapter_metadata": json.dumps(config, sort_keys=True)}
+    return _write_lora(state, path, file_header(metadata) | ours, dtype)
 
 
-def _write_lora(state: dict[str, Tensor], path: str | Path, header: dict[str, str], dtype: torch.dtype) -> Path:
-    state = {k: v if k.endswith(".alpha") else v.to(dtype).contiguous() for k, v in sorted(state.items())}
+def _write_lora(state: Mapping[str, Tensor], path: str | Path, header: dict[str, str], dtype: torch.dtype) -> Path:
+    state = {k: v.to(torch.float32 if k.endswith(".alpha") else dtype).contiguous() for k, v in sorted(state.items())}
     if bad := [key for key, value in state.items() if not bool(torch.isfinite(value).all())]:
         raise ValueError(f"{len(bad)} weights, like {bad[0]}, are not finite in {dtype}; export fp32.")
     with atomic_file(path) as temporary:
@@ -217,19 +200,17 @@ def _write_lora(state: dict[str, Tensor], path: str | Path, header: dict[str, st
     return Path(path)
 
 
-def read_lora_file(model: AnyText2, path: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """A kohya or diffusers LoRA file -> (down, scaled up) fp32 of each layer by this package's names.
+# -- read -------------------------------------------------------------------------------------------------
 
-    The update of a layer is up down. diffusers' older names (attn1.processor.to_q_lora) are known too. Weights of text
-    encoders are passed over, since the text towers here take no adapter. Raises FileNotFoundError, or ValueError for
-    another format and for layers that this UNet does not have.
+
+def read_lora_file(model: AnyText2, path: str | Path) -> Pairs:
+    """Read a kohya or diffusers LoRA file, its alpha and rank multiplied into `up`.
+
+    Knows diffusers' older names (attn1.processor.to_q_lora) as well. Skips weights of text encoders, since the text
+    towers take no adapter here. Raises FileNotFoundError, or ValueError for another format and for layers that this
+    UNet does not have.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no LoRA file {path}.")
-    try:
-        state = load_file(path)
-    except Exception as error:  # safetensors raises a class of its own
-        raise ValueError(f"{path} is no safetensors file ({error}).") from error
+    state = _load(path)
     theirs = diffusers_names(model.model.diffusion_model)
     names = {kohya_name(v): UNET + k for k, v in theirs.items()} | {f"unet.{v}": UNET + k for k, v in theirs.items()}
     found: dict[str, dict[str, Tensor]] = {}
@@ -247,26 +228,36 @@ def read_lora_file(model: AnyText2, path: str | Path) -> dict[str, tuple[Tensor,
         found.setdefault(names[match[1]], {})[kind] = value.float()
     if not found:
         raise ValueError(f"{path} holds no LoRA weights of a UNet.")
-    result = {}
+    pairs = {}
     for name, parts in found.items():
         if not {"down", "up"} <= set(parts):
             raise ValueError(f"{path} has only one half of {name!r}.")
-        rank = parts["down"].shape[0]
-        result[name] = (parts["down"], parts["up"] * (float(parts.get("alpha", rank)) / rank))
-    return result
+        rank = len(parts["down"])
+        pairs[name] = (parts["down"], parts["up"] * (float(parts.get("alpha", rank)) / rank))
+    return pairs
 
 
-def update_error(model: AnyText2, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> float:
-    """How far the updates of a LoRA file (`read_lora_file`) are from those of the attached adapter: the largest
-    difference over the largest update. Raises ValueError when a layer is missing.
+def _load(path: str | Path) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no LoRA file {path}.")
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises a class of its own
+        raise ValueError(f"{path} is no safetensors file ({error}).") from error
+
+
+def update_error(model: AnyText2, pairs: Pairs) -> float:
+    """Compare the updates of a LoRA file (`read_lora_file`) with those of the attached adapter.
+
+    Returns the largest difference over the largest update. Raises ValueError when a layer is missing.
     """
-    known, weights = split_layers(model)[0], _weights(model)
+    known, own = split_layers(model)[0], scaled_pairs(model)
     if set(pairs) != set(known):
         raise ValueError(f"The file has {len(pairs)} layers instead of {len(known)}.")
     error = largest = 0.0
     for name, (down, up) in pairs.items():
-        own_down, own_up, alpha, rank = weights[name]
-        own = (alpha / rank) * own_up.flatten(1) @ own_down.flatten(1)
-        largest = max(largest, float(own.abs().max()))
-        error = max(error, float((own - up.flatten(1) @ down.flatten(1)).abs().max()))
+        own_down, own_up = own[name]
+        update = own_up.flatten(1) @ own_down.flatten(1)
+        largest = max(largest, float(update.abs().max()))
+        error = max(error, float((update - up.flatten(1) @ down.flatten(1)).abs().max()))
     return error / max(largest, 1e-12)

@@ -1,10 +1,9 @@
-"""
-Export an adapter in each layout that other tools read, and check each file against the adapter.
-"""
+"""Export an adapter in each layout that other tools read, and compare each file with the adapter."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from anytext_lcm import __version__
 from anytext_lcm.adapter.card import CARD
-from anytext_lcm.adapter.choices import PRECISIONS
+from anytext_lcm.adapter.choices import LAYOUTS, PRECISIONS
 from anytext_lcm.adapter.formats import (
     describe_rest,
+    file_header,
     read_lora_file,
     split_layers,
     update_error,
@@ -28,11 +28,63 @@ from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to write, and how."""
+
+    layouts: Sequence[str] = LAYOUTS
+    precision: str = "fp32"  # of the merged, kohya and diffusers files; one of PRECISIONS
+    ending: str = ".safetensors"  # of the merged file, or ".ckpt"
+    base_model: str | None = None  # the teacher's name on a hub, for PEFT
+    check: bool = True  # read every file back and compare
+
+
+def export(
+    model: AnyText2, folder: Path, card: str, metadata: Mapping[str, Any] = {}, options: ExportOptions | None = None
+) -> dict[str, Any]:
+    """Write the layouts into a folder, read each back, and return the report that goes into export.json.
+
+    card: text of `card.model_card`. metadata goes into every header. With a check the model ends up merged: its weights
+    are overwritten by those of the merged file, so that the file itself is compared. Errors are relative: of the
+    outputs of `probe`, or of the updates for UNet files. Raises ValueError as the writers do.
+    """
+    options = options or ExportOptions()
+    dtype, layouts = getattr(torch, PRECISIONS[options.precision]), options.layouts
+    files, errors, (_, rest) = {}, {}, split_layers(model)
+    reference = probe(model) if options.check else []
+    if "peft" in layouts:  # always fp32: training goes on from it
+        files["peft"] = write_peft(model, folder / "peft", card, metadata, options.base_model)
+        if options.check:
+            errors["peft"] = distance(reference, probe(load_adapter(model, files["peft"])))
+    for layout, write, name in (
+        ("kohya", write_kohya, "kohya/anytext_lcm_unet.safetensors"),
+        ("diffusers", write_diffusers, "diffusers/pytorch_lora_weights.safetensors"),
+    ):
+        if layout in layouts:
+            files[layout] = write(model, folder / name, metadata, dtype)
+            if options.check:
+                errors[layout] = update_error(model, read_lora_file(model, files[layout]))
+    if "merged" in layouts:
+        files["merged"] = write_merged(model, folder / f"merged/anytext2_lcm{options.ending}", metadata, dtype)
+        if options.check:
+            merge(model).load_checkpoint(files["merged"])
+            errors["merged"] = distance(reference, probe(model))
+    unet_only = [layout for layout in ("kohya", "diffusers") if layout in layouts]
+    return {
+        "anytext_lcm": __version__,
+        "about": dict(metadata),
+        "precision": options.precision,
+        "files": {layout: str(path.relative_to(folder)) for layout, path in files.items()},
+        "errors": errors,
+        "left_out": {"layouts": unet_only, "layers": rest, "note": describe_rest(rest)} if unet_only else None,
+    }
+
+
 def write_peft(
-    model: AnyText2, folder: str | Path, card: str, about: Mapping[str, Any] = {}, base_model: str | None = None
+    model: AnyText2, folder: str | Path, card: str, metadata: Mapping[str, Any] = {}, base_model: str | None = None
 ) -> Path:
-    """The folder that PEFT reads, with its model card. Returns it. Raises ValueError when there is no adapter."""
-    folder = save_adapter(model, folder, {"anytext_lcm": json.dumps(dict(about), sort_keys=True)})
+    """Write the folder that PEFT reads, with its model card. Return it. Raises ValueError when there is no adapter."""
+    folder = save_adapter(model, folder, file_header(metadata))
     if base_model:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base_model
@@ -45,9 +97,9 @@ def write_peft(
 
 @torch.no_grad()
 def probe(model: AnyText2, seed: int = 0) -> list[Tensor]:
-    """What both networks answer to random 64 px inputs: WriteNet's residuals and the predicted noise, fp32.
+    """The outputs of both networks for random 64 px inputs: WriteNet's residuals and the predicted noise, fp32.
 
-    Two models that answer the same to these have the same weights and adapters, for all that matters here.
+    Equal outputs mean that two models have equal weights and adapters, as far as drawing is concerned.
     """
     generator = torch.Generator().manual_seed(seed)
     attention = model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_k
@@ -66,58 +118,12 @@ def probe(model: AnyText2, seed: int = 0) -> list[Tensor]:
 
 
 def distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Largest difference of two probes, over the largest number in them."""
+    """Largest difference of two probes over the largest number in the first."""
     largest = max(float(x.abs().max()) for x in first)
     return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True)) / max(largest, 1e-12)
 
 
-def export(
-    model: AnyText2,
-    folder: Path,
-    layouts: Sequence[str],
-    card: str,
-    about: Mapping[str, Any] = {},
-    precision: str = "fp32",
-    ending: str = ".safetensors",
-    base_model: str | None = None,
-    check: bool = True,
-) -> dict[str, Any]:
-    """Writes the layouts into a folder, reads each back, and returns the report that goes into export.json.
-
-    With a check the model ends up merged: its weights are overwritten by those of the merged file, so that the file
-    itself is what is compared. Errors are relative, of the answers to `probe` or, for UNet files, of the updates.
-    """
-    dtype, files, errors = getattr(torch, PRECISIONS[precision]), {}, {}
-    reference = probe(model) if check else []
-    _, rest = split_layers(model)
-    if "peft" in layouts:  # always fp32: it is what training goes on from
-        files["peft"] = write_peft(model, folder / "peft", card, about, base_model)
-        if check:
-            errors["peft"] = distance(reference, probe(load_adapter(model, files["peft"])))
-    for layout, write, name in (
-        ("kohya", write_kohya, "kohya/anytext_lcm_unet.safetensors"),
-        ("diffusers", write_diffusers, "diffusers/pytorch_lora_weights.safetensors"),
-    ):
-        if layout in layouts:
-            files[layout] = write(model, folder / name, about, dtype)
-            if check:
-                errors[layout] = update_error(model, read_lora_file(model, files[layout]))
-    if "merged" in layouts:
-        files["merged"] = write_merged(model, folder / f"merged/anytext2_lcm{ending}", about, dtype)
-        if check:
-            merge(model).load_checkpoint(files["merged"])
-            errors["merged"] = distance(reference, probe(model))
-    unet_only = [layout for layout in ("kohya", "diffusers") if layout in layouts]
-    return {
-        "anytext_lcm": __version__,
-        "about": dict(about),
-        "precision": precision,
-        "files": {layout: str(path.relative_to(folder)) for layout, path in files.items()},
-        "errors": errors,
-        "left_out": {"layouts": unet_only, "layers": rest, "note": describe_rest(rest)} if unet_only else None,
-    }
-
-
-def sha256(path: str) -> str:
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

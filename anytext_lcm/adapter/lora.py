@@ -1,58 +1,154 @@
-"""The LoRA adapter: where it goes, on, off, to disk and back. Imports torch, PEFT and the rooms below.
+"""The LoRA adapter of a network: attach it, switch it off, save it, load it.
 
-PEFT's layers are put into the model itself and the model stays an AnyText2. PEFT's own wrapper would hide it:
-a PeftModel answers `.model` with what it wraps, and AnyText2 has a `.model` of its own.
+PEFT's layers are put into the network itself, which stays an AnyText2. PEFT's wrapper would hide it: the `model` of a
+PeftModel is what it wraps, and AnyText2 has a `model` of its own. Next: `mix.py`.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anytext_lcm.adapter.targets import ADAPTER_NAME, resolve_targets, unwrapped
+from anytext_lcm.adapter.targets import resolve_targets, unwrapped
 from anytext_lcm.files import atomic_file, atomic_folder
 from anytext_lcm.model.networks import ASSETS
 
+if TYPE_CHECKING:  # peft takes seconds to import, so functions that need it import it
+    from peft.tuners.lora import LoraLayer
+
+ADAPTER_NAME = "default"  # PEFT's name for the only adapter
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-
-
 KEY_PREFIX = "base_model.model."  # in front of every key that PEFT writes and reads
+SHIPPED_ADAPTER = ASSETS / "adapter"
 
 
-def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """Adapted layers by the name the module has without an adapter; empty when none is attached."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """The LoRA layers of a model, looked up once; at full size a search through its modules takes 10 ms.
+
+    Valid for as long as the model keeps these layers, whatever their weights become.
+    """
+
+    model: nn.Module
+    layers: Mapping[str, "LoraLayer"]  # by the name that the module has without an adapter, sorted
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Adapter":
+        """Find the adapter of a model. Raises ValueError when there is none."""
+        if layers := adapter_layers(model):
+            return cls(model, layers)
+        raise ValueError("The model has no adapter; attach or load one first.")
+
+    @property
+    def rank(self) -> int:
+        return next(iter(self.layers.values())).r[ADAPTER_NAME]
+
+    @property
+    def alpha(self) -> float:
+        return next(iter(self.layers.values())).lora_alpha[ADAPTER_NAME]
+
+    def state(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by PEFT's keys, sorted: A (r, in, ...) and B (out, r, ...) of every layer.
+
+        PEFT's get_peft_model_state_dict has the same keys, but searches the whole model and returns detached tensors,
+        where an optimizer needs the parameters.
+        """
+        return {
+            f"{KEY_PREFIX}{name}.lora_{matrix}.weight": getattr(layer, f"lora_{matrix}")[ADAPTER_NAME].weight
+            for name, layer in self.layers.items()
+            for matrix in "AB"
+        }
+
+    def touches(self, *prefixes: str) -> bool:
+        """Whether a layer lies inside one of these modules, named by their paths."""
+        inside = tuple(f"{prefix}." for prefix in prefixes)
+        return any(name.startswith(inside) for name in self.layers)
+
+    def norm(self) -> float:
+        """The L2 norm of all parameters."""
+        return float(torch.stack([parameter.detach().norm() for parameter in self.state().values()]).norm())
+
+    @contextmanager
+    def off(self) -> Iterator[nn.Module]:
+        """Inside, the model is the bare teacher, bit for bit. May be nested.
+
+        Sets the flag that PEFT's layers look at. PEFT's disable_adapter_layers also sets requires_grad, which would
+        unfreeze a loaded adapter on the way back, and takes ten times as long.
+        """
+        layers = list(self.layers.values())
+        before = [layer._disable_adapters for layer in layers]
+        try:
+            for layer in layers:
+                layer._disable_adapters = True
+            yield self.model
+        finally:
+            for layer, flag in zip(layers, before, strict=True):
+                layer._disable_adapters = flag
+
+    @contextmanager
+    def merged(self) -> Iterator[nn.Module]:
+        """Inside, the adapter is part of the weights, which saves its own products. Not for training, not to be nested.
+
+        Afterwards the model has its own weights again, bit for bit. PEFT's unmerge_adapter subtracts the update from
+        the sum instead, which leaves rounding errors in the teacher.
+        """
+        weights = {name: layer.get_base_layer().weight for name, layer in self.layers.items()}
+        before = {name: weight.data for name, weight in weights.items()}
+        try:
+            with torch.no_grad(), self.off():
+                for name, weight in weights.items():
+                    with torch.autocast(weight.device.type, enabled=False):  # it would round the update to half
+                        update = self.layers[name].get_delta_weight(ADAPTER_NAME)
+                        weight.data = (weight.float() + update).to(weight.dtype)
+                yield self.model
+        finally:
+            for name, weight in weights.items():
+                weight.data = before[name]
 
 
-def adapts(model: nn.Module, *parts: str) -> bool:
-    """Whether the adapter reaches into one of these modules, named by their path."""
-    return any(name.startswith(tuple(f"{part}." for part in parts)) for name in adapter_layers(model))
+def adapter_layers(model: nn.Module) -> dict[str, "LoraLayer"]:
+    """The adapted layers by the name that the module has without an adapter, sorted; empty without an adapter."""
+    if not hasattr(model, "peft_config"):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return dict(sorted(found.items()))
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[nn.Module]:
+    """`Adapter.off` of a model that may have no adapter, and then is the bare teacher already."""
+    with Adapter(model, adapter_layers(model)).off():
+        yield model
 
 
 def adapter_state(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by PEFT's keys, sorted: what is trained and what is saved."""
-    state = {}
-    for name, layer in adapter_layers(model).items():
-        state[f"{KEY_PREFIX}{name}.lora_A.weight"] = layer.lora_A[ADAPTER_NAME].weight
-        state[f"{KEY_PREFIX}{name}.lora_B.weight"] = layer.lora_B[ADAPTER_NAME].weight
-    return dict(sorted(state.items()))
+    """`Adapter.state` of a model; empty without an adapter."""
+    return Adapter(model, adapter_layers(model)).state()
+
+
+def adapts(model: nn.Module, *prefixes: str) -> bool:
+    """`Adapter.touches` of a model; False without an adapter."""
+    return Adapter(model, adapter_layers(model)).touches(*prefixes)
 
 
 def attach(model: nn.Module, rank: int = 64, alpha: float = 64, targets: Sequence[str] | None = None) -> nn.Module:
-    """Puts a fresh adapter into the model, in place, and freezes everything else. Returns the model.
+    """Put a fresh adapter into the model, in place, and freeze everything else. Return the model.
 
-    W becomes W + (alpha / rank) B A; B starts at zero, so nothing changes yet (arXiv:2106.09685). A is drawn
-    from torch's global generator. The adapter is fp32 whatever the network is in: an Adam step of 1e-4 is
-    lost in half precision. targets: group names of `find_targets` or module names, None for all groups.
-    Raises ValueError for a rank or alpha that is not positive, an unknown target, or a model that has an
-    adapter already.
+    W becomes W + (alpha / rank) B A; B starts at zero, so nothing changes yet (arXiv:2106.09685). A is drawn from
+    torch's global generator. targets: group names of `find_targets` or module names, None for all groups. Raises
+    ValueError for a rank or alpha that is not positive, an unknown target, or a model that has an adapter already.
     """
+    from peft import LoraConfig
+    from peft.functional import cast_adapter_dtype, inject_adapter_in_model
+
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"The LoRA rank must be a positive integer, not {rank!r}; 64 is usual.")
     if not alpha > 0:
@@ -63,94 +159,98 @@ def attach(model: nn.Module, rank: int = 64, alpha: float = 64, targets: Sequenc
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
     model.requires_grad_(False)
     inject_adapter_in_model(config, model, adapter_name=ADAPTER_NAME)
-    attached = adapter_layers(model)
-    if sorted(attached) != names:  # PEFT matches names by their ends as well
+    attached = list(adapter_layers(model))
+    if attached != names:  # PEFT matches names by their ends as well
         raise ValueError(f"PEFT adapted {len(attached)} modules instead of the {len(names)} named ones.")
-    for parameter in adapter_state(model).values():
-        parameter.data = parameter.data.float()
+    cast_adapter_dtype(model, ADAPTER_NAME)  # to fp32: an Adam step of 1e-4 is lost in half precision
     return model
 
 
-@contextmanager
-def adapter_off(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, the model is the bare teacher, bit for bit; without an adapter it is so already. May be nested.
+def attach_weights(
+    model: nn.Module, rank: int, alpha: float, state: Mapping[str, Tensor], trainable: bool = False
+) -> nn.Module:
+    """Put an adapter with these weights, by PEFT's keys, into the model, in place. Return the model.
 
-    Sets PEFT's flag directly: its method also switches requires_grad, which would unfreeze a loaded adapter
-    on the way back, and takes ten times as long.
+    An attached adapter of the same layers and rank gets the weights. Raises ValueError as `attach` does. The random
+    numbers that `attach` draws are not missing from the global generator afterwards.
     """
-    layers = list(adapter_layers(model).values())
-    before = [layer._disable_adapters for layer in layers]
-    try:
-        for layer in layers:
-            layer._disable_adapters = True
-        yield model
-    finally:
-        for layer, flag in zip(layers, before, strict=True):
-            layer._disable_adapters = flag
+    from peft.functional import set_peft_model_state_dict
+
+    if not adapter_layers(model):
+        with torch.random.fork_rng(devices=[]):
+            attach(model, rank, alpha, layer_names(state))
+    set_peft_model_state_dict(model, dict(state), ADAPTER_NAME)
+    for parameter in Adapter.of(model).state().values():
+        parameter.requires_grad_(trainable)
+    return model
 
 
-@contextmanager
-def adapter_merged(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, the adapter is part of the weights: the student without the adapter's own products, the same to rounding.
+def layer_names(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the adapted layers, sorted, from PEFT's keys of their weights."""
+    return sorted({key.removeprefix(KEY_PREFIX).rpartition(".lora_")[0] for key in state})
 
-    Afterwards the layers have their own weights again, not a difference of sums: the teacher stays as it was, bit for
-    bit. Not for training, and not to be nested.
-    """
-    layers = list(adapter_layers(model).values())
-    weights = [layer.get_base_layer().weight for layer in layers]
-    before = [weight.data for weight in weights]
-    try:
-        with torch.no_grad(), adapter_off(model):
-            for layer, weight in zip(layers, weights, strict=True):
-                with torch.autocast(weight.device.type, enabled=False):  # it would round the product to half precision
-                    weight.data = (weight.float() + layer.get_delta_weight(ADAPTER_NAME)).to(weight.dtype)
-            yield model
-    finally:
-        for weight, data in zip(weights, before, strict=True):
-            weight.data = data
+
+def update_shapes(model: nn.Module, names: Sequence[str], rank: int) -> dict[str, tuple[int, ...]]:
+    """PEFT's keys and the shapes that an adapter of this rank has on these modules."""
+    shapes = {}
+    for name in names:
+        layer = unwrapped(model.get_submodule(name))
+        if isinstance(layer, nn.Linear):
+            down, up = (rank, layer.in_features), (layer.out_features, rank)
+        else:
+            down, up = (rank, layer.in_channels, *layer.kernel_size), (layer.out_channels, rank, 1, 1)
+        shapes[f"{KEY_PREFIX}{name}.lora_A.weight"], shapes[f"{KEY_PREFIX}{name}.lora_B.weight"] = down, up
+    return shapes
+
+
+# -- files ------------------------------------------------------------------------------------------------
 
 
 def save_adapter(model: nn.Module, directory: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Writes adapter_config.json and adapter_model.safetensors (fp32), in PEFT's own format. Returns the
-    directory.
+    """Write adapter_config.json and adapter_model.safetensors (fp32), in PEFT's own format. Return the directory.
 
-    PeftModel.from_pretrained and `load_adapter` both read it. A new directory appears complete or not at all;
-    in an existing one each file is replaced at once. metadata goes into the header of the weights. Raises
-    ValueError when there is no adapter.
+    PeftModel.from_pretrained and `load_adapter` both read it. A new directory appears complete or not at all; in an
+    existing one each file is replaced at once. metadata goes into the header of the weights. Raises ValueError when
+    there is no adapter.
     """
-    directory = Path(directory)
-    if not adapter_layers(model):
-        raise ValueError("There is no adapter to save; attach one first.")
+    directory, adapter = Path(directory), Adapter.of(model)
     if not directory.exists():
         with atomic_folder(directory) as temporary:
-            _write_weights(model, temporary / WEIGHTS_FILE, metadata)
-            _write_config(model, temporary / CONFIG_FILE)
+            _write_weights(adapter, temporary / WEIGHTS_FILE, metadata)
+            _write_config(adapter, temporary / CONFIG_FILE)
         return directory
     with atomic_file(directory / WEIGHTS_FILE) as temporary:
-        _write_weights(model, temporary, metadata)
+        _write_weights(adapter, temporary, metadata)
     with atomic_file(directory / CONFIG_FILE) as temporary:
-        _write_config(model, temporary)
+        _write_config(adapter, temporary)
     return directory
 
 
-def _write_weights(model: nn.Module, path: Path, metadata: Mapping[str, str] | None) -> None:
-    state = {key: value.detach().float().cpu().contiguous() for key, value in adapter_state(model).items()}
+def _write_weights(adapter: Adapter, path: Path, metadata: Mapping[str, str] | None) -> None:
+    state = {key: value.detach().float().cpu().contiguous() for key, value in adapter.state().items()}
     save_file(state, path, metadata={"format": "pt", **(metadata or {})})
 
 
-def _write_config(model: nn.Module, path: Path) -> None:
-    # PEFT keeps the targets as a set, shortened to name endings; the file gets every name, in an order that
-    # stays.
-    config = model.peft_config[ADAPTER_NAME].to_dict()
-    config |= {"target_modules": sorted(adapter_layers(model)), "inference_mode": True}
-    text = json.dumps(config, indent=2, sort_keys=True, default=sorted)
-    path.write_text(text + "\n", encoding="utf-8")
+def _write_config(adapter: Adapter, path: Path) -> None:
+    # PEFT keeps the targets as a set, shortened to name endings; the file gets every name, in an order that stays.
+    config = adapter.model.peft_config[ADAPTER_NAME].to_dict()
+    config |= {"target_modules": list(adapter.layers), "inference_mode": True}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, default=sorted) + "\n", encoding="utf-8")
 
 
-def read_adapter(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
-    """Configuration and weights of a saved adapter. Raises FileNotFoundError or ValueError, naming the
-    file.
-    """
+def resolve_adapter(name: str | Path) -> Path | None:
+    """A folder, "shipped" or "none" -> where the adapter is, None for none. Raises FileNotFoundError."""
+    if str(name) == "none":
+        return None
+    folder = SHIPPED_ADAPTER if str(name) == "shipped" else Path(name)
+    if not (folder / CONFIG_FILE).is_file():
+        hint = "make one with `make demo` or `python -m anytext_lcm.train`, or say none for the teacher"
+        raise FileNotFoundError(f"There is no adapter in {folder}; {hint}.")
+    return folder
+
+
+def read_adapter(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read configuration and weights of a saved adapter. Raises FileNotFoundError or ValueError, naming the file."""
     directory = Path(directory)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
@@ -170,15 +270,13 @@ def read_adapter(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
         ) from error
 
 
-_ENDINGS = (".lora_A.weight", ".lora_B.weight")
-
-
-def check_plain(config: Mapping, state: Mapping[str, Tensor], directory: str | Path) -> None:
-    """Raises ValueError unless a saved adapter (see `read_adapter`) is plain LoRA and nothing else."""
+def check_plain(config: Mapping[str, Any], state: Mapping[str, Tensor], directory: str | Path) -> None:
+    """Raise ValueError unless a saved adapter (see `read_adapter`) is plain LoRA and nothing else."""
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
         if config.get(key):
             raise ValueError(f"The adapter in {directory} uses {key}, which this package does not; train it here anew.")
-    foreign = [key for key in state if not key.startswith(KEY_PREFIX) or not key.endswith(_ENDINGS)]
+    endings = (".lora_A.weight", ".lora_B.weight")
+    foreign = [key for key in state if not key.startswith(KEY_PREFIX) or not key.endswith(endings)]
     if foreign or not state:
         raise ValueError(
             f"The adapter in {directory} holds no PEFT LoRA weights ({len(foreign)} other keys, like {foreign[:1]})."
@@ -186,71 +284,34 @@ def check_plain(config: Mapping, state: Mapping[str, Tensor], directory: str | P
 
 
 def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = False) -> nn.Module:
-    """Puts a saved adapter into the model, in place; over the attached one where both adapt the same modules.
-    Returns the model.
+    """Put a saved adapter into the model, in place; over the attached one where both adapt the same modules. Return
+    the model.
 
-    Which modules are adapted is read off the weights, so adapters that PEFT wrote itself do as well. Raises
+    Which modules are adapted is read off the weights, so adapters that PEFT wrote itself load as well. Raises
     FileNotFoundError for missing files and ValueError for an adapter of another network or rank; the model is
     unchanged then.
     """
     config, state = read_adapter(directory)
     check_plain(config, state, directory)
-    names = sorted({key.removeprefix(KEY_PREFIX).removesuffix(_ENDINGS[0]).removesuffix(_ENDINGS[1]) for key in state})
+    rank, alpha, shapes = config["r"], config["lora_alpha"], _shapes(state)
     try:
-        shapes = update_shapes(model, resolve_targets(model, names), config["r"])
+        wanted = update_shapes(model, resolve_targets(model, layer_names(state)), rank)
     except ValueError as error:
         raise ValueError(f"The adapter in {directory} does not fit this network: {error}") from error
-    wrong = [
-        key
-        for key in shapes.keys() | state.keys()
-        if key not in state or key not in shapes or shapes[key] != tuple(state[key].shape)
-    ]
-    if wrong:
+    if wrong := {key for key, _ in wanted.items() ^ shapes.items()}:
         raise ValueError(
             f"The adapter in {directory} does not fit this network: "
             f"{len(wrong)} weights differ in shape, like {min(wrong)}."
         )
-    if attached := adapter_layers(model):
-        same = sorted(attached) == names and all(
-            (layer.r[ADAPTER_NAME], layer.lora_alpha[ADAPTER_NAME]) == (config["r"], config["lora_alpha"])
-            for layer in attached.values()
-        )
-        if not same:
+    if adapter_layers(model):
+        attached = Adapter.of(model)
+        if (_shapes(attached.state()), attached.alpha) != (shapes, alpha):
             raise ValueError(
                 f"The adapter in {directory} differs from the attached one in targets, rank or alpha; "
                 "use a fresh model."
             )
-    else:
-        with torch.random.fork_rng(devices=[]):  # a fresh adapter draws numbers that the loaded one replaces
-            attach(model, config["r"], config["lora_alpha"], names)
-    for key, parameter in adapter_state(model).items():
-        parameter.data.copy_(state[key])
-        parameter.requires_grad_(trainable)
-    return model
+    return attach_weights(model, rank, alpha, state, trainable)
 
 
-def update_shapes(model: nn.Module, names: Sequence[str], rank: int) -> dict[str, tuple[int, ...]]:
-    """PEFT's keys and the shapes an adapter of this rank has on these modules."""
-    shapes = {}
-    for name in names:
-        layer = unwrapped(model.get_submodule(name))
-        if isinstance(layer, nn.Linear):
-            down, up = (rank, layer.in_features), (layer.out_features, rank)
-        else:
-            down, up = (rank, layer.in_channels, *layer.kernel_size), (layer.out_channels, rank, 1, 1)
-        shapes[f"{KEY_PREFIX}{name}.lora_A.weight"], shapes[f"{KEY_PREFIX}{name}.lora_B.weight"] = down, up
-    return shapes
-
-
-SHIPPED_ADAPTER = ASSETS / "adapter"
-
-
-def resolve_adapter(name: str | Path) -> Path | None:
-    """A folder, "shipped" or "none" -> where the adapter is, None for none. Raises FileNotFoundError."""
-    if str(name) == "none":
-        return None
-    folder = SHIPPED_ADAPTER if str(name) == "shipped" else Path(name)
-    if not (folder / "adapter_config.json").is_file():
-        hint = "make one with `make demo` or `python -m anytext_lcm.train`, or say none for the teacher"
-        raise FileNotFoundError(f"There is no adapter in {folder}; {hint}.")
-    return folder
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state.items()}

@@ -1,36 +1,27 @@
-"""
-Which layers an adapter changes: groups by name, the rest of the UNet, lists in files.
-"""
+"""Which layers an adapter changes: groups of them by name, and lists in files. Next: `lora.py`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from anytext_lcm.model.layers import CrossAttention
 
-ADAPTER_NAME = "default"  # PEFT's name for the only adapter
-
-
 TRAINED_PARTS = ("model.diffusion_model.", "control_model.")  # the loss reaches nothing else
-
-
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The layer under an adapter, or the module itself."""
-    return module.get_base_layer() if isinstance(module, LoraLayer) else module
+    return getattr(module, "base_layer", module)
 
 
 def find_targets(model: nn.Module) -> dict[str, list[str]]:
-    """Names of the modules worth adapting in this very model, by group, in the order of the model.
+    """Names of the modules worth adapting in this model, by group, in the order of the model.
 
-    They are found by class and place, so a small or a changed network gives its own list: the 1x1
-    convolutions that lead out of WriteNet, and the four projections of every attention. `attnx` is AnyText2's
-    second pair, attn1x and attn2x. Works with and without an adapter attached. Raises ValueError for a model
-    without the two networks.
+    They are found by class and place, so a small or a changed network gives its own list: the 1x1 convolutions that
+    lead out of WriteNet, and the four projections of every attention. `attnx` is AnyText2's second pair, attn1x and
+    attn2x. Works with and without an adapter attached. Raises ValueError for a model without the two networks.
     """
     roots = {"writenet": "control_model", "unet": "model.diffusion_model"}
     try:
@@ -62,11 +53,11 @@ def find_targets(model: nn.Module) -> dict[str, list[str]]:
 
 
 def find_unet_rest(model: nn.Module) -> list[str]:
-    """What LCM-LoRA adapts in a UNet besides its attention: the layers of residual blocks and resampling, and the
-    projections and feed-forward layers around attention; not the ends of the network, not its timestep embedding.
+    """What LCM-LoRA adapts in a UNet besides its attention, the group "unet_rest", in the order of the model.
 
-    A group to be named, "unet_rest", and not one of the default: the embedded network has attention at 8x8 only,
-    so that without it nothing at 16x16 could be adapted but the control residuals.
+    Layers of residual blocks and of resampling, projections and feed-forward layers around attention; not the two ends
+    of the network and not its timestep embedding. Not one of the default groups. The embedded network needs it: it has
+    attention at 8x8 only, so at 16x16 the default groups adapt nothing but the control residuals.
     """
     root = "model.diffusion_model"
     ends = (f"{root}.time_embed.", f"{root}.input_blocks.0.", f"{root}.out.")
@@ -83,10 +74,10 @@ def find_unet_rest(model: nn.Module) -> list[str]:
 
 
 def find_unet_decoder(model: nn.Module) -> list[str]:
-    """Attention of the UNet's middle and output blocks, AttnX with it.
+    """Attention and AttnX of the UNet's middle and output blocks, the group "unet_decoder".
 
-    A group to be named, "unet_decoder": with nothing adapted before the middle, student and teacher share the input
-    blocks, the backward pass ends there, and WriteNet is the same for both. Upstream itself trains no more of the UNet.
+    Not one of the default groups. Nothing before the middle is adapted, so student and teacher share WriteNet and the
+    input blocks, and the backward pass ends at the middle. Upstream trains no more of the UNet than this.
     """
     groups = find_targets(model)
     blocks = ("model.diffusion_model.middle_block.", "model.diffusion_model.output_blocks.")
@@ -94,7 +85,7 @@ def find_unet_decoder(model: nn.Module) -> list[str]:
 
 
 def _read_lists(targets: Sequence[str]) -> Iterator[str]:
-    """The targets, with those of a file in the place of its name."""
+    """The targets, with the content of a list file in the place of its name."""
     for target in targets:
         if not target.endswith(".txt"):
             yield target
@@ -109,12 +100,12 @@ def _read_lists(targets: Sequence[str]) -> Iterator[str]:
 
 
 def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> list[str]:
-    """Group names, module names and lists of them in files -> sorted module names; None is every group of
-    `find_targets`. The groups "unet_rest" (`find_unet_rest`) and "unet_decoder" (`find_unet_decoder`) have to be named.
+    """Group names, module names and list files -> sorted module names.
 
-    What ends in .txt is a file with one target a line, as `python -m anytext_lcm.inspect_modules` writes it.
-    Raises ValueError for a file that cannot be read, for a module outside UNet and WriteNet, and for a name that is
-    neither group nor module, which PEFT would pass over without a word as long as another one fits.
+    None stands for every group of `find_targets`; "unet_rest" and "unet_decoder" have to be named. A target that ends
+    in .txt is a file with one target per line, as `inspect_modules` writes it. Raises ValueError for a file that cannot
+    be read, for a module outside UNet and WriteNet, and for a name that is neither a group nor a module; PEFT skips
+    such a name silently as long as another one fits.
     """
     groups = find_targets(model)
     defaults = tuple(groups)

@@ -8,7 +8,7 @@ Imports torch, numpy, OmegaConf and the rooms data, model, lcm and lora.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from anytext_lcm.adapter.lora import adapter_layers, adapter_merged, adapter_off
+from anytext_lcm.adapter.lora import Adapter, adapter_layers, adapter_off
 from anytext_lcm.data.fonts import PLAIN_FONT
 from anytext_lcm.drawing.cores import Clock, spread_over_cores
 from anytext_lcm.drawing.methods import Method
@@ -133,6 +133,18 @@ def predictor(model: AnyText2, prepared: Prepared, guidance_scale: float) -> Cal
     return predict
 
 
+def adapter_switch(model: AnyText2, method: Method, merges: bool = False) -> AbstractContextManager:
+    """Inside, the adapter is as the method needs it: off, or on, and then merged into the weights if asked.
+
+    Raises ValueError for a method that needs an adapter when the model has none.
+    """
+    if not method.adapter:
+        return adapter_off(model)
+    if not adapter_layers(model):
+        raise ValueError(f"{method.name} needs an adapter and the model has none; load one first.")
+    return Adapter.of(model).merged() if merges else nullcontext()
+
+
 def denoise(
     model: AnyText2, prepared: Prepared, method: Method, progress: Callable[[int], None] | None = None
 ) -> Tensor:
@@ -140,11 +152,9 @@ def denoise(
 
     Raises ValueError for a method that needs an adapter when the model has none.
     """
-    if method.adapter and not adapter_layers(model):
-        raise ValueError(f"{method.name} needs an adapter and the model has none; load one first.")
     schedule = NoiseSchedule(model.alphas_cumprod)
     noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
-    with nullcontext() if method.adapter else adapter_off(model):
+    with adapter_switch(model, method):
         predict = predictor(model, prepared, method.guidance_scale)
         fresh = [picture_generator(seed, FRESH) for seed in prepared.seeds]
         for step in method.sample(predict, noise, schedule, fresh):
@@ -185,9 +195,8 @@ def draw_prepared(model: AnyText2, prepared: Prepared, method: Method, show: boo
 
         # In bf16 a small update is lost in the sum with its weight, so there the adapter stays beside it.
         merges = torch.finfo(model.dtype).eps < 1e-3
-        switch = adapter_off if not method.adapter else adapter_merged if merges else nullcontext
         # Chunks that run side by side share the model: the switch is thrown here, around all of them.
-        with clock("denoise", model.device), switch(model):
+        with clock("denoise", model.device), adapter_switch(model, method, merges):
             latents = spread_over_cores(
                 lambda rows: denoise(model, prepared[rows], method, progress).cpu(), chunks, model.device
             )
