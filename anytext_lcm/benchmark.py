@@ -25,13 +25,9 @@ from anytext_lcm.drawing.methods import Method, parse_method, reference_of
 from anytext_lcm.files import check_writable, whole_file
 from anytext_lcm.judging import reading
 from anytext_lcm.judging.benchmark_set import (
-    ADDED_WORDS,
-    METHODS,
     NOTES,
     PUBLISHED,
     REPORT,
-    SAMPLES,
-    SEED,
     check_font,
     check_settings,
     content_of,
@@ -42,6 +38,8 @@ from anytext_lcm.judging.benchmark_set import (
     settings_of,
     summarise,
 )
+from anytext_lcm.judging.defaults import ADDED_WORDS, SAMPLES, SEED
+from anytext_lcm.judging.defaults import BENCHMARK_METHODS as METHODS
 from anytext_lcm.model.loading import load_chosen
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, checkpoint_for, defaults_for
 

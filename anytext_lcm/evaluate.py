@@ -15,8 +15,9 @@ from pathlib import Path
 from anytext_lcm.adapter.lora import load_adapter, resolve_adapter
 from anytext_lcm.drawing.cores import use_available_cores
 from anytext_lcm.files import whole_directory
-from anytext_lcm.judging.compare import COMPARISON, METHODS, compare_methods, resolve_methods
-from anytext_lcm.judging.panel import REAL, RECONSTRUCTION, Panel
+from anytext_lcm.judging.compare import compare_methods, resolve_methods
+from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION
+from anytext_lcm.judging.panel import Panel
 from anytext_lcm.judging.report import write_report
 from anytext_lcm.model.loading import load_chosen
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for

@@ -16,7 +16,7 @@ from anytext_lcm.data.fonts import PLAIN_FONT, font_path
 from anytext_lcm.drawing.cores import use_available_cores
 from anytext_lcm.drawing.draw import draw_prompts
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST, boxes_of_mask, fit_picture, paste_back
-from anytext_lcm.drawing.methods import Method, student_method, teacher_method
+from anytext_lcm.drawing.methods import STUDENT_SAMPLERS, TEACHER_SAMPLERS, Method, student_method, teacher_method
 from anytext_lcm.drawing.png import describe, read_mask, read_picture, save_picture
 from anytext_lcm.drawing.prompts import Prompt, parse_line, prompts_to_batch
 from anytext_lcm.files import check_writable
@@ -27,9 +27,6 @@ EXAMPLE = 'python -m anytext_lcm.sample --prompt "a red background" --line "HELL
 
 
 STUDENT_STEPS, TEACHER_STEPS = 4, 20
-
-
-STUDENT_SAMPLERS, TEACHER_SAMPLERS = ("lcm", "deterministic", "gamma"), ("ddim",)
 
 
 def build_parser() -> argparse.ArgumentParser:

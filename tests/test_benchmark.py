@@ -189,7 +189,7 @@ def test_an_adapter_replaced_in_its_place_counts_as_another(command, tmp_path, c
     assert benchmark.main([*command, "--samples", "1", "--methods", "untrained-1", "student-1"]) == 2
     assert written(tmp_path / "out") == before
     # The teacher's pictures do not depend on it: nothing is drawn again.
-    monkeypatch.setattr(benchmark, "draw", None)
+    monkeypatch.setattr(benchmark_set, "draw_prepared", None)
     assert benchmark.main([*command, "--samples", "1", "--methods", "teacher-2"]) == 0
     assert benchmark.main([*command, "--samples", "1", "--methods", "teacher-2", "--adapter", "none"]) == 0
     assert written(tmp_path / "out") == before

@@ -14,7 +14,14 @@ from anytext_lcm.adapter.lora import adapter_off, adapter_state, attach, save_ad
 from anytext_lcm.data.batch import Line
 from anytext_lcm.drawing import draw as draw_module
 from anytext_lcm.drawing.draw import denoise, draw_prepared, draw_prompts, predictor, prepare
-from anytext_lcm.drawing.methods import Method, parse_method, student_method, teacher_method, untrained_method
+from anytext_lcm.drawing.methods import (
+    SAMPLERS,
+    Method,
+    parse_method,
+    student_method,
+    teacher_method,
+    untrained_method,
+)
 from anytext_lcm.drawing.noise import initial_noise
 from anytext_lcm.drawing.prompts import Prompt, prompts_to_batch
 from anytext_lcm.files import whole_directory, whole_file
@@ -260,9 +267,19 @@ def test_method_names():
     assert parse_method("teacher-50").spacing == "leading" and parse_method("teacher-4").spacing == "trailing"
     assert parse_method("teacher-4-leading").spacing == "leading"
     assert parse_method("teacher-4-leading-eta0.5").eta == 0.5 and parse_method("teacher-4").eta == 0
-    names = ("teacher-4-leading", "teacher-50-eta1", "student-8", "untrained-1")
+    names = ("teacher-4-leading", "teacher-50-eta1", "teacher-4-dpm++", "student-8", "untrained-1")
     for name in names:
         assert parse_method(name).name == name
+
+
+def test_the_table_of_samplers_holds_for_names_and_loops():
+    for flag, row in SAMPLERS.items():
+        name = f"{'teacher' if row.teacher else 'student'}-4{row.ending.format(gamma=0.3)}"
+        method = parse_method(name)
+        assert (method.name, method.sampler, method.adapter) == (name, row.loop, not row.teacher), flag
+    for name in ("student-4-dpm++", "student-4-leading", "teacher-4-dpm++-eta1", "teacher-4-unipc-w1"):
+        with pytest.raises(ValueError, match="unknown"):
+            parse_method(name)
 
 
 def test_noise_of_a_seed_is_the_same_in_every_process():

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "model": {"lcm", "files"},
     "adapter": {"lcm", "model", "files"},
     "figures": set(),
-    "data": {"files", "command"},
+    "data": {"figures", "files", "command"},
     "drawing": {"lcm", "model", "adapter", "data", "files"},
     "judging": {"lcm", "model", "adapter", "figures", "data", "drawing", "files"},
     "training": {"lcm", "model", "adapter", "data", "drawing", "judging", "files", "command"},
