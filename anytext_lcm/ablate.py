@@ -1,226 +1,18 @@
 """Command: train the same student in other ways for equal compute and compare how readable and how real each is.
 `python -m anytext_lcm.ablate --output outputs/ablation`
-
-Each run changes one setting of the shipped adapter's recipe. All are judged on one panel from the same noise.
 """
 
 import argparse
-import json
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from anytext_lcm import __version__
-from anytext_lcm.adapter.lora import load_adapter
-from anytext_lcm.adapter.targets import find_targets, resolve_targets
-from anytext_lcm.drawing.cores import describe_hardware, use_available_cores
-from anytext_lcm.drawing.methods import student_method, teacher_method, untrained_method
-from anytext_lcm.figures.text_table import text_table
-from anytext_lcm.files import check_writable, whole_file
-from anytext_lcm.judging.compare import run_method
-from anytext_lcm.judging.intervals import paired_bootstrap
-from anytext_lcm.judging.panel import Panel, prepare_panel
-from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.model.loading import default_device
-from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
-from anytext_lcm.training.checkpoints import EMA_FOLDER
-from anytext_lcm.training.data_order import build_dataset
-from anytext_lcm.training.latents import write_latents
-from anytext_lcm.training.loop import load_teacher, run_distillation
-from anytext_lcm.training.recipes import DEFAULTS, recipe
-from anytext_lcm.training.settings import TrainSettings
-
-DEFAULT, UNTRAINED, NO_AVERAGE = "default", "untrained", "no average"
-
-
-STUDENT_STEPS = (4, 8)
-
-
-TEACHER_STEPS = 50
-
-
-# What an update costs, in forward passes of the UNet: the teacher's two branches, the student's pass with a backward
-# pass of two more, and for `lcm` the target. What an adapter's groups cost besides is in the seconds.
-PASSES = {"lcm": 6, "teacher_x0": 5}
-
-
-RUNS = (
-    "teacher_x0",
-    "AnyText2's groups",
-    "without zero convs",
-    "attnx alone",
-    "decoder alone",
-    "rank 4",
-    "rank 16",
-    "rank 64",
-    "Huber",
-    "cached latents",
-)
-
-
-def changes(model: AnyText2, targets: Sequence[str], latents: str) -> dict[str, dict[str, Any]]:
-    """{run: settings that differ from the recipe's}, of all RUNS. latents: where cached ones lie."""
-    trunk = "model.diffusion_model."
-    decoder = tuple(
-        name for name in resolve_targets(model, targets) if name.startswith((f"{trunk}middle", f"{trunk}output"))
-    )
-    own = tuple(name for name, found in find_targets(model).items() if found)
-    kept = tuple(name for name in targets if name not in ("zero_convs", "middle_block_out"))
-    return {
-        "teacher_x0": {"objective": "teacher_x0"},
-        "AnyText2's groups": {"lora_targets": own},
-        "without zero convs": {"lora_targets": kept},
-        "attnx alone": {"lora_targets": ("unet_attnx",)},
-        "decoder alone": {"lora_targets": decoder},
-        **{f"rank {rank}": {"lora_rank": rank, "lora_alpha": rank} for rank in (4, 16, 64)},
-        "Huber": {"loss": "huber"},
-        "cached latents": {"latents": latents},
-    }
-
-
-def updates_for(changed: Mapping[str, Any], steps: int) -> int:
-    """As many updates as cost what `steps` of the recipe cost."""
-    return round(steps * PASSES["lcm"] / PASSES[changed.get("objective", "lcm")])
-
-
-def train(settings: TrainSettings) -> dict[str, Any]:
-    """Trains one run -> its entry: updates, seconds, CPU seconds; or why it gave up."""
-    if settings.latents:
-        write_latents(settings.latents, build_dataset(settings), load_teacher(settings))
-    began, cpu = time.perf_counter(), time.process_time()
-    entry: dict[str, Any] = {"updates": settings.max_train_steps}
-    try:
-        run_distillation(asdict(settings), None)
-    except FloatingPointError as error:
-        return entry | {"failed": str(error)}
-    return entry | {
-        "seconds": round(time.perf_counter() - began, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
-    }
-
-
-def judge(settings: TrainSettings, adapters: Mapping[str, Path | None], panel: Panel) -> dict[str, Any]:
-    """{"teacher": measures, "runs": {name: {steps: measures}}} on one panel from the same noise. None in place of an
-    adapter is the untrained student. Retention is against the teacher, "over_default" against the default run, both
-    on the same lines; None where the other has no line right.
-    """
-    model = load_teacher(settings).to(default_device())
-    prepared = prepare_panel(model, panel, settings.negative_prompt)  # no adapter reaches it
-    teacher = run_method(model, panel, teacher_method(TEACHER_STEPS, settings.guidance_scale), prepared)
-    reference, measures = panel.judge(teacher.images)
-    right, runs = {}, {}
-    for name, adapter in adapters.items():
-        model = load_teacher(settings).to(default_device())
-        if adapter is not None:
-            load_adapter(model, adapter)
-        runs[name] = {}
-        for steps in STUDENT_STEPS:
-            method = untrained_method(steps) if adapter is None else student_method(steps)
-            scores, found = panel.judge(run_method(model, panel, method, prepared).images)
-            right[name, steps] = scores.correct
-            others = {"retention": reference.correct}
-            if name != DEFAULT and (DEFAULT, steps) in right:
-                others["over_default"] = right[DEFAULT, steps]
-            for key, other in others.items():
-                found[key] = asdict(paired_bootstrap(scores.correct, other, panel.groups)) if other.any() else None
-            runs[name][str(steps)] = found
-        print(f"{name} is judged.", flush=True)
-    return {"teacher": measures, "runs": runs}
-
-
-def ablate(
-    output: str | Path,
-    chosen: Sequence[str] = RUNS,
-    steps: int = DEFAULTS.steps,
-    lines: int = 256,
-    seed: int = 0,
-    **changed: Any,
-) -> dict[str, Any]:
-    """Trains the default and the chosen runs, then judges all -> what is in results.json.
-
-    changed: settings of training other than the recipe's. Raises ValueError for an unknown run, and when the folder
-    holds trained ones already.
-    """
-    if unknown := sorted(set(chosen) - set(RUNS)):
-        raise ValueError(f"There is no run {', '.join(unknown)}; choose among {', '.join(RUNS)}.")
-    if lines < 16:
-        raise ValueError(f"--lines must be 16 or more, not {lines}: fewer pictures say nothing about a distribution.")
-    output = Path(output)
-    common = {"config": str(EMBEDDED_CONFIG), "output_dir": str(output / DEFAULT), "seed": seed}
-    most = updates_for({"objective": "teacher_x0"}, steps) * DEFAULTS.batch  # so none is seen twice
-    common = recipe(steps) | {"dataset_size": most} | common | changed
-    settings = TrainSettings.from_dict(common)
-    check_writable(output / "results.json")
-    panel = Panel.build(lines=lines, seed=seed, image_size=defaults_for(settings.config).size[0])
-    asked = changes(load_teacher(settings), settings.lora_targets, str(output / "latents"))
-    plan: dict[str, dict[str, Any]] = {DEFAULT: {}} | {name: asked[name] for name in chosen}
-    runs: dict[str, Any] = {}
-    adapters: dict[str, Path | None] = {}
-    for name, differs in plan.items():
-        folder, updates = output / name.replace(" ", "_"), updates_for(differs, steps)
-        own = common | differs | {"output_dir": str(folder), "max_train_steps": updates, "checkpointing_steps": updates}
-        runs[name] = train(TrainSettings.from_dict(own)) | {"changes": differs}
-        if "failed" not in runs[name]:
-            adapters[name] = folder / f"checkpoint-{updates}" / EMA_FOLDER
-    if DEFAULT in adapters:
-        adapters[NO_AVERAGE] = adapters[DEFAULT].parent
-        runs[NO_AVERAGE] = {"updates": steps, "changes": {"ema_decay": 0.0}}
-    adapters[UNTRAINED], runs[UNTRAINED] = None, {"updates": 0}
-    found = judge(settings, adapters, panel)
-    for name, read in found["runs"].items():
-        runs[name]["read"] = read
-    results = {
-        "anytext_lcm": __version__,
-        "hardware": describe_hardware(default_device()),
-        "recipe": settings.identity(),
-        "panel": {"lines": len(panel.groups), "prompts": len(panel), "seed": seed},
-        "teacher": found["teacher"],
-        "runs": runs,
-    }
-    for file, text in (("results.json", json.dumps(results, indent=1)), ("table.md", format_table(results))):
-        with whole_file(output / file) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-    return results
-
-
-def _interval(values: Mapping[str, float] | None) -> str:
-    return "-" if values is None else f"{values['value']:.3f} [{values['low']:.3f}, {values['high']:.3f}]"
-
-
-def format_table(results: Mapping[str, Any]) -> str:
-    """The runs as a table in Markdown: the default first, then by NED in four steps."""
-    runs, panel, teacher = results["runs"], results["panel"], results["teacher"]
-    rows = []
-    read = [name for name in runs if "read" in runs[name]]
-    for name in sorted(read, key=lambda n: (n != DEFAULT, -runs[n]["read"]["4"]["ned"]["value"])):
-        cpu = runs[name].get("cpu_seconds")
-        row = [name, str(runs[name]["updates"]), "-" if cpu is None else f"{cpu:.0f}"]
-        for steps in map(str, STUDENT_STEPS):
-            of = runs[name]["read"][steps]
-            values = (of["accuracy"], of["retention"], of.get("over_default"), of["distribution"]["kernel"])
-            row += map(_interval, values)
-        rows.append(row)
-    each = ["right, {} steps", "retention", "over the default", "kernel distance"]
-    head = ["run", "updates", "CPU s", *(text.format(steps) for steps in STUDENT_STEPS for text in each)]
-    failed = [f"\n{name} failed: {run['failed']}" for name, run in runs.items() if "failed" in run]
-    distance = teacher["distribution"]
-    return "\n".join(
-        [
-            text_table(head, rows, markdown=True, align="lr"),
-            *failed,
-            "",
-            f"{panel['lines']} lines of {panel['prompts']} prompts, 95 % intervals over prompts. The teacher's "
-            f"{TEACHER_STEPS} steps: right {_interval(teacher['accuracy'])}, kernel distance "
-            f"{_interval(distance['kernel'])}; other real pictures {_interval(distance['kernel_floor'])}.",
-        ]
-    )
+from anytext_lcm.command import natural, new_parser, positive, run
+from anytext_lcm.model.networks import EMBEDDED_CONFIG
+from anytext_lcm.training.recipes import DEFAULTS, RUNS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m anytext_lcm.ablate", description=__doc__.splitlines()[0])
+    parser = new_parser("ablate", "Trains variants of the student for equal compute and judges them on one panel.")
     add = parser.add_argument
     add(
         "--output",
@@ -230,31 +22,30 @@ def build_parser() -> argparse.ArgumentParser:
     add("--runs", nargs="+", default=RUNS, metavar="RUN", help=f"among {', '.join(map(repr, RUNS))}")
     add(
         "--steps",
-        type=int,
+        type=positive,
         default=DEFAULTS.steps,
         help="updates of the default; the others cost the same (default: %(default)s)",
     )
     add("--lines", type=int, default=256, help="lines of text to read (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of training and panel (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="of training and panel (default: %(default)s)")
     add("--config", default=str(EMBEDDED_CONFIG), help="yaml of the network (default: the embedded one)")
-    add("--teacher_ckpt", help="its weights (default: the embedded ones)")
+    add("--teacher_ckpt", help="its weights (default: those that come with the yaml)")
     return parser
 
 
+def work(args: argparse.Namespace) -> str:
+    """Train, judge and write; returns the table."""
+    from anytext_lcm.drawing.cores import use_available_cores
+    from anytext_lcm.training.ablation import ablate, format_table
+
+    use_available_cores()
+    network = {"config": args.config, "teacher_ckpt": args.teacher_ckpt}
+    return format_table(ablate(args.output, args.runs, args.steps, args.lines, args.seed, **network))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one sentence on stderr for what is asked and cannot be."""
-    args = build_parser().parse_args(arguments)
-    try:
-        if args.steps < 1:
-            raise ValueError(f"--steps must be a positive integer, not {args.steps}.")
-        use_available_cores()
-        where = {"config": args.config, "teacher_ckpt": args.teacher_ckpt}
-        results = ablate(args.output, args.runs, args.steps, args.lines, args.seed, **where)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(format_table(results))
-    return 0
+    """Exit code 0, or 2 with one sentence on stderr."""
+    return run(build_parser(), work, arguments)
 
 
 if __name__ == "__main__":

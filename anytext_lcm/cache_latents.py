@@ -1,21 +1,12 @@
 """Command: encode a data set's pictures once, for training with --latents. `python -m anytext_lcm.cache_latents
 --config models_yaml/anytext2_sd15.yaml --teacher_ckpt FILE --data_list data.json --latents FOLDER`
-
-Imports torch and the rooms distill, latents, pipeline, settings.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
-from anytext_lcm.drawing.cores import use_available_cores
-from anytext_lcm.model.loading import default_device
-from anytext_lcm.training.data_order import build_dataset
-from anytext_lcm.training.latents import write_latents
-from anytext_lcm.training.loop import load_teacher
-from anytext_lcm.training.processes import in_words
+from anytext_lcm.command import new_parser, run
 from anytext_lcm.training.settings import TrainSettings, add_flags, collect
 
 FLAGS = (
@@ -40,29 +31,35 @@ FLAGS = (
 
 def build_parser() -> argparse.ArgumentParser:
     """Training's own flags for network and data, and --latents for where they go."""
-    parser = argparse.ArgumentParser(
-        prog="python -m anytext_lcm.cache_latents", description=__doc__.splitlines()[0].removeprefix("Command: ")
-    )
+    parser = new_parser("cache_latents", "Encodes a data set's pictures once, for training with --latents.")
     add_flags(parser, FLAGS)
     parser.add_argument("--latents", required=True, help="folder to fill; an older one of the same kind is replaced")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one sentence on stderr for what the flags ask and cannot be."""
-    chosen = collect(build_parser().parse_args(arguments))
+def work(args: argparse.Namespace) -> str:
+    """Encode every picture; the folder appears complete or not at all."""
+    from tqdm import tqdm
+
+    from anytext_lcm.drawing.cores import use_available_cores
+    from anytext_lcm.model.loading import default_device
+    from anytext_lcm.training.data_order import build_dataset
+    from anytext_lcm.training.latents import write_latents
+    from anytext_lcm.training.loop import load_teacher
+
+    chosen = collect(args)
     folder = chosen.pop("latents")
-    try:
-        settings = TrainSettings.from_dict(chosen | {"output_dir": folder})
-        use_available_cores()
-        dataset, model = build_dataset(settings), load_teacher(settings).to(default_device())
-        with tqdm(total=len(dataset), desc="encode", disable=None if settings.progress else True) as bar:
-            write_latents(folder, dataset, model, settings.train_batch_size, settings.num_workers, bar.update)
-    except (ValueError, OSError) as error:
-        print(f"error: {in_words(error)}", file=sys.stderr)
-        return 2
-    print(f"{len(dataset)} pictures are encoded in {folder}; train with --latents {folder}")
-    return 0
+    settings = TrainSettings.from_dict(chosen | {"output_dir": folder})
+    use_available_cores()
+    dataset, model = build_dataset(settings), load_teacher(settings).to(default_device())
+    with tqdm(total=len(dataset), desc="encode", disable=None if settings.progress else True) as bar:
+        write_latents(folder, dataset, model, settings.train_batch_size, settings.num_workers, bar.update)
+    return f"{len(dataset)} pictures are encoded in {folder}; train with --latents {folder}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 with one sentence on stderr."""
+    return run(build_parser(), work, arguments)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,34 @@
 """What all commands share: flags of the network, of the adapter and of guidance, and the one way to fail.
 
-A command prints what it did and returns 0, or prints one sentence on stderr and returns 2. It builds its flags
-without importing a network: heavy imports stand in the function that does the work.
+A command has `build_parser()`, `work(args)`, which returns what to print, and `main(arguments=None)`, which returns the
+exit code. Its flags need no network: heavy imports stand in `work`, so that `--help` takes less than a second.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 FAILURES = (ValueError, OSError, FloatingPointError)
 """What a command reports in a sentence; anything else is a fault of the program and keeps its traceback."""
 
 
+class AlreadyReported(Exception):
+    """A failure whose sentence is on stderr already, as when another process of the same run printed it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser; a wrong flag raises ValueError, so that `run` reports it like any other failure."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists all flags.")
+
+
 def new_parser(name: str, description: str, example: str = "") -> argparse.ArgumentParser:
     """The parser of `python -m anytext_lcm.NAME`; `example` is one call of it, shown below the flags."""
     epilog = f"Example: {example}" if example else None
-    return argparse.ArgumentParser(prog=f"python -m anytext_lcm.{name}", description=description, epilog=epilog)
+    return Parser(prog=f"python -m anytext_lcm.{name}", description=description, epilog=epilog)
 
 
 def add_network(parser: argparse.ArgumentParser, config: str) -> None:
@@ -38,8 +51,17 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> int:
     """A whole number from 1 on, as argparse's `type`."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 on, as argparse's `type`: a seed."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text!r}")
     return int(text)
 
 
@@ -60,12 +82,20 @@ def run(
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Parse the arguments, do the work, print what it returns. Returns the exit code: 0, or 2 after one sentence."""
-    args = parser.parse_args(arguments)
     try:
-        message = work(args)
+        message = work(parser.parse_args(arguments))
+    except AlreadyReported:
+        return 2
     except FAILURES as error:
         print(f"error: {in_words(error)}", file=sys.stderr)
         return 2
     if message:
-        print(message)
+        _say(message)
     return 0
+
+
+def _say(message: str) -> None:
+    try:
+        print(message, flush=True)
+    except BrokenPipeError:  # `| head` has read enough; at its end Python would flush once more and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

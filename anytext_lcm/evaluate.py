@@ -1,8 +1,5 @@
-"""Measures what few steps cost: the same prompts and the same noise for every method, judged by an
-independent reader. `python -m anytext_lcm.evaluate --help`.
-
-Imports torch, numpy and the rooms data, lcm, lora, model, outputs, pipeline, judge, sheet, plots, tables;
-diffusers where its solvers are asked for.
+"""Command: measure what few steps cost: the same prompts and noise for every method, judged by an independent reader.
+`python -m anytext_lcm.evaluate --adapter DIR`
 """
 
 import argparse
@@ -12,22 +9,14 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from anytext_lcm.adapter.lora import load_adapter, resolve_adapter
-from anytext_lcm.drawing.cores import use_available_cores
-from anytext_lcm.files import whole_directory
-from anytext_lcm.judging.compare import compare_methods, resolve_methods
+from anytext_lcm.command import add_guidance, add_network, natural, new_parser, run
+from anytext_lcm.files import atomic_folder
 from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION
-from anytext_lcm.judging.panel import Panel
-from anytext_lcm.judging.report import write_report
-from anytext_lcm.model.loading import load_chosen
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m anytext_lcm.evaluate",
-        description="Measures a student against its teacher: readability, likeness, colours, time.",
-    )
+    parser = new_parser("evaluate", "Measures a student against its teacher: readability, likeness, colours, time.")
     add = parser.add_argument
     add(
         "--adapter",
@@ -56,24 +45,58 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the methods of the README's table, which need diffusers; instead of --methods",
     )
-    add("--seed", type=int, default=0, help="another seed is another panel and other noise")
+    add("--seed", type=natural, default=0, help="another seed is another panel and other noise")
     add(
         "--sampling_seeds",
         type=int,
         default=1,
         help="pictures of each prompt from different noise; from 2 on diversity is measured (default: %(default)s)",
     )
-    add("--guidance_scale", type=float, help="the teacher's; default: what suits the network")
-    add("--negative_prompt", help="the teacher's; default: what suits the network")
     add("--output", default="outputs/evaluation", help="folder for report, table and grid (default: %(default)s)")
-    add("--config", default=str(EMBEDDED_CONFIG), help="yaml of the network; default: the embedded one")
-    add("--ckpt", help="weights of the teacher; default: the embedded ones")
-    add("--device", help="default: the GPU if there is one")
+    add_guidance(parser)
+    add_network(parser, str(EMBEDDED_CONFIG))
     return parser
 
 
-def _adapters(names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
-    """The first adapter, None for none, and the others by label. Raises FileNotFoundError or ValueError."""
+def work(args: argparse.Namespace) -> str:
+    """Check what can be checked before the weights are loaded, then draw, judge and write."""
+    from anytext_lcm.adapter.lora import load_adapter
+    from anytext_lcm.drawing.cores import use_available_cores
+    from anytext_lcm.judging.compare import compare_methods, resolve_methods
+    from anytext_lcm.judging.panel import Panel
+    from anytext_lcm.judging.report import write_report
+    from anytext_lcm.model.loading import load_chosen
+
+    defaults = defaults_for(args.config)
+    guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
+    negative = defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt
+    adapter, others = read_adapters(args.adapter)
+    names = choose_methods(args, student=adapter is not None)
+    resolve_methods(names, guidance)
+    panel = Panel.build(lines=args.lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds)
+    with atomic_folder(args.output) as folder:
+        use_available_cores()
+        model = load_chosen(args.config, args.ckpt, args.device)
+        if adapter is not None:
+            load_adapter(model, adapter)
+        settings = {
+            "config": Path(args.config).name,
+            "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
+            "date": date.today().isoformat(),
+            "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
+        }
+        report, results = compare_methods(model, panel, names, guidance, negative, settings, more_adapters=others)
+        write_report(folder, report, results, panel)
+    return args.output
+
+
+def read_adapters(names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
+    """The folder of the first adapter, None for none, and those of the others by label.
+
+    Raises FileNotFoundError or ValueError.
+    """
+    from anytext_lcm.adapter.lora import resolve_adapter
+
     first = resolve_adapter(names[0])
     others: dict[str, Path] = {}
     for number, name in enumerate(names[1:], 2):
@@ -87,48 +110,21 @@ def _adapters(names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
     return first, others
 
 
-def run(args: argparse.Namespace) -> Path:
-    """Checks what can be checked before the weights are loaded, then draws, judges and writes."""
-    defaults = defaults_for(args.config)
-    guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
-    negative = defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt
-    adapter, others = _adapters(args.adapter)
+def choose_methods(args: argparse.Namespace, student: bool) -> Sequence[str]:
+    """Names of the methods to draw; without a student none of its own. Raises ValueError."""
     if args.comparison and args.methods is not None:
         raise ValueError("--comparison names the methods itself: drop it or --methods.")
-    names = args.methods
-    if names is None:
+    if args.methods is None:
         usual = COMPARISON if args.comparison else METHODS
-        names = [name for name in usual if adapter or not name.startswith("student")]
-    if adapter is None and any(name.startswith("student") for name in names):
+        return [name for name in usual if student or not name.startswith("student")]
+    if not student and any(name.startswith("student") for name in args.methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
-    resolve_methods(names, guidance)
-    panel = Panel.build(lines=args.lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds)
-    output = Path(args.output)
-    with whole_directory(output) as folder:
-        use_available_cores()
-        model = load_chosen(args.config, args.ckpt, args.device)
-        if adapter is not None:
-            load_adapter(model, adapter)
-        settings = {
-            "config": Path(args.config).name,
-            "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
-            "date": date.today().isoformat(),
-            "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
-        }
-        report, results = compare_methods(model, panel, names, guidance, negative, settings, more_adapters=others)
-        write_report(folder, report, results, panel)
-    return output
+    return args.methods
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one sentence on stderr for what is asked and cannot be."""
-    args = build_parser().parse_args(arguments)
-    try:
-        print(run(args))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Exit code 0, or 2 with one sentence on stderr."""
+    return run(build_parser(), work, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Command: write a trained adapter in the formats others read. `python -m anytext_lcm.export --help`.
+"""Command: write a trained adapter in the formats others read. `python -m anytext_lcm.export --adapter DIR`
 
 Four layouts: PEFT's folder with a model card, the whole network with the adapter merged in (upstream's checkpoint),
 and the UNet's part as a kohya and as a diffusers LoRA file. What the last two cannot hold, WriteNet and AttnX, is said
@@ -8,24 +8,19 @@ in the report. Every file is read back and compared.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anytext_lcm.adapter.card import REPORT, adapter_size, describe_adapter, model_card
-from anytext_lcm.adapter.layouts import LAYOUTS, PRECISIONS, export, sha256
-from anytext_lcm.adapter.lora import resolve_adapter
-from anytext_lcm.adapter.mix import Part, load_parts, parse_part
-from anytext_lcm.drawing.cores import use_available_cores
-from anytext_lcm.files import whole_directory
-from anytext_lcm.model.loading import load_chosen
-from anytext_lcm.model.networks import EMBEDDED_CONFIG
+from anytext_lcm.adapter.choices import LAYOUTS, PRECISIONS
+from anytext_lcm.command import add_network, new_parser, run
+from anytext_lcm.files import atomic_folder
+from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m anytext_lcm.export",
-        description="Writes an adapter as PEFT folder, merged checkpoint, kohya and diffusers LoRA; reads each back.",
+    parser = new_parser(
+        "export", "Writes an adapter as PEFT folder, merged checkpoint, kohya and diffusers LoRA; reads each back."
     )
     add = parser.add_argument
     add("--adapter", default="shipped", metavar="DIR|shipped", help="default: %(default)s")
@@ -54,23 +49,20 @@ def build_parser() -> argparse.ArgumentParser:
     add("--license", default="apache-2.0", help="for the model card (default: %(default)s)")
     add("--base_model", help="name of the teacher on a hub, for the model card and adapter_config.json")
     add("--no_check", action="store_true", help="do not read the files back, which costs one network call each")
-    add("--config", default=str(EMBEDDED_CONFIG), help="yaml of the network; default: the embedded one")
-    add("--ckpt", help="weights of the teacher; default: the embedded ones")
-    add("--device", help="default: the GPU if there is one")
+    add_network(parser, str(EMBEDDED_CONFIG))
     return parser
 
 
-def _read_report(path: str | None) -> dict[str, Any] | None:
-    if path is None:
-        return None
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The report {path} cannot be read ({error}).") from error
+def work(args: argparse.Namespace) -> str:
+    """Check what can be checked before the weights are loaded, then write everything or nothing."""
+    from anytext_lcm.adapter.card import REPORT, adapter_size, describe_adapter, model_card
+    from anytext_lcm.adapter.layouts import export, sha256
+    from anytext_lcm.adapter.lora import resolve_adapter
+    from anytext_lcm.adapter.mix import Part, load_parts, parse_part
+    from anytext_lcm.drawing.cores import use_available_cores
+    from anytext_lcm.model.loading import load_chosen
 
-
-def run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """Checks what can be checked before the weights are loaded, then writes everything or nothing."""
+    defaults_for(args.config)  # a wrong yaml shows here, before the files of the adapter are read
     adapter = resolve_adapter(args.adapter)
     if adapter is None:
         raise ValueError("There is nothing to export without an adapter; name one.")
@@ -80,45 +72,52 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         about["mixed_from"] = [{"name": part.source.name, "scale": part.scale} for part in parts]
     if args.ckpt is not None and Path(args.ckpt).is_file():
         about["base_sha256"] = sha256(args.ckpt)
-    evaluated = _read_report(args.report)
+    evaluated = read_report(args.report)
     model_card(about, evaluated)  # a report of another form shows here, before any weight is loaded
-    output = Path(args.output)
-    with whole_directory(output, mark=REPORT) as folder:
+    with atomic_folder(args.output, mark=REPORT) as folder:
         use_available_cores()
         model = load_parts(load_chosen(args.config, args.ckpt, args.device), parts)
         about |= adapter_size(model)
-        card = model_card(about, evaluated, args.license, args.base_model, Path(args.config).name)
-        written = about["training"] | {k: v for k, v in about.items() if k in ("mixed_from", "base_sha256")}
         report = export(
             model,
             folder,
             args.layouts,
-            card,
-            written,
-            args.precision,
-            f".{args.checkpoint_format}",
-            args.base_model,
-            not args.no_check,
+            card=model_card(about, evaluated, args.license, args.base_model, Path(args.config).name),
+            about=about["training"] | {k: v for k, v in about.items() if k in ("mixed_from", "base_sha256")},
+            precision=args.precision,
+            ending=f".{args.checkpoint_format}",
+            base_model=args.base_model,
+            check=not args.no_check,
         )
         text = json.dumps(report, indent=1, ensure_ascii=False)
         (folder / REPORT).write_text(text + "\n", encoding="utf-8")
-    return output, report
+    return describe_files(Path(args.output), report)
+
+
+def read_report(path: str | None) -> dict[str, Any] | None:
+    """The JSON of an evaluation, None for none. Raises ValueError when it cannot be read."""
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The report {path} cannot be read ({error}).") from error
+
+
+def describe_files(output: Path, report: Mapping[str, Any]) -> str:
+    """A line for each file with its error, and what the UNet's files leave out."""
+    lines = []
+    for layout, name in report["files"].items():
+        error = report["errors"].get(layout)
+        lines.append(f"{output / name}" + ("" if error is None else f"  read back, largest relative error {error:.1e}"))
+    if report["left_out"] and report["left_out"]["note"]:
+        lines.append(report["left_out"]["note"])
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one sentence on stderr for what is asked and cannot be."""
-    args = build_parser().parse_args(arguments)
-    try:
-        output, report = run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for layout, name in report["files"].items():
-        error = report["errors"].get(layout)
-        print(f"{output / name}" + ("" if error is None else f"  read back, largest relative error {error:.1e}"))
-    if report["left_out"] and report["left_out"]["note"]:
-        print(report["left_out"]["note"])
-    return 0
+    """Exit code 0, or 2 with one sentence on stderr."""
+    return run(build_parser(), work, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all. Imports the standard library alone."""
+"""Files and folders that appear whole or not at all."""
 
 import os
 import shutil
@@ -15,8 +15,9 @@ def _umask() -> int:
 
 
 def check_writable(path: str | Path) -> Path:
-    """The folder of a file to come, made if need be. Raises ValueError when nothing can be written there:
-    asked before minutes of work, not after.
+    """Make the folder of a file to come and return it. Raises ValueError when nothing can be written there.
+
+    Ask before minutes of work, not after.
     """
     folder = Path(path).parent
     try:
@@ -29,8 +30,11 @@ def check_writable(path: str | Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, with its suffix, that takes its place when the block ends well."""
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, with its suffix; it takes the place of `path` when the block ends well.
+
+    Raises ValueError when nothing can be written there and for a folder.
+    """
     path = Path(path)
     folder = check_writable(path)
     if path.is_dir():
@@ -47,11 +51,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_directory(path: str | Path, mark: str = "report.json") -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well, and vanishes when not.
+def atomic_folder(path: str | Path, mark: str = "report.json") -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends well, else it vanishes.
 
-    A folder that is there is replaced only if it is empty or holds `mark`, that is, if an earlier run wrote
-    it: a mistyped name shall not delete anything. Raises ValueError for another one, before the block runs.
+    An existing folder is replaced only if it is empty or holds `mark`, that is, if an earlier run wrote it: a mistyped
+    name deletes nothing. Raises ValueError for any other folder, before the block runs.
     """
     path = Path(path).absolute()
     folder = check_writable(path)
@@ -82,3 +86,6 @@ def whole_directory(path: str | Path, mark: str = "report.json") -> Iterator[Pat
         for leftover in (temporary, former):
             if leftover is not None:
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+whole_file, whole_directory = atomic_file, atomic_folder  # their former names

@@ -11,87 +11,103 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from anytext_lcm.drawing.cores import use_available_cores
-from anytext_lcm.files import check_writable, whole_file
-from anytext_lcm.model.loading import default_device
+from anytext_lcm.command import new_parser, positive, run
+from anytext_lcm.files import atomic_file, check_writable
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
-from anytext_lcm.timing.measure import measure
-from anytext_lcm.timing.report import format_report
-from anytext_lcm.timing.variants import FULL_CONFIG, Options
 from anytext_lcm.training.settings import PRECISIONS
 
+if TYPE_CHECKING:
+    from anytext_lcm.timing.variants import Options
 
-def _fitting(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report without the steps that did not fit, for the chart."""
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = new_parser("speed", "Training step and sampler against the way public scripts write them.")
+    add = parser.add_argument
+    add("--config", help="network (default: the embedded one, on a GPU the full-size one)")
+    add("--ckpt", help="its weights (default: random ones, but for the embedded network)")
+    add("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
+    add("--precision", choices=tuple(PRECISIONS), help="default: no on a CPU, bf16 on a GPU")
+    add("--batch", type=positive, help="pictures at once (default: 4, on a GPU 12)")
+    add("--rank", type=positive, default=64, help="of the adapter (default: %(default)s)")
+    add(
+        "--repeats",
+        type=positive,
+        default=7,
+        help="timed turns of each step; half as many of the samplers (default: %(default)s)",
+    )
+    add("--steps", type=positive, default=50, help="of the teacher's sampler (default: %(default)s)")
+    add("--out", default="outputs/speed", help="folder of speed.json, speed.md and speed.png (default: %(default)s)")
+    return parser
+
+
+def work(args: argparse.Namespace) -> str:
+    """Measure, then write the three files; returns the tables."""
+    from anytext_lcm.drawing.cores import use_available_cores
+    from anytext_lcm.timing.measure import measure
+
+    use_available_cores()
+    options = read_options(args)
+    folder = check_writable(Path(args.out) / "speed.json")
+    try:
+        report = measure(options)
+    except (ArithmeticError, RuntimeError) as error:  # the two sides differ, or a process was killed
+        raise ValueError(str(error)) from error
+    return write_report(folder, report)
+
+
+def read_options(args: argparse.Namespace) -> "Options":
+    """What the flags ask for on this machine. Raises ValueError or FileNotFoundError."""
+    import torch
+
+    from anytext_lcm.model.loading import default_device
+    from anytext_lcm.timing.variants import FULL_CONFIG, Options
+
+    device = args.device or default_device().type
+    cuda = device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise ValueError("There is no GPU here; nothing was measured.")
+    precision = args.precision or ("bf16" if cuda else "no")
+    if precision == "fp16" and not cuda:
+        raise ValueError("--precision fp16 needs a GPU; use bf16 or no on a CPU.")
+    config = args.config or str(FULL_CONFIG if cuda else EMBEDDED_CONFIG)
+    return Options(
+        config=config,
+        ckpt=args.ckpt,
+        device=device,
+        precision=precision,
+        batch=args.batch or (12 if cuda else 4),
+        rank=args.rank,
+        repeats=args.repeats,
+        steps=args.steps,
+        side=defaults_for(config).size[0],
+    )
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> str:
+    """Write numbers, tables and chart into a folder. Returns the tables."""
+    from anytext_lcm.timing.chart import speed_chart
+    from anytext_lcm.timing.report import format_report
+
+    table = format_report(report)
+    for name, text in (("speed.json", json.dumps(report, indent=2) + "\n"), ("speed.md", table)):
+        with atomic_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    with atomic_file(folder / "speed.png") as temporary:
+        speed_chart(without_misfits(report)).savefig(temporary)
+    return table
+
+
+def without_misfits(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report without the steps that did not fit into memory, for the chart."""
     variants = {name: row for name, row in report["training"]["variants"].items() if row["samples_per_second"]}
     return {**report, "training": {**report["training"], "variants": variants}}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m anytext_lcm.speed", description=__doc__.splitlines()[0].removeprefix("Command: ")
-    )
-    parser.add_argument("--config", help="network; by default the embedded one, on a GPU the full-size one")
-    parser.add_argument("--ckpt", help="its weights; without them random ones, but for the embedded network")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="by default a GPU where there is one")
-    parser.add_argument("--precision", choices=PRECISIONS, help="by default no on a CPU, bf16 on a GPU")
-    parser.add_argument("--batch", type=int, help="pictures at once; by default 4, on a GPU 12")
-    parser.add_argument("--rank", type=int, default=64, help="of the adapter")
-    parser.add_argument("--repeats", type=int, default=7, help="timed turns of each step; half as many of the samplers")
-    parser.add_argument("--steps", type=int, default=50, help="of the teacher's sampler")
-    parser.add_argument("--out", default="outputs/speed", help="folder of speed.json, speed.md and speed.png")
-    return parser
-
-
-def read_options(arguments: argparse.Namespace) -> Options:
-    """Raises ValueError or FileNotFoundError for what the flags ask and cannot be."""
-    device = arguments.device or default_device().type
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("There is no GPU here; nothing was measured.")
-    cuda = device == "cuda"
-    config = arguments.config or str(FULL_CONFIG if cuda else EMBEDDED_CONFIG)
-    batch = (12 if cuda else 4) if arguments.batch is None else arguments.batch
-    given = vars(arguments) | {"batch": batch}
-    for name in ("batch", "rank", "repeats", "steps"):
-        if given[name] < 1:
-            raise ValueError(f"--{name} must be a positive integer, not {given[name]}.")
-    precision = arguments.precision or ("bf16" if cuda else "no")
-    if precision == "fp16" and not cuda:
-        raise ValueError("--precision fp16 needs a GPU; use bf16 or no on a CPU.")
-    side = defaults_for(config).size[0]
-    return Options(
-        config, arguments.ckpt, device, precision, batch, arguments.rank, arguments.repeats, arguments.steps, side
-    )
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Exit code 0; 2 with one sentence on stderr for what the flags ask and cannot be, 1 when the two sides differ."""
-    arguments = build_parser().parse_args(words)
-    use_available_cores()
-    try:
-        options = read_options(arguments)
-        folder = check_writable(Path(arguments.out) / "speed.json")
-        report = measure(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ArithmeticError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    from anytext_lcm.timing.chart import speed_chart  # matplotlib, for this alone
-
-    table = format_report(report)
-    for name, text in (("speed.json", json.dumps(report, indent=2) + "\n"), ("speed.md", table)):
-        with whole_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    with whole_file(folder / "speed.png") as temporary:
-        speed_chart(_fitting(report)).savefig(temporary)
-    print(table)
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 with one sentence on stderr, also when the two sides differ."""
+    return run(build_parser(), work, arguments)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Command: train an LCM-LoRA adapter. `accelerate launch -m anytext_lcm.train`, or `python -m
-anytext_lcm.train` for one process.
+"""Command: train an LCM-LoRA adapter. `accelerate launch -m anytext_lcm.train`, or `python -m anytext_lcm.train` for
+one process.
 """
 
 import argparse
@@ -9,59 +9,52 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from anytext_lcm.command import FAILURES, AlreadyReported, new_parser, run
 from anytext_lcm.model.networks import defaults_for
-from anytext_lcm.training import memory
-from anytext_lcm.training.loop import run_distillation
-from anytext_lcm.training.processes import in_words
 from anytext_lcm.training.settings import TrainSettings, add_flags, collect
 
 
 def build_parser(estimating: bool = False) -> argparse.ArgumentParser:
-    """Every setting is a flag; only an estimate does without an output_dir."""
-    parser = argparse.ArgumentParser(prog="python -m anytext_lcm.train", description=__doc__.splitlines()[0])
+    """Every setting is a flag. estimating: config and output_dir may be missing."""
+    parser = new_parser("train", "Trains an LCM-LoRA adapter.")
     add_flags(parser, [setting.name for setting in fields(TrainSettings)], needed=not estimating)
     parser.add_argument("--estimate", action="store_true", help="print the memory it would need, and do not train")
     return parser
 
 
-def show_estimate(settings: Mapping[str, Any]) -> None:
-    """Prints the memory of these settings. Raises ValueError or FileNotFoundError."""
+def work(args: argparse.Namespace) -> str | None:
+    """Train, or estimate the memory. Of several processes the first one alone has something to print."""
+    settings = collect(args)
+    if settings.pop("estimate"):
+        return describe_memory(settings)
+    from anytext_lcm.training.loop import run_distillation
+
+    try:
+        last = run_distillation(settings)
+    except FAILURES as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the first of the processes to fail has printed it
+            raise AlreadyReported from error
+        raise
+    return f"The adapter is in {last}" if os.environ.get("RANK", "0") == "0" else None
+
+
+def describe_memory(settings: Mapping[str, Any]) -> str:
+    """The memory of these settings by part. Raises ValueError or FileNotFoundError."""
     if settings["config"] is None:
         raise ValueError("--estimate needs --config, the yaml of the network.")
     defaults_for(settings["config"])  # says in words what is wrong with the file
+    from anytext_lcm.training import memory
+
     precision = settings["mixed_precision"] or "no"
-    sizes = memory.estimate(
-        settings["config"],
-        settings["train_batch_size"],
-        settings["lora_rank"],
-        settings["lora_targets"],
-        precision,
-        settings["gradient_checkpointing"],
-        settings["image_size"],
-        bool(settings["latents"]),
-        bool(settings["ema_decay"]),
-    )
-    print(f"Memory of one process, batch {settings['train_batch_size']}, rank {settings['lora_rank']}, {precision}:")
-    print(memory.table(sizes))
+    sizes = memory.estimate(TrainSettings(**settings))
+    head = f"Memory of one process, batch {settings['train_batch_size']}, rank {settings['lora_rank']}, {precision}:"
+    return f"{head}\n{memory.table(sizes)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one sentence on stderr for what the flags ask and cannot be."""
+    """Exit code 0, or 2 with one sentence on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    settings = collect(build_parser(estimating="--estimate" in arguments).parse_args(arguments))
-    estimating = settings.pop("estimate")
-    try:
-        if estimating:
-            show_estimate(settings)
-            return 0
-        last = run_distillation(settings)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        if estimating or int(os.environ.get("WORLD_SIZE", 1)) == 1:  # of several processes one has said it already
-            print(f"error: {in_words(error)}", file=sys.stderr)
-        return 2
-    if os.environ.get("RANK", "0") == "0":  # one line, however many processes were launched
-        print(f"The adapter is in {last}")
-    return 0
+    return run(build_parser(estimating="--estimate" in arguments), work, arguments)
 
 
 if __name__ == "__main__":

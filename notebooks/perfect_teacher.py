@@ -22,7 +22,7 @@ from anytext_lcm.drawing.cores import use_available_cores
 from anytext_lcm.drawing.noise import initial_noise
 from anytext_lcm.judging.intervals import Interval, bootstrap_mean
 from anytext_lcm.judging.reading import LineReader, score_lines
-from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.samplers import finish, sample
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.loading import load_embedded_teacher
@@ -138,7 +138,7 @@ def pictures_left(teacher: Mixture, noise: Tensor) -> float:
 @torch.no_grad()
 def draw(model: AnyText2, teacher: Mixture, noise: Tensor, steps: int) -> Tensor:
     """DDIM from noise (B, C, h, w) along the exact teacher, decoded: (B, 3, H, W) in -1..1."""
-    flat = sample_ddim(teacher.predict, noise.flatten(1), teacher.schedule, steps, spacing="trailing")
+    flat = finish(sample(teacher.predict, noise.flatten(1), teacher.schedule, steps, "ddim", spacing="trailing"))
     return model.decode(flat.view_as(noise))
 
 

@@ -1,4 +1,4 @@
-"""The ablation command on a network of a few thousand weights: what it runs, writes and refuses."""
+"""Ablations on a network of a few thousand weights: what they train, judge and write."""
 
 import json
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from micro_network import micro_network
 
-from anytext_lcm import ablate
 from anytext_lcm.adapter import lora, targets
 from anytext_lcm.judging import likeness
+from anytext_lcm.training import ablation, recipes
 from anytext_lcm.training.recipes import DEFAULTS, recipe
 from anytext_lcm.training.settings import TrainSettings
 
@@ -41,20 +41,20 @@ class Colours:
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(likeness, "DetectorFeatures", Colours)
-    monkeypatch.setattr(ablate, "TEACHER_STEPS", 2)
-    monkeypatch.setattr(ablate, "STUDENT_STEPS", (4,))
+    monkeypatch.setattr(ablation, "TEACHER_STEPS", 2)
+    monkeypatch.setattr(ablation, "STUDENT_STEPS", (4,))
 
 
 def test_equal_compute():
-    assert ablate.updates_for({}, 100) == 100 and ablate.updates_for({"objective": "teacher_x0"}, 100) == 120
+    assert recipes.updates_for({}, 100) == 100 and recipes.updates_for({"objective": "teacher_x0"}, 100) == 120
 
 
 def test_every_run_differs_from_the_recipe_and_can_be(teacher, tmp_path):
     model, common = micro_network(), recipe(10) | small(teacher) | {"output_dir": str(tmp_path)}
     default = TrainSettings.from_dict(common)
     assert default.learning_rate == DEFAULTS.learning_rate and default.lora_targets == DEFAULTS.targets
-    changes = ablate.changes(model, DEFAULTS.targets, "latents")
-    assert tuple(changes) == ablate.RUNS
+    changes = recipes.changes(model, DEFAULTS.targets, "latents")
+    assert tuple(changes) == recipes.RUNS
     for name, changed in changes.items():
         settings = TrainSettings.from_dict(common | changed)
         names = targets.resolve_targets(model, settings.lora_targets)
@@ -65,8 +65,8 @@ def test_every_run_differs_from_the_recipe_and_can_be(teacher, tmp_path):
 
 
 def test_two_runs_are_trained_and_judged(teacher, tmp_path, monkeypatch, quick):
-    monkeypatch.setattr(ablate, "format_table", lambda results: "the table")  # it asks for eight steps too
-    found = ablate.ablate(tmp_path, ("teacher_x0",), steps=5, lines=16, **small(teacher))
+    monkeypatch.setattr(ablation, "format_table", lambda results: "the table")  # it asks for eight steps too
+    found = ablation.ablate(tmp_path, ("teacher_x0",), steps=5, lines=16, **small(teacher))
     assert json.loads((tmp_path / "results.json").read_text()) == found
     runs = found["runs"]
     assert {name: run["updates"] for name, run in runs.items()} == {
@@ -85,17 +85,17 @@ def test_two_runs_are_trained_and_judged(teacher, tmp_path, monkeypatch, quick):
         assert of["distribution"]["kernel"]["low"] <= of["distribution"]["kernel"]["high"]
     assert (tmp_path / "table.md").read_text() == "the table\n"
     with pytest.raises(ValueError, match="checkpoint-5"):  # trained ones are not overwritten
-        ablate.ablate(tmp_path, (), steps=2, lines=16, **small(teacher))
+        ablation.ablate(tmp_path, (), steps=2, lines=16, **small(teacher))
 
 
 def test_a_training_that_gives_up_does_not_end_the_others(teacher, tmp_path, monkeypatch):
     def gives_up(settings, on_sample):
         raise FloatingPointError("Updates 1 to 10 were skipped.")
 
-    monkeypatch.setattr(ablate, "run_distillation", gives_up)
-    monkeypatch.setattr(ablate, "judge", lambda settings, adapters, panel: {"teacher": {}, "runs": dict(adapters)})
-    monkeypatch.setattr(ablate, "format_table", lambda results: "")
-    found = ablate.ablate(tmp_path, ("Huber",), steps=2, lines=16, **small(teacher))["runs"]
+    monkeypatch.setattr(ablation, "run_distillation", gives_up)
+    monkeypatch.setattr(ablation, "judge", lambda settings, adapters, panel: {"teacher": {}, "runs": dict(adapters)})
+    monkeypatch.setattr(ablation, "format_table", lambda results: "")
+    found = ablation.ablate(tmp_path, ("Huber",), steps=2, lines=16, **small(teacher))["runs"]
     assert found["default"]["failed"] == found["Huber"]["failed"] == "Updates 1 to 10 were skipped."
     assert [name for name, run in found.items() if "read" in run] == ["untrained"]
 
@@ -121,7 +121,7 @@ def test_the_table_begins_with_the_default_and_ends_with_the_worst():
         "rank 4": {"updates": 20, "failed": "Updates 1 to 10 were skipped."},
     }
     results = {"runs": both, "panel": {"lines": 20, "prompts": 15}, "teacher": reading(0.9, 0.9)}
-    lines = ablate.format_table(results).splitlines()
+    lines = ablation.format_table(results).splitlines()
     assert lines[0].count("|") == 12 and "right, 4 steps" in lines[0] and "right, 8 steps" in lines[0]
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| default", "| Huber", "| untrained"]
     assert lines[2].startswith("| default | 20 | 10 | 0.800 [0.700, 0.900] | 1.000 [0.900, 1.100] | - | 0.400 [")
@@ -131,15 +131,3 @@ def test_the_table_begins_with_the_default_and_ends_with_the_worst():
     assert lines[-1].startswith(
         "20 lines of 15 prompts, 95 % intervals over prompts. The teacher's 50 steps: right 0.9"
     )
-
-
-def test_bad_input(tmp_path, capsys):
-    for flags, words in (
-        (["--runs", "moon"], "no run moon"),
-        (["--steps", "0"], "--steps must"),
-        (["--lines", "3"], "--lines must be 16 or more"),
-        (["--teacher_ckpt", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
-    ):
-        assert ablate.main(["--output", str(tmp_path / "o"), *flags]) == 2
-        assert words in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()

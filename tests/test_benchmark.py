@@ -122,12 +122,10 @@ def test_scores_of_real_text(tmp_path, data):
 
 
 @pytest.fixture
-def command(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "load_chosen", lambda *_: micro_network())
+def command(data, teacher, tmp_path):
     config = micro_config()
-    config.model.defaults = {"checkpoint": "micro.safetensors"}
+    config.model.defaults = {"checkpoint": str(teacher / "micro.safetensors")}
     OmegaConf.save(config, tmp_path / "micro.yaml")
-    (tmp_path / "micro.safetensors").write_bytes(b"the network above")
     adapter = save_adapter(attach(micro_network(), 2, 2), tmp_path / "adapter")
     words = ["--data", data, "--config", tmp_path / "micro.yaml", "--adapter", adapter, "--output", tmp_path / "out"]
     return [str(word) for word in (*words, "--methods", "teacher-2", "student-1")]
@@ -218,22 +216,3 @@ def test_a_note_that_cannot_be_read(command, tmp_path, capsys):
         assert benchmark.main(command) == 2
         error = capsys.readouterr().err
         assert "does not say what its pictures were drawn from" in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--data", "nowhere.json"], "nowhere.json"),
-        (["--ckpt", "nowhere.ckpt"], "nowhere.ckpt"),
-        (["--adapter", "none"], "no student without"),
-        (["--methods", "euler-4"], "unknown"),
-        (["--samples", "0"], "--samples"),
-        (["--seed", "-1"], "seed"),
-        (["--font", "nowhere.ttf"], "nowhere.ttf"),
-        (["--output", "/dev/null/x"], "Nothing can be written"),
-    ],
-)
-def test_one_sentence_and_code_2(command, options, words, capsys):
-    assert benchmark.main([*command, *options]) == 2
-    printed = capsys.readouterr()
-    assert words in printed.err and printed.err.count("\n") == 1 and printed.out == ""

@@ -13,6 +13,7 @@ from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import FIELDS, TEXT_FIELDS, TEXT_PHRASES, collate, validate
 from anytext_lcm.data.convert import record_of, write_anyword
 from anytext_lcm.data.index import ROWS, RecordIndex
+from anytext_lcm.data.index_memory import index_memory
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import expand
 from anytext_lcm.figures.contact_sheet import GAP, HEAD, LABEL
@@ -92,24 +93,6 @@ def test_preview_counts_and_names_what_is_wrong(tmp_path, capsys):
     assert "record 1, text: annotation 0: 5" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["preview"], "Name one data set"),
-        (["preview", "--mock", "3", "--data_list", "a.json"], "Name one data set"),
-        (["preview", "--mock", "3", "--count", "0"], "at least one item"),
-        (["preview", "--data_list", "no.json"], "There is no file no.json"),
-        (["preview", "--mock", "3", "--image_size", "100"], "multiple of 8"),
-        (["convert", "--output", "x"], "--mock N"),
-        (["benchmark", "--items", "0"], "--items must be 1 or more"),
-    ],
-)
-def test_what_cannot_be_ends_with_code_2_and_a_sentence(arguments, message, capsys):
-    assert command.main(arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and message in said and said.count("\n") == 1
-
-
 def test_convert_and_preview_by_command(tmp_path, capsys):
     assert command.main(["convert", "--mock", "2", "--output", str(tmp_path / "set"), "--format", "jpg"]) == 0
     assert sorted(p.name for p in (tmp_path / "set" / "imgs").iterdir()) == ["00000000.jpg", "00000001.jpg"]
@@ -137,5 +120,5 @@ def test_an_index_made_large_reads_as_its_batch(tmp_path, monkeypatch):
     path = benchmark.large_set(tmp_path, 150, lambda _: None)
     index = RecordIndex(tmp_path / "large.index")
     assert len(index) == 150 and index[149] == index[21] and index[63].number == 63 and ROWS != 64
-    found = command.index_memory(path, reads=5)
+    found = index_memory(path, reads=5)
     assert found["records"] == 150 and found["annotations of the last"] == 5 and found["seconds to open"] < 5

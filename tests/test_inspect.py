@@ -110,27 +110,6 @@ def test_command_writes_the_targets(tmp_path, capsys):
     assert "control_model.zero_convs.0.0" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "flags, said",
-    [
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--config", str(EMBEDDED), "--ckpt", "nowhere.ckpt"], "nowhere.ckpt"),
-        (["--config", str(EMBEDDED), "--lora_rank", "0"], "--lora_rank"),
-        (["--config", str(EMBEDDED), "--output", "{tmp}"], "name a file"),
-        (["--config", str(EMBEDDED), "--output", "{tmp}/file/below"], "Nothing can be written"),
-    ],
-)
-def test_bad_input_is_one_sentence(tmp_path, capsys, flags, said):
-    (tmp_path / "file").touch()
-    flags = [flag.replace("{tmp}", str(tmp_path)) for flag in flags]
-    if "--output" not in flags:
-        flags += ["--output", str(tmp_path / "list.txt")]
-    assert inspect_modules.main(flags) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and said in err
-    assert not (tmp_path / "list.txt").exists()
-
-
 def test_command_bears_a_closed_pipe(tmp_path):
     command = [sys.executable, "-m", "anytext_lcm.inspect_modules", "--config", str(EMBEDDED), "--output"]
     reader, writer = os.pipe()

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anytext_lcm.lcm.consistency import boundary_scalings, consistency_function, l2, pseudo_huber
-from anytext_lcm.lcm.objectives import OBJECTIVES, lcm, teacher_x0
+from anytext_lcm.lcm.objectives import OBJECTIVES, Point, lcm, teacher_x0
 from anytext_lcm.lcm.schedule import NoiseSchedule, solver_grid
-from anytext_lcm.lcm.steps import DDIMSolver, ddim_step, guide
+from anytext_lcm.lcm.steps import DDIMSolver, ddim_step, guide, noisy_ddim_step
+from anytext_lcm.training.settings import OBJECTIVES as NAMES
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 SOLVER = DDIMSolver(SCHEDULE)
@@ -23,14 +24,11 @@ def randn(seed, *shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- solver
-# -----------------------------------------------------------------------------------------------------
+# -- solver -----------------------------------------------------------------------------------------------
 
 
 def test_solver_step_equals_the_table_of_the_lcm_paper_s_code():
-    """There the table of previous alphas is written out: alphas_cumprod[0] first, then the grid less its
-    end.
-    """
+    """That code writes the table of previous alphas out: alphas_cumprod[0], then the grid without its end."""
     x0, eps = randn(1, 4, 4, 3, 3), randn(2, 4, 4, 3, 3)
     previous = torch.cat([ABAR[:1], ABAR[solver_grid(50)[:-1]]])[INDEX].view(4, 1, 1, 1)
     torch.testing.assert_close(SOLVER.step(x0, eps, INDEX), previous.sqrt() * x0 + (1 - previous).sqrt() * eps)
@@ -65,6 +63,38 @@ def test_a_solver_step_with_the_true_noise_stays_on_the_line():
     torch.testing.assert_close(moved, SCHEDULE.add_noise(x0, noise, s), rtol=0, atol=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), t=st.integers(0, 999), s=st.integers(0, 999), between=st.integers(0, 999))
+def test_laws_of_the_ddim_step(seed, t, s, between):
+    """To the same timestep it is the identity; two steps with one eps are one; without eta no noise comes in."""
+    x, eps, noise = (randn(seed + place, 2, 4, 2, 2) for place in range(3))
+    at = {timestep: torch.full((2,), timestep) for timestep in (t, s, between)}
+
+    def step(x, start, end):
+        return ddim_step(SCHEDULE, SCHEDULE.x0_from_eps(x, eps, at[start]), eps, at[end])
+
+    close = dict(rtol=0, atol=1e-4)  # 1 / alpha_t, at most 14.6, times the rounding of numbers about 5
+    torch.testing.assert_close(step(x, t, t), x, **close)
+    torch.testing.assert_close(step(step(x, t, between), between, s), step(x, t, s), **close)
+    s, t = sorted((s, t))
+    x0 = SCHEDULE.x0_from_eps(x, eps, at[t])
+    plain = noisy_ddim_step(SCHEDULE, x0, eps, at[t], at[s], 0.0, noise)
+    torch.testing.assert_close(plain, ddim_step(SCHEDULE, x0, eps, at[s]), **close)
+
+
+@settings(max_examples=25, deadline=None)
+@given(t=st.integers(1, 999), data=st.data(), eta=st.floats(0, 1))
+def test_a_noisy_ddim_step_keeps_the_noise_level(t, data, eta):
+    """The kept part of eps and the fresh noise add up to sigma_s in variance, for every eta."""
+    s = torch.tensor([data.draw(st.integers(0, t - 1))])
+    t, zero, one = torch.tensor([t]), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    kept = noisy_ddim_step(SCHEDULE, zero, one, t, s, eta, zero)
+    fresh = noisy_ddim_step(SCHEDULE, zero, zero, t, s, eta, one)
+    torch.testing.assert_close(kept**2 + fresh**2, SCHEDULE.alpha_sigma(s, zero)[1] ** 2, rtol=1e-4, atol=1e-6)
+    signal = noisy_ddim_step(SCHEDULE, one, zero, t, s, eta, zero)
+    torch.testing.assert_close(signal, SCHEDULE.alpha_sigma(s, zero)[0])
+
+
 def test_guidance_in_both_spellings():
     cond, uncond = randn(5, 2, 4, 2, 2), randn(6, 2, 4, 2, 2)
     assert torch.equal(guide(cond, uncond, 0.0), uncond)
@@ -81,8 +111,7 @@ def test_guiding_x0_is_guiding_eps():
     torch.testing.assert_close(guided, of_eps, rtol=1e-4, atol=1e-3)
 
 
-# -- consistency function
-# ---------------------------------------------------------------------------------------
+# -- consistency function ---------------------------------------------------------------------------------
 
 
 def test_boundary():
@@ -120,8 +149,7 @@ def test_consistency_function(seed, t):
     assert half.dtype == torch.float32
 
 
-# -- losses
-# -----------------------------------------------------------------------------------------------------
+# -- losses -----------------------------------------------------------------------------------------------
 
 
 def test_pseudo_huber_values_and_limits():
@@ -155,8 +183,7 @@ def test_weights_leave_out_what_is_not_to_be_judged(loss):
     assert loss(pred, target, weight=weight * 0) == 0
 
 
-# -- objectives
-# -------------------------------------------------------------------------------------------------
+# -- objectives -------------------------------------------------------------------------------------------
 
 
 class Net(torch.nn.Module):
@@ -172,26 +199,27 @@ class Net(torch.nn.Module):
         return self.a * x + self.b * t.view(-1, 1, 1, 1) / 1000 + self.c
 
 
-def parts(objective, index=INDEX, student=None, **options):
-    student = student or Net(0.8, 0.1, 0.05)
-    cond, uncond = Net(0.9, 0.0, 0.0), Net(0.7, 0.0, 0.1)
+def point_of(index=INDEX, guidance_scale=7.5):
+    """A point made by hand, with two networks as the teacher's branches and one student."""
+    student, cond, uncond = Net(0.8, 0.1, 0.05), Net(0.9, 0.0, 0.0), Net(0.7, 0.0, 0.1)
     latents, noise = randn(20, len(index), 4, 2, 2), randn(21, len(index), 4, 2, 2)
-    answer = objective(
-        student,
-        lambda x, t: (cond(x, t), uncond(x, t)),
-        student,
-        SCHEDULE,
-        SOLVER,
-        SCHEDULE.add_noise(latents, noise, SOLVER.start_timesteps(index)),
-        index,
-        **options,
-    )
-    return answer, student, latents, noise
+    t, s = SOLVER.start_timesteps(index), SOLVER.previous_timesteps(index)
+    x_t = SCHEDULE.add_noise(latents, noise, t)
+
+    @torch.no_grad()
+    def teacher(x, t):
+        return guide(cond(x, t), uncond(x, t), guidance_scale)
+
+    eps = teacher(x_t, t)
+    x0 = SCHEDULE.x0_from_eps(x_t, eps, t)
+    x_s = SOLVER.step(x0, eps, index)
+    target = torch.no_grad()(student.forward)
+    return Point(SCHEDULE, latents, x_t, t, x0, x_s, s, lambda: student(x_t, t), target, teacher), student, noise
 
 
 def test_lcm_loss_equals_a_second_implementation():
-    answer, student, latents, noise = parts(lcm, guidance_scale=7.5)
-    total = []
+    point, student, noise = point_of()
+    compared, latents, total = lcm(point), point.latents, []
     for n, i in enumerate(INDEX.tolist()):
         t = 20 * (i + 1) - 1
         s = max(t - 20, 0)
@@ -207,52 +235,51 @@ def test_lcm_loss_equals_a_second_implementation():
             return 0.25 / ((10 * time) ** 2 + 0.25) * x + 10 * time / ((10 * time) ** 2 + 0.25) ** 0.5 * x0
 
         d = f(x_t, t, at) - f(x_s, s, as_)
-        torch.testing.assert_close(answer.target[n].double(), f(x_s, s, as_), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compared.target[n].double(), f(x_s, s, as_), rtol=1e-4, atol=1e-4)
         total.append(((d**2 + 1e-6).sqrt() - 1e-3).mean())
-    assert answer.loss.item() == pytest.approx(torch.stack(total).mean().item(), rel=1e-4)
-    assert answer.loss.dtype == torch.float32
+    loss = pseudo_huber(*compared)
+    assert loss.item() == pytest.approx(torch.stack(total).mean().item(), rel=1e-4)
+    assert loss.dtype == torch.float32
     assert student.seen == [[0, 19, 499, 979], [19, 39, 519, 999]]  # as target, then as student
-    assert answer.start_timesteps.tolist() == [19, 39, 519, 999]
-    assert answer.end_timesteps.tolist() == [0, 19, 499, 979]
 
 
 def test_the_gradient_reaches_the_student_and_not_the_target():
     """Finite differences with the target held still: the derivative of the student's side alone."""
-    answer, student, latents, noise = parts(lcm)
-    answer.loss.backward()
-    t = SOLVER.start_timesteps(INDEX)
-    x_t = SCHEDULE.add_noise(latents, noise, t)
+    point, student, _ = point_of()
+    compared, x_t, t = lcm(point), point.x_t, point.t
+    pseudo_huber(*compared).backward()
 
     def loss_at(a):
         pred = consistency_function(x_t, Net(a, 0.1, 0.05)(x_t, t), t, SCHEDULE)
-        return ((pred - answer.target).double() ** 2 + 1e-6).sqrt().sub(1e-3).mean().item()
+        return ((pred - compared.target).double() ** 2 + 1e-6).sqrt().sub(1e-3).mean().item()
 
     numeric = (loss_at(0.8 + 1e-3) - loss_at(0.8 - 1e-3)) / 2e-3
     assert student.a.grad.item() == pytest.approx(numeric, rel=1e-2)
-    assert not answer.target.requires_grad and not answer.teacher_x0.requires_grad and answer.pred.requires_grad
+    assert compared.pred.requires_grad and not compared.target.requires_grad
 
 
 def test_the_first_grid_point_is_trained_on_the_solver_s_own_picture():
-    answer, _, latents, noise = parts(lcm, index=torch.tensor([0]))
+    point, _, noise = point_of(index=torch.tensor([0]))
     t = torch.tensor([19])
-    x_t = SCHEDULE.add_noise(latents, noise, t)
+    x_t = SCHEDULE.add_noise(point.latents, noise, t)
     eps = guide(0.9 * x_t, 0.7 * x_t + 0.1, 7.5)
     solved = ddim_step(SCHEDULE, SCHEDULE.x0_from_eps(x_t, eps, t), eps, torch.tensor([0]))
-    torch.testing.assert_close(answer.target, solved)
+    torch.testing.assert_close(lcm(point).target, solved)
 
 
 def test_teacher_x0_regresses_on_the_guided_teacher_at_the_same_timestep():
-    answer, student, latents, noise = parts(teacher_x0, guidance_scale=3.0)
-    t = SOLVER.start_timesteps(INDEX)
-    x_t = SCHEDULE.add_noise(latents, noise, t)
+    point, student, noise = point_of(guidance_scale=3.0)
+    compared, t = teacher_x0(point), SOLVER.start_timesteps(INDEX)
+    x_t = SCHEDULE.add_noise(point.latents, noise, t)
     wanted = SCHEDULE.x0_from_eps(x_t, guide(0.9 * x_t, 0.7 * x_t + 0.1, 3.0), t)
-    torch.testing.assert_close(answer.target, wanted)
+    torch.testing.assert_close(compared.target, wanted)
     pred = SCHEDULE.x0_from_eps(x_t, 0.8 * x_t + 0.1 * t.view(-1, 1, 1, 1) / 1000 + 0.05, t)
-    torch.testing.assert_close(answer.loss, pseudo_huber(pred, wanted))
-    assert student.seen == [t.tolist()] and torch.equal(answer.end_timesteps, t)
-    answer.loss.backward()
+    torch.testing.assert_close(compared.pred, pred)
+    assert student.seen == [t.tolist()]
+    pseudo_huber(*compared).backward()
     assert student.a.grad.abs() > 0
 
 
 def test_objectives_by_name():
     assert OBJECTIVES == {"lcm": lcm, "teacher_x0": teacher_x0}
+    assert tuple(OBJECTIVES) == NAMES  # the flag's choices, kept where no torch is needed

@@ -18,7 +18,7 @@ from small_models import (
     with_stored_tokens,
 )
 
-from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.samplers import sample
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import guide
 from anytext_lcm.model.anytext2 import SCHEDULE_BUFFERS, AnyText2, Conditioning
@@ -59,10 +59,9 @@ def trajectory(model, cond, uncond=None, steps=20, guidance=9.0, strength=1.0, a
     """
     both = cond if uncond is None else Conditioning.cat([cond, uncond])
     control = None if recompute else model.control(both, strength)
-    seen, clean, eps = [], [], []
+    eps = []
 
     def predict(x, t):
-        seen.append(x)
         copies = len(both) // len(x)
         x, t = x.repeat(copies, 1, 1, 1), t.repeat(copies)
         residuals = model.control(both, strength, x, t) if recompute else control
@@ -71,8 +70,8 @@ def trajectory(model, cond, uncond=None, steps=20, guidance=9.0, strength=1.0, a
         return parts[0] if uncond is None else guide(*parts, guidance)
 
     schedule = NoiseSchedule(model.alphas_cumprod)
-    last = sample_ddim(predict, X("ddim.x_T", SHAPE), schedule, steps, lambda *done: clean.append(done[2]))
-    return torch.stack([*seen[1:], last]), torch.stack(clean), eps
+    path = list(sample(predict, X("ddim.x_T", SHAPE), schedule, steps, "ddim"))
+    return torch.stack([step.latents for step in path]), torch.stack([step.x0 for step in path]), eps
 
 
 # --- upstream's trajectories ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from anytext_lcm.judging.colours import text_mask
 from anytext_lcm.judging.reading import LineReader, score_lines
-from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.samplers import finish, sample
 from anytext_lcm.model.loading import load_embedded_teacher
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "notebooks"))
@@ -92,7 +92,7 @@ def test_many_steps_end_in_one_of_the_pictures_and_one_step_between_them(model, 
     start = noise(4).flatten(1)
     nearest = {}
     for steps in (1, 50):
-        end = sample_ddim(teacher.predict, start, teacher.schedule, steps, spacing="trailing")
+        end = finish(sample(teacher.predict, start, teacher.schedule, steps, "ddim", spacing="trailing"))
         nearest[steps] = torch.cdist(end, teacher.means).min(-1).values
     assert (nearest[50] < 10).all()  # SPREAD in 4096 numbers is 3.2
     assert (nearest[1] > 2 * nearest[50]).all()

@@ -13,7 +13,7 @@ from processes import NoisyPictures, finish, free_port, start, start_ranks
 from test_resume import options, train  # noqa: F401
 
 from anytext_lcm import train as command
-from anytext_lcm.training import loop
+from anytext_lcm.training import step as training_step
 from anytext_lcm.training.loop import run_distillation
 from anytext_lcm.training.step import DistillStep
 
@@ -32,7 +32,7 @@ class EvenPictures(NoisyPictures):
 def train_and_tell(settings, folder):
     """One update; each process leaves what it saw and the gradients that the processes agreed on."""
     rank, seen = os.environ.get("RANK", "0"), []
-    average, forward = loop.average_gradients, DistillStep.forward
+    average, forward = training_step.average_gradients, DistillStep.forward
 
     def remember(accelerator, parameters, batches):
         average(accelerator, parameters, batches)
@@ -45,7 +45,7 @@ def train_and_tell(settings, folder):
         seen.append((float(batch["img"].mean()), parts.start_timesteps.tolist(), first))
         return parts
 
-    loop.average_gradients, DistillStep.forward = remember, look
+    training_step.average_gradients, DistillStep.forward = remember, look
     run_distillation(settings, None, EvenPictures())
 
 

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "data": {"figures", "files", "command"},
     "drawing": {"lcm", "model", "adapter", "data", "files"},
     "judging": {"lcm", "model", "adapter", "figures", "data", "drawing", "files"},
-    "training": {"lcm", "model", "adapter", "data", "drawing", "judging", "files", "command"},
+    "training": {"lcm", "model", "adapter", "figures", "data", "drawing", "judging", "files", "command"},
     "teacher": {"lcm", "model", "data", "files"},
     "timing": {"lcm", "model", "adapter", "figures", "data", "drawing", "judging", "training", "files"},
     "teaching": {"lcm", "model", "adapter", "figures", "data", "drawing"},

@@ -1,13 +1,16 @@
 """The exact toy: its formulas against independent ones, its students against what they must learn."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.consistency import l2
+from anytext_lcm.lcm.objectives import OBJECTIVES
+from anytext_lcm.lcm.samplers import finish, sample
 from anytext_lcm.lcm.steps import DDIMSolver
 from anytext_lcm.teaching import toy
 
@@ -17,6 +20,10 @@ SCHEDULE = LINE.schedule
 
 def at(t, x):
     return torch.full((len(x),), t)
+
+
+def ddim(predict, x, steps):
+    return finish(sample(predict, x, SCHEDULE, steps, "ddim", spacing="trailing"))
 
 
 def points(seed, count, dims):
@@ -70,11 +77,11 @@ def test_samples_follow_the_weights():
     assert x[x > 2.5].std().item() == pytest.approx(0.1, rel=0.05)
 
 
-# -- the ODE
+# -- the ODE ----------------------------------------------------------------------------------------------
 
 
 def test_flow_of_one_bell_is_a_formula():
-    """For one Gaussian x / alpha leaves the mean as sqrt(spread^2 + u^2)."""
+    """For one Gaussian x / alpha moves away from the mean as sqrt(spread^2 + u^2)."""
     bell = toy.Mixture.line((0.7,), 0.2)
     x = points(5, 30, 1)
     a, b = (SCHEDULE.alphas_cumprod[t].double() for t in (999, 0))
@@ -112,7 +119,7 @@ def test_flow_takes_a_timestep_for_each_point():
 def test_ddim_tends_to_the_flow():
     x = points(8, 100, 2).float()
     end = RING.flow(x, 999, 0)
-    errors = [(sample_ddim(RING.predict, x, SCHEDULE, n, spacing="trailing") - end).abs().mean() for n in (25, 200)]
+    errors = [(ddim(RING.predict, x, steps) - end).abs().mean() for steps in (25, 200)]
     assert errors[1] < errors[0] / 4 and errors[1] < 0.05
 
 
@@ -121,7 +128,7 @@ def test_guided_flow_follows_the_guided_prediction():
     right = RING.condition((0, 1))
     x = points(9, 40, 2).float()
     strong = RING.flow(x, 999, 0, given=right, guidance_scale=3.0)
-    drawn = sample_ddim(toy.guided(RING, right, 3.0), x, SCHEDULE, 500, spacing="trailing")
+    drawn = ddim(toy.guided(RING, right, 3.0), x, 500)
     assert (strong - drawn).abs().median() < 0.02
     torch.testing.assert_close(RING.flow(x, 999, 0, given=right, guidance_scale=1.0), right.flow(x, 999, 0))
     assert (strong - right.flow(x, 999, 0)).abs().mean() > 0.05
@@ -133,10 +140,10 @@ def test_the_plane_has_no_quantiles():
 
 
 def test_perfect_student_is_ddim():
-    """At skip 20 from t = 999 its answer is what 50 trailing DDIM steps draw; at t = 19 it is one step."""
+    """At skip 20 it returns at t = 999 the end of 50 trailing DDIM steps, at t = 19 that of one step."""
     x = points(10, 30, 1).float()
     solver = DDIMSolver(SCHEDULE)
-    drawn = sample_ddim(LINE.predict, x, SCHEDULE, 50, spacing="trailing")
+    drawn = ddim(LINE.predict, x, 50)
     torch.testing.assert_close(toy.perfect_student(LINE.predict, x, solver, 49), drawn)
     mixed = toy.perfect_student(LINE.predict, torch.cat([x[:1], x[:1]]), solver, torch.tensor([49, 0]))
     torch.testing.assert_close(mixed[0], drawn[0])
@@ -147,7 +154,7 @@ def test_perfect_student_is_ddim():
         toy.perfect_student(LINE.predict, x, DDIMSolver(SCHEDULE, skip=30), 49)
 
 
-# -- students
+# -- students ---------------------------------------------------------------------------------------------
 
 
 def test_a_student_with_a_base_starts_as_its_base():
@@ -161,38 +168,59 @@ def test_a_student_with_a_base_starts_as_its_base():
 
 def test_regression_learns_the_posterior_mean():
     student = toy.Student()
-    losses = toy.train(student, LINE, "teacher_x0", steps=400)
+    losses = list(toy.train(student, LINE, "teacher_x0", steps=400))
     x = torch.linspace(-1, 1, 41)[:, None]
     error = {t: (student.x0(x, at(t, x)) - LINE.posterior_mean(x, at(t, x))).abs().mean() for t in (499, 999)}
     assert sum(losses[-20:]) < sum(losses[:20]) / 4 and max(error.values()) < 0.12
     assert (LINE.consistency(x, at(999, x)) - student.x0(x, at(999, x))).abs().mean() > 0.5
 
 
-def test_the_careless_objectives_of_the_notebook_have_a_place():
-    """An objective may be a function, and the teacher another network than the exact one."""
+def test_a_point_is_made_of_steps_5_to_9():
+    """Its neighbour lies on the teacher's DDIM path, and the student carries a gradient that the target lacks."""
+    student, solver, index = toy.Student(base=LINE.predict), DDIMSolver(SCHEDULE), torch.tensor([0, 24, 49])
+    latents, noise = points(13, 3, 1).float(), points(14, 3, 1).float()
+    teacher = toy.guided(LINE, LINE.condition((1,)), 3.0)
+    point = toy.point(student, teacher, solver, latents, noise, index)
+    assert point.t.tolist() == [19, 499, 999] and point.s.tolist() == [0, 479, 979]
+    abar, abar_s = (SCHEDULE.alphas_cumprod[time][:, None] for time in (point.t, point.s))
+    torch.testing.assert_close(point.x_t, abar.sqrt() * latents + (1 - abar).sqrt() * noise)
+    eps = teacher(point.x_t, point.t)
+    x0 = (point.x_t - (1 - abar).sqrt() * eps) / abar.sqrt()
+    torch.testing.assert_close(point.teacher_x0, x0)
+    torch.testing.assert_close(point.x_s, abar_s.sqrt() * x0 + (1 - abar_s).sqrt() * eps)
+    assert torch.equal(point.student(), point.target(point.x_t, point.t))
+    assert point.student().requires_grad and not point.target(point.x_t, point.t).requires_grad
+
+
+def test_an_objective_a_loss_and_a_teacher_may_be_functions():
     calls = []
 
-    def mine(*arguments, **options):
-        calls.append(arguments[3])
-        return toy.OBJECTIVES["lcm"](*arguments, **options)
+    def mine(point):
+        calls.append(point.schedule)
+        return OBJECTIVES["lcm"](point)
 
-    students = [toy.Student(base=LINE.predict, width=8, seed=2) for _ in range(3)]
-    plain = toy.train(students[0], LINE, "lcm", steps=2, batch_size=8)
-    assert toy.train(students[1], LINE, mine, steps=2, batch_size=8) == plain and len(calls) == 2
-    other = toy.train(students[2], LINE, "lcm", steps=2, batch_size=8, teacher=LINE.condition((1,)).predict)
-    assert other != plain
+    def losses(*arguments, **options):
+        student = toy.Student(base=LINE.predict, width=8, seed=2)
+        return list(toy.train(student, LINE, *arguments, steps=2, **options))
+
+    plain = losses("lcm")
+    assert losses(mine) == plain and calls == [SCHEDULE] * 2
+    assert losses("lcm", teacher=LINE.condition((1,)).predict) != plain != losses("lcm", loss=l2)
 
 
-def test_training_is_reproducible_and_watched():
-    seen = []
+def test_training_is_reproducible_and_goes_on_only_as_far_as_it_is_asked():
     runs = []
     for _ in range(2):
         student = toy.Student(base=LINE.predict, width=8)
-        runs.append(toy.train(student, LINE, steps=3, batch_size=8, watch=lambda i, s: seen.append(i)))
-    assert runs[0] == runs[1] and len(runs[0]) == 3 and seen == [0, 1, 2] * 2
+        weights = [student.net[-1].weight.detach().clone()]
+        for loss in toy.train(student, LINE, steps=3):
+            weights.append(student.net[-1].weight.detach().clone())
+            runs.append(loss)
+        assert len(weights) == 4 and all(not torch.equal(*pair) for pair in pairwise(weights))
+    assert runs[:3] == runs[3:]
 
 
-# -- distance
+# -- distance ---------------------------------------------------------------------------------------------
 
 
 def test_wasserstein_of_a_shift():

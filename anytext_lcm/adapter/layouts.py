@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anytext_lcm import __version__
 from anytext_lcm.adapter.card import CARD
+from anytext_lcm.adapter.choices import PRECISIONS
 from anytext_lcm.adapter.formats import (
     describe_rest,
     read_lora_file,
@@ -25,11 +26,6 @@ from anytext_lcm.adapter.lora import CONFIG_FILE, load_adapter, save_adapter
 from anytext_lcm.adapter.mix import merge, write_merged
 from anytext_lcm.files import whole_file
 from anytext_lcm.model.anytext2 import AnyText2
-
-LAYOUTS = ("peft", "merged", "kohya", "diffusers")
-
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def write_peft(
@@ -91,7 +87,7 @@ def export(
     With a check the model ends up merged: its weights are overwritten by those of the merged file, so that the file
     itself is what is compared. Errors are relative, of the answers to `probe` or, for UNet files, of the updates.
     """
-    dtype, files, errors = PRECISIONS[precision], {}, {}
+    dtype, files, errors = getattr(torch, PRECISIONS[precision]), {}, {}
     reference = probe(model) if check else []
     _, rest = split_layers(model)
     if "peft" in layouts:  # always fp32: it is what training goes on from

@@ -1,59 +1,55 @@
-"""Command: look at a data set, write the mock data in AnyWord's layout, or measure. `python -m anytext_lcm.data`."""
+"""Command: look at a data set, write the mock data in AnyWord's layout, or measure. `python -m anytext_lcm.data`"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import psutil
-from PIL import Image
+from anytext_lcm.command import natural, new_parser, positive, run
 
-from anytext_lcm.data import benchmark, preview
-from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules, read_picture
-from anytext_lcm.data.batch import collate, validate
-from anytext_lcm.data.convert import FORMATS, write_anyword
-from anytext_lcm.data.index import open_index
-from anytext_lcm.data.lettering import rich_lettering
-from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.data.packed import expand, item_bytes
-from anytext_lcm.files import whole_file
+if TYPE_CHECKING:
+    from anytext_lcm.data.anyword import AnyWordDataset
+    from anytext_lcm.data.mock import MockDataset
 
 
 def build_parser() -> argparse.ArgumentParser:
     """One sub-command each for looking, writing and measuring."""
-    parser = argparse.ArgumentParser(prog="python -m anytext_lcm.data", description=__doc__.splitlines()[0])
+    parser = new_parser("data", "Look at a data set, write the mock data in AnyWord's layout, or measure.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     look = commands.add_parser("preview", help="a sheet of items as PNG, counts, fields, problems")
+    look.set_defaults(work=preview)
     _add_source(look)
     look.add_argument("--output", default="outputs/preview.png", help="the sheet (default: %(default)s)")
-    look.add_argument("--count", type=int, default=6, help="items on the sheet (default: %(default)s)")
+    look.add_argument("--count", type=positive, default=6, help="items on the sheet (default: %(default)s)")
     look.add_argument("--check_pictures", action="store_true", help="open every picture, not only those shown")
 
     write = commands.add_parser("convert", help="write the mock data in AnyWord's layout")
+    write.set_defaults(work=convert)
     _add_source(write, records=False)
     write.add_argument("--output", required=True, help="folder that gets data.json and imgs/")
-    write.add_argument("--format", choices=tuple(FORMATS), default="png", help="only png keeps every byte")
+    write.add_argument("--format", default="png", help="png or jpg; only png keeps every byte (default: %(default)s)")
 
-    measure = commands.add_parser("benchmark", help="items a second, MB an item, opening a large index")
-    measure.add_argument("--items", type=int, default=20, help="items to make (default: %(default)s)")
-    measure.add_argument("--records", type=int, default=0, help="records of the index to open, 0 for none")
+    measure = commands.add_parser("benchmark", help="items per second, MB per item, opening a large index")
+    measure.set_defaults(work=benchmark)
+    measure.add_argument("--items", type=positive, default=20, help="items to make (default: %(default)s)")
+    measure.add_argument(
+        "--records", type=natural, default=0, help="records of the index to open, 0 for none (default: %(default)s)"
+    )
     return parser
 
 
 def _add_source(parser: argparse.ArgumentParser, records: bool = True) -> None:
-    parser.add_argument("--mock", type=int, metavar="N", help="the mock data set of N items")
+    parser.add_argument("--mock", type=positive, metavar="N", help="the mock data set of N items")
     parser.add_argument("--rich", action="store_true", help="mock data with up to five lines of all kinds")
-    parser.add_argument("--image_size", type=int, help="side of the pictures; 512, for plain mock data 128")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image_size", type=positive, help="side of the pictures (default: 512, plain mock data 128)")
+    parser.add_argument("--seed", type=natural, default=0, help="of what is drawn (default: %(default)s)")
     if records:
         parser.add_argument("--data_list", nargs="+", help="JSONs in AnyWord's layout")
         parser.add_argument("--data_root", help="folder of the pictures, if not the one the JSON names")
@@ -63,129 +59,93 @@ def _add_source(parser: argparse.ArgumentParser, records: bool = True) -> None:
         parser.add_argument("--strict", action="store_true", help="make the first bad record an error")
 
 
-def _mock(options: argparse.Namespace) -> MockDataset:
-    if not options.rich:
-        return MockDataset(options.mock, seed=options.seed, image_size=options.image_size or 128)
-    side = options.image_size or 512
-    return MockDataset(options.mock, options.seed, side, max_lines=5, lettering=rich_lettering())
+def _mock(args: argparse.Namespace) -> MockDataset:
+    from anytext_lcm.data.lettering import rich_lettering
+    from anytext_lcm.data.mock import MockDataset
+
+    if not args.rich:
+        return MockDataset(args.mock, seed=args.seed, image_size=args.image_size or 128)
+    return MockDataset(args.mock, args.seed, args.image_size or 512, max_lines=5, lettering=rich_lettering())
 
 
-def _preview(options: argparse.Namespace) -> None:
-    if (options.mock is None) == (options.data_list is None):
+def _records(args: argparse.Namespace) -> AnyWordDataset:
+    from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
+
+    rules = {"image_size": args.image_size or 512, "edit_share": args.edit_share}
+    if args.fonts:
+        rules["fonts"] = tuple(args.fonts)
+    return AnyWordDataset(
+        args.data_list, args.data_root, ReadingRules(**rules), args.seed, strict=args.strict, index_dir=args.index_dir
+    )
+
+
+def preview(args: argparse.Namespace) -> str:
+    """Write the sheet. Returns counts, problems and fields."""
+    from PIL import Image
+
+    from anytext_lcm.data.batch import collate, validate
+    from anytext_lcm.data.packed import expand, item_bytes
+    from anytext_lcm.data.preview import COLUMNS, sheet
+    from anytext_lcm.files import atomic_file
+
+    if (args.mock is None) == (args.data_list is None):
         raise ValueError("Name one data set: --mock N or --data_list FILE.")
-    if options.count < 1:
-        raise ValueError(f"--count is {options.count}, at least one item is needed.")
-    if options.mock is not None:
-        dataset = _mock(options)
-        print(f"mock data: {len(dataset)} items")
-    else:
-        rules = {"image_size": options.image_size or 512, "edit_share": options.edit_share}
-        if options.fonts:
-            rules["fonts"] = tuple(options.fonts)
-        dataset = AnyWordDataset(
-            options.data_list,
-            options.data_root,
-            ReadingRules(**rules),
-            options.seed,
-            strict=options.strict,
-            index_dir=options.index_dir,
-        )
-        print(preview.counts(dataset))
-        if found := preview.problems(dataset):
-            print(found)
-        if options.check_pictures:
-            print(f"pictures that cannot be read: {_check_pictures(dataset)} of {len(dataset)}")
-    items = [dataset[index] for index in range(min(options.count, len(dataset)))]
-    for item in items:
-        for sentence in item.get("problems", ()):
-            print(sentence)
+    dataset = _records(args) if args.mock is None else _mock(args)
+    lines = [f"mock data: {len(dataset)} items"] if args.mock else list(_describe(dataset, args.check_pictures))
+    items = [dataset[index] for index in range(min(args.count, len(dataset)))]
+    lines += [sentence for item in items for sentence in item.get("problems", ())]
     batch = expand(collate(items))
-    print(validate(batch))
-    print(f"an item leaves a worker with {item_bytes(items[0]) / 1e6:.2f} MB")
-    with whole_file(options.output) as path:
-        Image.fromarray(preview.sheet(batch)).save(path)
-    print(f"The sheet is in {options.output}: {', '.join(preview.COLUMNS)}, a row an item")
+    lines += [validate(batch), f"an item leaves a worker with {item_bytes(items[0]) / 1e6:.2f} MB"]
+    with atomic_file(args.output) as path:
+        Image.fromarray(sheet(batch)).save(path)
+    return "\n".join([*lines, f"The sheet is in {args.output}: {', '.join(COLUMNS)}, one row per item"])
 
 
-def _check_pictures(dataset: AnyWordDataset) -> int:
-    """Opens every picture and names those that cannot be read; how many."""
-    broken = 0
-    for place in range(len(dataset)):
-        source, record = dataset.record(place)
-        path = dataset.picture_path(source, record)
-        try:
-            read_picture(path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            broken += 1
-            print(f"{dataset.sources[source]}, record {record.number}, picture: {path} ({error})")
-    return broken
+def _describe(dataset: AnyWordDataset, check_pictures: bool) -> Iterator[str]:
+    from anytext_lcm.data.preview import counts, problems, unreadable_pictures
+
+    yield counts(dataset)
+    if found := problems(dataset):
+        yield found
+    if check_pictures:
+        broken = unreadable_pictures(dataset)
+        yield from broken
+        yield f"pictures that cannot be read: {len(broken)} of {len(dataset)}"
 
 
-def _convert(options: argparse.Namespace) -> None:
-    if options.mock is None:
+def convert(args: argparse.Namespace) -> str:
+    """Write the mock data as JSON and pictures."""
+    from anytext_lcm.data.convert import write_anyword
+
+    if args.mock is None:
         raise ValueError("Say how many items to write: --mock N.")
-    print(f"{options.mock} records are in {write_anyword(_mock(options), options.output, image_format=options.format)}")
+    return f"{args.mock} records are in {write_anyword(_mock(args), args.output, image_format=args.format)}"
 
 
-def index_memory(json_path: str | Path, reads: int = 2000) -> dict[str, float]:
-    """What opening the index of a JSON adds to this process, then `reads` random reads: seconds and MB.
+def benchmark(args: argparse.Namespace) -> str:
+    """Measure items, and a large index in a fresh process, whose memory holds nothing of what made the index."""
+    from anytext_lcm.data.benchmark import example_set, large_set, measure_items
 
-    Resident memory counts what is mapped from the file, though all processes of a machine share it; "of its own" leaves
-    it out.
-    """
-    process = psutil.Process()
-    before, start = process.memory_info(), time.perf_counter()
-    index = open_index(json_path)
-    last = index[len(index) - 1]
-    opened, after = time.perf_counter() - start, process.memory_info()
-    places, start = np.random.default_rng(0).integers(0, len(index), reads), time.process_time()
-    for place in places:
-        index[int(place)]
-    spent, read = time.process_time() - start, process.memory_info()
-
-    def own(info) -> float:
-        return info.rss - info.shared
-
-    return {
-        "records": len(index),
-        "annotations of the last": len(last.annotations),
-        "MB on disk": (index.folder / "records.arrow").stat().st_size / 1e6,
-        "seconds to open": opened,
-        "MB resident by opening": (after.rss - before.rss) / 1e6,
-        "MB of its own by opening": (own(after) - own(before)) / 1e6,
-        f"MB resident by opening and {reads} random reads": (read.rss - before.rss) / 1e6,
-        "MB of its own by both": (own(read) - own(before)) / 1e6,
-        "CPU microseconds a read": spent / reads * 1e6,
-        "bytes sent to a worker": len(pickle.dumps(index)),
-    }
-
-
-def _benchmark(options: argparse.Namespace) -> None:
-    if options.items < 1:
-        raise ValueError(f"--items must be 1 or more, not {options.items}.")
+    script = "import json, sys; from anytext_lcm.data.index_memory import index_memory; "
+    script += "print(json.dumps(index_memory(sys.argv[1])))"
     with tempfile.TemporaryDirectory() as folder:
-        dataset = benchmark.example_set(Path(folder))
-        for name, value in benchmark.measure_items(dataset, options.items).items():
-            print(f"{name}: {value:.3g}")
-        if options.records:
-            path = benchmark.large_set(Path(folder), options.records, print)
-            # In a fresh process, whose memory holds nothing of what made the index.
-            script = f"import json; from {__package__} import __main__ as command; "
-            script += f"print(json.dumps(command.index_memory({str(path)!r})))"
-            done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-            for name, value in json.loads(done.stdout).items():
-                print(f"{name}: {value:.5g}")
+        lines = [f"{name}: {value:.3g}" for name, value in measure_items(example_set(Path(folder)), args.items).items()]
+        if args.records:
+            path = large_set(Path(folder), args.records, print)
+            command = [sys.executable, "-c", script, str(path)]
+            found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            lines += [f"{name}: {value:.5g}" for name, value in found.items()]
+    return "\n".join(lines)
+
+
+def work(args: argparse.Namespace) -> str:
+    """Do what the sub-command does; returns what to print."""
+    return args.work(args)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one sentence on stderr for what cannot be."""
-    options = build_parser().parse_args(arguments)
-    try:
-        {"preview": _preview, "convert": _convert, "benchmark": _benchmark}[options.command](options)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Exit code 0, or 2 with one sentence on stderr."""
+    return run(build_parser(), work, arguments)
 
 
 if __name__ == "__main__":

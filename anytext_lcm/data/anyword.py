@@ -111,10 +111,10 @@ class AnyWordDataset(torch.utils.data.Dataset):
         progress    called with the number of records read while an index is built
 
     `dataset[i]` may be asked for i beyond its length: the record is that of i modulo the length, with other draws.
-    The training does so from epoch to epoch (`redraws`).
+    The training does so from epoch to epoch (`draws_anew_each_epoch`).
     """
 
-    redraws = True
+    draws_anew_each_epoch = True
 
     def __init__(
         self,

@@ -12,8 +12,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow.compute as pc
+from PIL import Image
 
-from anytext_lcm.data.anyword import AnyWordDataset
+from anytext_lcm.data.anyword import AnyWordDataset, read_picture
 from anytext_lcm.data.index import RecordIndex
 from anytext_lcm.figures.contact_sheet import contact_sheet
 
@@ -54,6 +55,19 @@ def problems(dataset: AnyWordDataset, each: int = 3) -> str:
             if told[problem.kind] <= each:
                 lines.append(f"{source}, record {problem.number}, {problem.kind}: {problem.detail}")
     return "\n".join(lines)
+
+
+def unreadable_pictures(dataset: AnyWordDataset) -> list[str]:
+    """Open every picture. Returns a line for each that cannot be read."""
+    broken = []
+    for place in range(len(dataset)):
+        source, record = dataset.record(place)
+        path = dataset.picture_path(source, record)
+        try:
+            read_picture(path)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            broken.append(f"{dataset.sources[source]}, record {record.number}, picture: {path} ({error})")
+    return broken
 
 
 def _counts(index: RecordIndex) -> str:

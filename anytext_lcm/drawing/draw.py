@@ -23,8 +23,8 @@ from anytext_lcm.drawing.cores import Clock, spread_over_cores
 from anytext_lcm.drawing.methods import SOLVERS, Method
 from anytext_lcm.drawing.noise import FRESH, MASKED, initial_noise, picture_generator
 from anytext_lcm.drawing.prompts import Prompt, prompts_to_batch
-from anytext_lcm.drawing.solvers import sample_solver
-from anytext_lcm.lcm.samplers import sample_ddim, sample_lcm, sample_tcd
+from anytext_lcm.drawing.solvers import solver_steps
+from anytext_lcm.lcm.samplers import sample
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import guide
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning, is_blank
@@ -136,21 +136,18 @@ def denoise(
     schedule = NoiseSchedule(model.alphas_cumprod)
     noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
     fresh = [picture_generator(seed, FRESH) for seed in prepared.seeds]
-
-    def step(done: int, timestep: int, x0: Tensor) -> None:
-        if progress is not None:
-            progress(len(x0))
-
     with adapter_switch(model, method):
         predict = predictor(model, prepared, method.guidance_scale)
-        # The loop itself, which notebook 03 writes by hand, is in lcm/samplers.py.
         if method.sampler in SOLVERS:
-            return sample_solver(predict, noise, schedule, method, step)
-        if method.sampler == "ddim":
-            return sample_ddim(predict, noise, schedule, method.steps, step, method.spacing, method.eta, fresh)
-        if method.sampler == "lcm":
-            return sample_lcm(predict, noise, schedule, method.steps, fresh, progress=step)
-        return sample_tcd(predict, noise, schedule, method.steps, method.gamma, fresh, progress=step)
+            steps = solver_steps(predict, noise, schedule, method)
+        else:
+            options = {"spacing": method.spacing, "eta": method.eta, "gamma": method.gamma, "generators": fresh}
+            steps = sample(predict, noise, schedule, method.steps, method.sampler, **options)
+        for step in steps:  # the loop that notebook 03 writes by hand
+            latents = step.latents
+            if progress is not None:
+                progress(len(latents))
+    return latents
 
 
 def predictor(model: AnyText2, prepared: Prepared, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:

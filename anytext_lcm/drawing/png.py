@@ -15,7 +15,7 @@ from anytext_lcm import __version__
 from anytext_lcm.drawing.editing import mask_levels, upright
 from anytext_lcm.drawing.methods import Method
 from anytext_lcm.drawing.prompts import Prompt
-from anytext_lcm.files import whole_file
+from anytext_lcm.files import atomic_file
 
 KEY = "anytext_lcm"  # of the text chunk
 
@@ -81,7 +81,7 @@ def save_picture(path: str | Path, picture: np.ndarray, settings: Mapping[str, A
     if path.suffix.lower() == ".png":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt(KEY, json.dumps(settings, ensure_ascii=False, sort_keys=True))
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         Image.fromarray(picture).save(temporary, **options)
     return path
 

@@ -4,7 +4,7 @@ DPM-Solver++(2M), arXiv:2211.01095, and UniPC of order 2, arXiv:2302.04867. Both
 (twice with guidance), as DDIM does, and reuse earlier evaluations.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from anytext_lcm.drawing.methods import Method
-from anytext_lcm.lcm.objectives import Predict
+from anytext_lcm.lcm.samplers import Sampled
 from anytext_lcm.lcm.schedule import NoiseSchedule
+from anytext_lcm.lcm.steps import Predict
 
 
 def make_scheduler(method: Method, schedule: NoiseSchedule) -> Any:
@@ -38,18 +39,12 @@ def make_scheduler(method: Method, schedule: NoiseSchedule) -> Any:
 
 
 @torch.no_grad()
-def sample_solver(
-    predict: Predict,
-    noise: Tensor,
-    schedule: NoiseSchedule,
-    method: Method,
-    progress: Callable[[int, int, Tensor], None] | None = None,
-) -> Tensor:
-    """noise (B, C, h, w) -> latents of the same shape, fp32. progress: called with steps done, timestep, latents."""
+def solver_steps(predict: Predict, noise: Tensor, schedule: NoiseSchedule, method: Method) -> Iterator[Sampled]:
+    """Denoise (B, C, h, w) by the method's solver and yield after each network call, as `lcm.samplers.sample`."""
     scheduler, x = make_scheduler(method, schedule), noise.float()
-    for done, timestep in enumerate(scheduler.timesteps, 1):
+    for timestep in scheduler.timesteps:
         t = timestep.long().to(x.device).expand(len(x))
-        x = scheduler.step(predict(x, t), timestep, x).prev_sample
-        if progress is not None:
-            progress(done, int(timestep), x)
-    return x
+        eps = predict(x, t)
+        x0 = schedule.x0_from_eps(x, eps, t)
+        x = scheduler.step(eps, timestep, x).prev_sample
+        yield Sampled(int(timestep), x0, x)

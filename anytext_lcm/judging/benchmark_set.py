@@ -19,7 +19,7 @@ from anytext_lcm.data.records import clean
 from anytext_lcm.drawing.draw import draw_prepared, prepare
 from anytext_lcm.drawing.methods import Method
 from anytext_lcm.figures.text_table import text_table
-from anytext_lcm.files import whole_file
+from anytext_lcm.files import atomic_file
 from anytext_lcm.judging import intervals, reading
 from anytext_lcm.judging.defaults import ADDED_WORDS
 from anytext_lcm.model.anytext2 import AnyText2
@@ -196,7 +196,7 @@ def draw_tasks(
     own, note = settings_of(method, settings), folder / SETTINGS
     check_settings(folder, own)
     if not note.is_file():
-        with whole_file(note) as temporary:
+        with atomic_file(note) as temporary:
             temporary.write_text(json.dumps(own, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     size, samples = tuple(settings["size"]), settings["samples"]
     seconds = {"denoise": 0.0, "decode": 0.0, "pictures": 0.0}
@@ -208,7 +208,7 @@ def draw_tasks(
         seeds = range(settings["seed"], settings["seed"] + samples)
         drawing = draw_prepared(model, prepare(model, batch, list(seeds), settings["negative_prompt"]), method)
         for path, image in zip(paths, drawing.images, strict=True):
-            with whole_file(path) as temporary:
+            with atomic_file(path) as temporary:
                 Image.fromarray(image).save(temporary, quality=JPEG_QUALITY)
         for phase in ("denoise", "decode"):
             seconds[phase] += drawing.clock.wall[phase]

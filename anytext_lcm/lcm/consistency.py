@@ -1,7 +1,9 @@
-"""The consistency function and the losses that compare two of them. Imports the schedule.
+"""The consistency function and the losses that compare two of its values.
 
-f(x_t, t) shall answer the same clean picture all along one trajectory of the teacher. Two conditions make it
-so: it is the identity at t = 0 (the boundary, built in here) and neighbours agree (the loss).
+f(x_t, t) must return the same clean latents for every point of one teacher trajectory. Two conditions define it: the
+identity at t = 0 (built in here), and neighbours agree (the loss).
+
+Next: `objectives.py`.
 """
 
 from torch import Tensor
@@ -14,12 +16,11 @@ def boundary_scalings(
 ) -> tuple[Tensor, Tensor]:
     """c_skip and c_out of f = c_skip x_t + c_out x0: Consistency Models (arXiv:2303.01469), appendix C.
 
-    timesteps: int64 (B,). Returns fp32 (B, 1, 1, 1), or with the axes of `like`; exactly (1, 0) at t = 0.
-    Differs from the paper as LCM's code does: t is scaled by 10, epsilon is 0, and c_out lacks the factor
-    sigma_data, because what it multiplies is already an estimate of x0. On the solver's grid the two are
-    nearly a switch: c_skip(19) = 7e-6. In fp16 the square would overflow from t = 26 on and silently make
-    c_out 0.
+    timesteps: int64 (B,). Returns fp32 (B, 1, 1, 1), or with the axes of `like`; exactly (1, 0) at t = 0. As LCM's code
+    it differs from the paper: t is scaled by 10, epsilon is 0, and c_out lacks the factor sigma_data, because it
+    multiplies an estimate of x0.
     """
+    # On the solver's grid nearly a switch: c_skip(19) = 7e-6. In fp16 t**2 would overflow from t = 26 on.
     t = timestep_scaling * timesteps.float()
     t = t.view(-1, 1, 1, 1) if like is None else as_column(t, like).to(like.device)
     c_skip = sigma_data**2 / (t**2 + sigma_data**2)
@@ -28,15 +29,13 @@ def boundary_scalings(
 
 
 def consistency_function(x_t: Tensor, eps: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """f(x_t, t) = c_skip x_t + c_out (x_t - sigma_t eps) / alpha_t: LCM (arXiv:2310.04378), for a network
-    that predicts eps. fp32 (B, C, h, w).
-    """
+    """f(x_t, t) = c_skip x_t + c_out (x_t - sigma_t eps) / alpha_t (arXiv:2310.04378), fp32 (B, C, h, w)."""
     c_skip, c_out = boundary_scalings(timesteps, like=x_t)
     return c_skip * x_t.float() + c_out * schedule.x0_from_eps(x_t, eps, timesteps)
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of values (B, C, h, w) over what weight (B, 1, h, w) in 0..1 keeps; 0 when it keeps nothing."""
+    """Mean of values (B, C, h, w), weighted by (B, 1, h, w) in 0..1; 0 when all weights are."""
     if weight is None:
         return values.mean()
     weight = weight.float().expand_as(values)
@@ -44,13 +43,9 @@ def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def pseudo_huber(pred: Tensor, target: Tensor, c: float = 1e-3, weight: Tensor | None = None) -> Tensor:
-    """Mean of sqrt(d^2 + c^2) - c with d = pred - target: quadratic below c, absolute above
-    (arXiv:2310.14189).
-
-    Written as d^2 / (sqrt(d^2 + c^2) + c), the same number without the difference of two nearly equal ones.
-    fp32 scalar.
-    """
+    """Mean of sqrt(d^2 + c^2) - c with d = pred - target: quadratic below c, absolute above (arXiv:2310.14189)."""
     squared = (pred.float() - target.float()) ** 2
+    # The same number without the difference of two nearly equal ones.
     return weighted_mean(squared / ((squared + c**2).sqrt() + c), weight)
 
 

@@ -1,111 +1,70 @@
-"""What the student is asked to match: the two objectives behind one interface. Imports the rest of this room.
+"""What the student is trained to match: the objectives behind one interface.
 
-Steps 1 to 5 (encode, condition, control, draw t, add noise) and 11 (update) of a training step are in
-`anytext_lcm/distill.py`; 6 to 10 here.
+An objective gets a `Point` of training and returns what the loss compares. Guidance is inside the teacher, the loss
+outside, so an objective says only where the networks are asked.
+
+Next: `samplers.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from anytext_lcm.lcm.consistency import consistency_function, pseudo_huber
+from anytext_lcm.lcm.consistency import consistency_function
 from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.lcm.steps import DDIMSolver, guide
-
-Predict = Callable[[Tensor, Tensor], Tensor]  # x_t (B, C, h, w), timesteps int64 (B,) -> eps (B, C, h, w)
-PredictPair = Callable[
-    [Tensor, Tensor], tuple[Tensor, Tensor]
-]  # the same -> eps of the conditional, of the unconditional branch
-_NONE: Mapping[str, Any] = MappingProxyType({})
+from anytext_lcm.lcm.steps import Predict
 
 
 @dataclass(frozen=True)
-class LossParts:
-    """A loss and what it was made of; all but `loss` and `pred` without gradient."""
+class Point:
+    """A noisy x_t, its neighbour x_s one teacher step closer to the data, and the networks to ask.
 
-    loss: Tensor  # scalar
-    pred: Tensor  # (B, C, h, w) what the student answered
-    target: Tensor  # (B, C, h, w) what it should have answered
-    teacher_x0: Tensor  # (B, C, h, w) the guided teacher's estimate of the clean latents from the same x_t
-    noisy_latents: Tensor  # (B, C, h, w) x_t
-    start_timesteps: Tensor  # (B,) t
-    end_timesteps: Tensor  # (B,) where the target looks: t - skip, or t
-
-
-def lcm(
-    student: Predict,
-    teacher: PredictPair,
-    target: Predict,
-    schedule: NoiseSchedule,
-    solver: DDIMSolver,
-    noisy_latents: Tensor,
-    index: Tensor,
-    guidance_scale: float = 7.5,
-    loss: Callable[..., Tensor] = pseudo_huber,
-    weight: Tensor | None = None,
-    shared: Mapping[str, Any] = _NONE,
-) -> LossParts:
-    """Latent consistency: f(x_t, t) of the student = f(x_s, s) of itself, where the teacher's ODE leads from
-    x_t to x_s.
-
-    LCM (arXiv:2310.04378), algorithm 1, with a guidance scale that the student is not told and, as for LCM-LoRA
-    (arXiv:2311.05556), the student's own weights instead of a moving average as target. Guidance acts on eps; on x0
-    it would be the same, x0 being linear in eps.
-
-    noisy_latents: x_t (B, C, h, w); index: int64 (B,) of t on the solver's grid; weight: (B, 1, h, w) in 0..1, what the
-    mean keeps. shared: keyword arguments for teacher and student that are true at this very (x_t, t), such as encodings
-    common to both; no call at another point gets them.
+    Latents are fp32 (B, C, h, w), timesteps int64 (B,). No field carries a gradient; of the networks only `student`.
     """
-    t = solver.start_timesteps(index)
-    with torch.no_grad():
-        # 6. teacher: with and without the condition, guided
-        teacher_eps = guide(*teacher(noisy_latents, t, **shared), guidance_scale)
-        teacher_x0 = schedule.x0_from_eps(noisy_latents, teacher_eps, t)
-        # 7. solver: one DDIM step along the teacher's trajectory, from t to s
-        earlier_latents = solver.step(teacher_x0, teacher_eps, index)
-        # 8. target: the same weights without gradient at (x_s, s); at s = 0 it is x_s itself, where ground
-        # truth enters
-        s = solver.previous_timesteps(index)
-        wanted = consistency_function(earlier_latents, target(earlier_latents, s), s, schedule)
-    # 9. student: the consistency function at (x_t, t)
-    pred = consistency_function(noisy_latents, student(noisy_latents, t, **shared), t, schedule)
-    # 10. loss: distance of the two
-    return LossParts(loss(pred, wanted, weight=weight), pred, wanted, teacher_x0, noisy_latents, t, s)
+
+    schedule: NoiseSchedule
+    latents: Tensor  # the clean latents that x_t was made from
+    x_t: Tensor
+    t: Tensor
+    teacher_x0: Tensor  # the guided teacher's estimate of the clean latents at (x_t, t)
+    x_s: Tensor  # where the solver's step along the teacher's trajectory ends
+    s: Tensor
+    student: Callable[[], Tensor]  # -> eps at this very (x_t, t), so that encodings of that point can be shared
+    target: Predict  # the student's weights without gradient, at any point
+    teacher: Predict  # guided, without gradient, at any point
+    generator: torch.Generator | None = None  # source of every random number of the step
 
 
-def teacher_x0(
-    student: Predict,
-    teacher: PredictPair,
-    target: Predict,
-    schedule: NoiseSchedule,
-    solver: DDIMSolver,
-    noisy_latents: Tensor,
-    index: Tensor,
-    guidance_scale: float = 7.5,
-    loss: Callable[..., Tensor] = pseudo_huber,
-    weight: Tensor | None = None,
-    shared: Mapping[str, Any] = _NONE,
-) -> LossParts:
-    """Regression of the student's x0 on the guided teacher's x0 at the same x_t and t; arguments as in `lcm`,
-    `target` unused.
+class Comparison(NamedTuple):
+    """What the loss compares. Both are clean latents: what is compared at another timestep is converted to them."""
 
-    It teaches the student one step of guidance, and no more: at high t the teacher's x0 is the blurred mean
-    of all pictures that x_t may have come from, and so is the best student's. There is no path along which
-    sharpness could travel.
+    pred: Tensor  # (B, C, h, w) the student's estimate, with gradient
+    target: Tensor  # (B, C, h, w) what it is to be, without
+
+
+Objective = Callable[[Point], Comparison]
+
+
+def lcm(point: Point) -> Comparison:
+    """Latent consistency: f(x_t, t) of the student = f(x_s, s) of itself (arXiv:2310.04378, algorithm 1).
+
+    As for LCM-LoRA (arXiv:2311.05556) the target has the student's own weights instead of a moving average, and the
+    network gets no input for the guidance scale. At s = 0 the target is x_s itself, where ground truth enters.
     """
-    t = solver.start_timesteps(index)
-    with torch.no_grad():
-        # 6. teacher: with and without the condition, guided
-        wanted = schedule.x0_from_eps(noisy_latents, guide(*teacher(noisy_latents, t, **shared), guidance_scale), t)
-    # 7. and 8. have no counterpart: no solver, and the target is the teacher
-    # 9. student: its estimate of the clean latents at the same (x_t, t)
-    pred = schedule.x0_from_eps(noisy_latents, student(noisy_latents, t, **shared), t)
-    # 10. loss: distance of the two
-    return LossParts(loss(pred, wanted, weight=weight), pred, wanted, wanted, noisy_latents, t, t)
+    target = consistency_function(point.x_s, point.target(point.x_s, point.s), point.s, point.schedule)
+    return Comparison(consistency_function(point.x_t, point.student(), point.t, point.schedule), target)
 
 
-OBJECTIVES = {"lcm": lcm, "teacher_x0": teacher_x0}
+def teacher_x0(point: Point) -> Comparison:
+    """Regression of the student's x0 on the guided teacher's at the same (x_t, t).
+
+    It teaches one step of guidance and no more: at high t the best x0 is the blurred mean of all pictures that x_t may
+    have come from, and no trajectory connects it with a sharp one.
+    """
+    return Comparison(point.schedule.x0_from_eps(point.x_t, point.student(), point.t), point.teacher_x0)
+
+
+OBJECTIVES: dict[str, Objective] = {"lcm": lcm, "teacher_x0": teacher_x0}

@@ -1,9 +1,10 @@
-"""The noise schedule and its two coarse grids: the student's (LCM) and the teacher's (DDIM). Imports torch
-alone.
+"""The noise schedule, its conversions, and the timesteps at which teacher and student are called.
 
-Symbols: alpha_t = sqrt(alphas_cumprod[t]) scales the signal, sigma_t = sqrt(1 - alphas_cumprod[t]) the noise,
-so that alpha_t^2 + sigma_t^2 = 1. Everything is computed in fp32, whatever dtype comes in: at t = 999 the
-error of a prediction is multiplied by 1 / alpha_t = 14.6, and bf16 cannot even hold the number 999.
+Symbols: alpha_t = sqrt(alphas_cumprod[t]) scales the signal, sigma_t = sqrt(1 - alphas_cumprod[t]) the noise;
+alpha_t^2 + sigma_t^2 = 1. Every result is fp32, whatever dtype comes in. At t = 999 an error of eps grows by
+1 / alpha_t = 14.6, and bf16 cannot hold the number 999.
+
+Next: `steps.py`.
 """
 
 import torch
@@ -18,12 +19,10 @@ def as_column(values: Tensor, like: Tensor) -> Tensor:
 
 
 class NoiseSchedule:
-    """Signal and noise of the forward process x_t = alpha_t x_0 + sigma_t noise, and the conversions that
-    follow from it.
+    """The forward process x_t = alpha_t x0 + sigma_t noise, and the conversions between predictions.
 
-    Predictions of a network are eps (the noise), x0 (the data) or v = alpha_t noise - sigma_t x_0 (Salimans &
-    Ho, arXiv:2202.00512, appendix D). In every method tensors are (B, ...), timesteps int64 (B,) in 0..999,
-    the result is fp32.
+    A network predicts eps (the noise), x0 (the data) or v = alpha_t eps - sigma_t x0 (Salimans & Ho,
+    arXiv:2202.00512, appendix D). Tensors are (B, ...), timesteps int64 (B,) in 0..999, results fp32.
     """
 
     def __init__(self, alphas_cumprod: Tensor):
@@ -37,10 +36,7 @@ class NoiseSchedule:
 
     @classmethod
     def scaled_linear(cls, start: float = 0.00085, end: float = 0.012, steps: int = TRAIN_TIMESTEPS) -> "NoiseSchedule":
-        """Betas whose square roots are evenly spaced: Stable Diffusion's "linear"
-        (ldm/modules/diffusionmodules/util.py), "scaled_linear" in diffusers. Multiplied up in fp64, kept in
-        fp32.
-        """
+        """Betas whose square roots are evenly spaced: Stable Diffusion's "linear", diffusers' "scaled_linear"."""
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
         return cls(torch.cumprod(1 - betas, dim=0))
 
@@ -51,11 +47,11 @@ class NoiseSchedule:
         return NoiseSchedule(self.alphas_cumprod.to(device))
 
     def alpha_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t, each (B, 1, ...) fp32, ready to be multiplied with `like`.
+        """alpha_t and sigma_t, each fp32 (B, 1, ...) with as many axes as `like`.
 
-        Raises ValueError when the timesteps are no integers: half precision would already have rounded them.
+        Raises ValueError for timesteps that are not integers.
         """
-        if timesteps.dtype not in (torch.int64, torch.int32):
+        if timesteps.dtype not in (torch.int64, torch.int32):  # half precision would have rounded them already
             raise ValueError(f"timesteps must be int64, not {timesteps.dtype}; they index the schedule.")
         abar = self.alphas_cumprod.to(like.device)[timesteps.to(like.device)]
         return as_column(abar.sqrt(), like), as_column((1 - abar).sqrt(), like)
@@ -92,24 +88,21 @@ class NoiseSchedule:
 
 
 def solver_grid(n: int = 50, train_timesteps: int = TRAIN_TIMESTEPS) -> Tensor:
-    """The timesteps a student is trained on: k, 2k, ... less 1, with k = train_timesteps / n. int64 (n,),
-    rising, 19..999.
+    """The timesteps of training, int64 (n,), rising: 19, 39, ..., 999 (arXiv:2310.04378, section 4.3).
 
-    Latent Consistency Models (arXiv:2310.04378), section 4.3: k = 20 training timesteps between neighbours.
     Raises ValueError when n does not divide train_timesteps: the grid would not end at the noisiest timestep.
     """
     if n < 1 or train_timesteps % n:
         raise ValueError(f"A grid of {n} steps does not divide {train_timesteps} timesteps evenly; use for example 50.")
-    k = train_timesteps // n
-    return torch.arange(1, n + 1) * k - 1
+    return torch.arange(1, n + 1) * (train_timesteps // n) - 1
 
 
 def lcm_timesteps(steps: int, original_steps: int = 50, train_timesteps: int = TRAIN_TIMESTEPS) -> Tensor:
-    """The timesteps a student is asked at, int64 (steps,), falling: 4 steps are 999, 759, 499, 259.
+    """The timesteps of the student's sampling, int64 (steps,), falling: 4 steps are 999, 759, 499, 259.
 
-    Every one lies on `solver_grid(original_steps)`, the only places the student has been trained at: the
-    falling grid is read at the places floor(i * original_steps / steps), as LCM's own scheduler does. Raises
-    ValueError when steps is not within 1..original_steps.
+    All lie on `solver_grid(original_steps)`, the only timesteps of training: place i of the falling grid is
+    floor(i * original_steps / steps), as in LCM's own scheduler. Raises ValueError unless steps is in
+    1..original_steps.
     """
     grid = solver_grid(original_steps, train_timesteps).flip(0)
     if not 1 <= steps <= original_steps:
@@ -121,15 +114,13 @@ def lcm_timesteps(steps: int, original_steps: int = 50, train_timesteps: int = T
 
 
 def ddim_timesteps(steps: int, train_timesteps: int = TRAIN_TIMESTEPS, spacing: str = "leading") -> Tensor:
-    """The teacher's sampling timesteps, int64 (steps,), falling: 20 steps are 951, 901, ... 1.
+    """The timesteps of the teacher's sampling, int64 (steps,), falling: 20 steps are 951, 901, ..., 1.
 
-    leading: 0, c, 2c, ... plus 1 with c = train_timesteps // steps (ldm/models/diffusion/ddim.py; "leading"
-    with an offset of 1 in diffusers). Where steps does not divide 1000, upstream runs more steps than asked
-    for, or past the end of its table; here it is always `steps`.
-    trailing: counted down from 999 (arXiv:2305.08891, table 2). Few steps need it: pure noise belongs at
-    t = 999, and 4 leading steps would treat it as what is there at t = 751.
-    Raises ValueError when steps or spacing do not fit.
+    leading: 0, c, 2c, ... plus 1 with c = train_timesteps // steps (ldm/models/diffusion/ddim.py; "leading" with
+    an offset of 1 in diffusers). trailing: counted down from 999 (arXiv:2305.08891, table 2); few steps need it,
+    because pure noise belongs at t = 999. Raises ValueError for steps or spacing that do not fit.
     """
+    # Where steps does not divide 1000, upstream makes more steps than it was asked for. Here it is always `steps`.
     if not 1 <= steps < train_timesteps:  # then the noisiest, (steps - 1) c + 1, is on the schedule too
         raise ValueError(
             f"{steps} DDIM steps are not possible with {train_timesteps} timesteps; ask for 1 to {train_timesteps - 1}."

@@ -1,26 +1,30 @@
-"""One DDIM step, deterministic or with fresh noise, and guidance. Imports the schedule."""
+"""One step along a teacher's trajectory: guidance, DDIM with and without fresh noise, the solver of distillation.
+
+Next: `consistency.py`.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from anytext_lcm.lcm.schedule import NoiseSchedule, solver_grid
 
+Predict = Callable[[Tensor, Tensor], Tensor]  # a network: x_t (B, C, h, w), timesteps int64 (B,) -> eps (B, C, h, w)
+
 
 def guide(cond: Tensor, uncond: Tensor, guidance_scale: float | Tensor) -> Tensor:
-    """uncond + s (cond - uncond): classifier-free guidance (arXiv:2207.12598) in Stable Diffusion's form, s =
-    1 is none.
+    """Classifier-free guidance (arXiv:2207.12598): uncond + s (cond - uncond), fp32; s = 1 is none.
 
-    LCM's paper writes the same as cond + w (cond - uncond), so w = s - 1. fp32.
+    LCM's paper writes cond + w (cond - uncond), so w = s - 1.
     """
     return uncond.float() + guidance_scale * (cond.float() - uncond.float())
 
 
 def ddim_step(schedule: NoiseSchedule, x0: Tensor, eps: Tensor, end_timesteps: Tensor) -> Tensor:
-    """alpha_s x0 + sigma_s eps at s = end_timesteps: DDIM (arXiv:2010.02502), equation 12 with no fresh
-    noise.
+    """x_s = alpha_s x0 + sigma_s eps at s = end_timesteps: DDIM (arXiv:2010.02502), equation 12 without noise.
 
-    Where the step starts does not appear: x0 and eps carry it. Tensors (B, ...), end_timesteps int64 (B,);
-    fp32.
+    x0 and eps carry where the step starts. Tensors (B, ...), end_timesteps int64 (B,); fp32.
     """
     return schedule.add_noise(x0, eps, end_timesteps)
 
@@ -34,29 +38,24 @@ def noisy_ddim_step(
     eta: float,
     noise: Tensor,
 ) -> Tensor:
-    """As `ddim_step`, but a part of eps is replaced by fresh noise: DDIM, equations 12 and 16.
+    """`ddim_step` with a part of eps replaced by fresh noise: DDIM, equations 12 and 16.
 
-    eta 0 replaces none, eta 1 as much as the step of DDPM does. Tensors (B, ...), timesteps int64 (B,), each end below
-    its start; fp32.
+    eta 0 replaces none, eta 1 as much as DDPM. Tensors (B, ...), timesteps int64 (B,), each end below its start.
     """
-    alpha, sigma = schedule.alpha_sigma(start_timesteps, x0)
-    later_alpha, later_sigma = schedule.alpha_sigma(end_timesteps, x0)
-    fresh = eta * later_sigma / sigma * (1 - (alpha / later_alpha) ** 2).sqrt()
-    return later_alpha * x0 + (later_sigma**2 - fresh**2).clamp(min=0).sqrt() * eps + fresh * noise
+    alpha_t, sigma_t = schedule.alpha_sigma(start_timesteps, x0)
+    alpha_s, sigma_s = schedule.alpha_sigma(end_timesteps, x0)
+    fresh = eta * sigma_s / sigma_t * (1 - (alpha_t / alpha_s) ** 2).sqrt()
+    return alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0).sqrt() * eps + fresh * noise
 
 
 class DDIMSolver:
-    """The ODE solver of distillation: from a grid timestep, `skip` training timesteps towards the data.
+    """The ODE solver of distillation: from a grid timestep `skip` training timesteps towards the data.
 
-    `index` counts grid points from the cleanest, int64 (B,) in 0..steps-1. The cleanest point, t = 19, steps
-    to t = 0 and not to -1, so its step ends at alphas_cumprod[0] and not at clean data (as in LCM's own
-    training code).
+    `index` counts grid points from the cleanest, int64 (B,) in 0..steps-1.
     """
 
     def __init__(self, schedule: NoiseSchedule, steps: int = 50, skip: int | None = None):
-        """skip defaults to the distance of neighbours on the grid, 20 at 50 steps. Raises ValueError when off
-        the grid.
-        """
+        """skip: by default the distance of neighbours on the grid, 20 at 50 steps. Raises ValueError out of range."""
         self.schedule = schedule
         self.timesteps = solver_grid(steps, len(schedule))
         self.skip = len(schedule) // steps if skip is None else skip
@@ -71,7 +70,10 @@ class DDIMSolver:
         return self.timesteps.to(index.device)[index]
 
     def previous_timesteps(self, index: Tensor) -> Tensor:
-        """Grid index -> where the step from t ends: max(t - skip, 0)."""
+        """Grid index -> s, where the step from t ends: max(t - skip, 0).
+
+        The cleanest point, t = 19, steps to 0 and not to -1: its end is alphas_cumprod[0], as in LCM's own code.
+        """
         return (self.start_timesteps(index) - self.skip).clamp(min=0)
 
     def index_of(self, timesteps: Tensor) -> Tensor:
@@ -86,5 +88,5 @@ class DDIMSolver:
         return index
 
     def step(self, x0: Tensor, eps: Tensor, index: Tensor) -> Tensor:
-        """Prediction at grid point `index` -> x at `previous_timesteps(index)`, fp32."""
+        """Predictions at grid point `index` -> x_s at `previous_timesteps(index)`, fp32."""
         return ddim_step(self.schedule, x0, eps, self.previous_timesteps(index))

@@ -68,6 +68,7 @@ class Trunk(nn.Module):
         self.model_channels = model_channels
         self.downsampling = 2 ** (len(channel_mult) - 1)
         self.gradient_checkpointing = False
+        self.checkpoint = checkpoint  # `training/memory.py` counts with another one
         emb_channels = 4 * model_channels
 
         def res_block(inputs: int, outputs: int) -> ResBlock:
@@ -107,7 +108,7 @@ class Trunk(nn.Module):
     def run(self, block: Block, h: Tensor, emb: Tensor, context: Tensor, attnx_scale: float = 1.0) -> Tensor:
         """`block(h, ...)`, checkpointed if asked for and if there is a backward pass to come."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, h, emb, context, attnx_scale, use_reentrant=False)
+            return self.checkpoint(block, h, emb, context, attnx_scale, use_reentrant=False)
         return block(h, emb, context, attnx_scale)
 
     def check_size(self, latents: Tensor) -> None:

@@ -1,35 +1,34 @@
-"""An exact diffusion model to learn on: a mixture of Gaussians. Imports torch and the room lcm.
+"""An exact diffusion model: a mixture of Gaussians, and a small student to train on it.
 
-Everything that a real teacher only approximates is a formula here: density, score, the mean of the clean data
-given noisy ones, and the paths of the probability-flow ODE. So each claim about few-step sampling can be
-checked against the truth, in one dimension or two, in seconds on a CPU. `python -m pytest tests/test_toy.py`
-holds the formulas to independent ones; notebooks/03_lcm_maths.ipynb stands on them.
+What a real teacher approximates is a formula here: density, score, posterior mean, and the paths of the
+probability-flow ODE. So a claim about few-step sampling is checked against the truth in seconds, as in
+notebooks/03_lcm_maths.ipynb.
 
-In the variables y = x_t / alpha_t and u = sigma_t / alpha_t noisy data are clean data plus u times noise, and
-the ODE is dy/du = eps (DDIM, arXiv:2010.02502, equation 14; Karras et al., arXiv:2206.00364). DDIM is Euler's
-method there.
+In y = x_t / alpha_t and u = sigma_t / alpha_t noisy data are clean data plus u times noise, the ODE is dy/du = eps
+(arXiv:2010.02502, equation 14; arXiv:2206.00364), and DDIM is Euler's method for it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from anytext_lcm.lcm.objectives import OBJECTIVES, LossParts, Predict
+from anytext_lcm.lcm.consistency import pseudo_huber
+from anytext_lcm.lcm.objectives import OBJECTIVES, Objective, Point
 from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.lcm.steps import DDIMSolver, ddim_step, guide
+from anytext_lcm.lcm.steps import DDIMSolver, Predict, ddim_step, guide
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Data in round bells: sum_k weights_k N(means_k, spread^2), noised by `schedule`.
+    """Data sum_k weights_k N(means_k, spread^2), noised by `schedule`. Points are (B, D), timesteps int64 (B,).
 
-    means: (K, D); spread > 0; weights: (K,) that sum to one. Points are (B, D), timesteps int64 (B,).
+    means: (K, D); spread > 0; weights: (K,) that sum to one.
     """
 
     means: Tensor
@@ -39,19 +38,19 @@ class Mixture:
 
     @classmethod
     def line(cls, means: tuple[float, ...] = (-1.0, 1.0), spread: float = 0.1) -> "Mixture":
-        """Equally heavy bells on a line: the "pictures" are numbers."""
+        """Equally heavy modes on a line: the "pictures" are numbers."""
         points = torch.tensor(means)[:, None]
         return cls(points, spread, torch.full((len(points),), 1 / len(points)))
 
     @classmethod
     def ring(cls, modes: int = 8, radius: float = 1.0, spread: float = 0.06) -> "Mixture":
-        """Equally heavy bells on a circle in the plane, the first at the right, counted anti-clockwise."""
+        """Equally heavy modes on a circle in the plane, the first at the right, counted anti-clockwise."""
         angle = torch.arange(modes) * (2 * math.pi / modes)
         points = radius * torch.stack([angle.cos(), angle.sin()], 1)
         return cls(points, spread, torch.full((modes,), 1 / modes))
 
     def condition(self, modes: tuple[int, ...]) -> "Mixture":
-        """What is left when the prompt says which modes are wanted: the conditional distribution."""
+        """The conditional distribution of a prompt that names the wanted modes."""
         keep = torch.tensor(modes)
         return replace(self, means=self.means[keep], weights=self.weights[keep] / self.weights[keep].sum())
 
@@ -62,15 +61,15 @@ class Mixture:
         return self.means[modes] + self.spread * noise
 
     def _parts(self, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """y = x / alpha (B, D) at noise level u (B, 1): y - means (B, K, D), variance (B, 1), log of each
-        mode's share of the density (B, K), up to what they have in common.
+        """y = x / alpha (B, D) at noise level u (B, 1) -> y - means (B, K, D), variance (B, 1), log of each mode's
+        share of the density (B, K) up to a common term.
         """
         apart = y[:, None] - self.means.to(y)
         variance = self.spread**2 + u**2
         return apart, variance, self.weights.to(y).log() - (apart**2).sum(-1) / (2 * variance)
 
     def _velocity(self, y: Tensor, u: Tensor) -> Tensor:
-        """dy/du = eps, without a division by u, so that it may be 0."""
+        """dy/du = eps (B, D), without a division by u, which may be 0."""
         apart, variance, logits = self._parts(y, u)
         return u / variance * (torch.softmax(logits, -1)[..., None] * apart).sum(1)
 
@@ -86,22 +85,20 @@ class Mixture:
         return torch.logsumexp(logits, -1) - scale[:, 0]
 
     def shares(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """The probability that x came from each mode, (B, K)."""
+        """The probability of each mode given x, (B, K)."""
         alpha, u = self._level(timesteps, x)
         return torch.softmax(self._parts(x / alpha, u)[2], -1)
 
     def posterior_mean(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """E[x_0 | x_t = x]: what every regression of the clean data learns. (B, D)."""
+        """E[x_0 | x_t = x] (B, D), the optimum of every regression of the clean data."""
         alpha, u = self._level(timesteps, x)
         y = x / alpha
         return y - u * self._velocity(y, u)
 
     def predict(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise that a perfect network predicts, eps = -sigma_t * score. (B, D), a `Predict`."""
+        """eps = -sigma_t * score (B, D), the prediction of a perfect network."""
         alpha, u = self._level(timesteps, x)
         return self._velocity(x / alpha, u)
-
-    # -- the ODE ----------------------------------------------------------------------------------------
 
     def flow(
         self,
@@ -112,13 +109,12 @@ class Mixture:
         given: "Mixture | None" = None,
         guidance_scale: float = 1.0,
     ) -> Tensor:
-        """Where the probability-flow ODE leads from x at timestep `start` to timestep `end`, in fp64.
+        """The end, at timestep `end`, of the probability-flow ODE from x at timestep `start`. fp64 (B, D).
 
-        Fourth-order Runge-Kutta in theta with u = spread * sinh(theta), in which the paths are smooth all the
-        way to u = 0; 128 steps are right to about 1e-8, and to 1e-4 where two paths part. With `given`, a
-        conditional mixture, the field is the guided one, uncond + s (cond - uncond). start and end: one
-        timestep, or one for each x.
+        start, end: one timestep, or one per point. With `given`, a conditional mixture, the field is the guided one.
+        128 steps are right to about 1e-8, and to 1e-4 where two paths part.
         """
+        # Fourth-order Runge-Kutta in theta with u = spread * sinh(theta), where paths are smooth down to u = 0.
         x = x.double()
         (alpha, u), (alpha_end, u_end) = (self._level(torch.as_tensor(t).expand(len(x)), x) for t in (start, end))
         theta = (u / self.spread).asinh()
@@ -129,7 +125,7 @@ class Mixture:
             level = self.spread * theta.sinh()
             field = self._velocity(y, level)
             if given is not None:
-                field = guide_exactly(given._velocity(y, level), field, guidance_scale)
+                field = field + guidance_scale * (given._velocity(y, level) - field)  # `guide` in fp64
             return field * self.spread * theta.cosh()
 
         for _ in range(steps):
@@ -141,12 +137,13 @@ class Mixture:
         return alpha_end * y
 
     def consistency(self, x: Tensor, timesteps: Tensor, **options) -> Tensor:
-        """The exact consistency function f(x_t, t): the end, at t = 0, of the path through (x_t, t). fp64."""
+        """The exact consistency function f(x_t, t): the end at t = 0 of the path through (x_t, t). fp64 (B, D)."""
         return self.flow(x, timesteps, 0, **options)
 
     def quantile_flow(self, x: Tensor, start: int, end: int = 0) -> Tensor:
-        """The same as `flow` on a line, without solving anything: paths cannot cross there, so each carries
-        its quantile along. By bisection, fp64 (B, 1). Raises ValueError in more than one dimension.
+        """`flow` on a line without a solver: paths cannot cross there, so each keeps its quantile. fp64 (B, 1).
+
+        By bisection. Raises ValueError in more than one dimension.
         """
         if self.means.shape[1] != 1:
             raise ValueError("Only numbers have an order; use flow for points in the plane.")
@@ -165,22 +162,16 @@ class Mixture:
         return (self.weights.to(x) * shares).sum(-1, keepdim=True)
 
 
-def guide_exactly(cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
-    """`solver.guide` in the dtype that comes in; the ODE is solved in fp64."""
-    return uncond + guidance_scale * (cond - uncond)
-
-
 def guided(uncond: Mixture, cond: Mixture, guidance_scale: float) -> Predict:
-    """The guided noise prediction as one `Predict`: what the teacher's sampler follows."""
+    """A guided teacher: one `Predict` of two mixtures."""
     return lambda x, t: guide(cond.predict(x, t), uncond.predict(x, t), guidance_scale)
 
 
 def perfect_student(predict: Predict, x: Tensor, solver: DDIMSolver, index: int | Tensor) -> Tensor:
-    """What the `lcm` objective asks for at grid point `index`, were it met exactly: the teacher's own DDIM
-    steps of the solver's skip, one after the other down to t = 0. x: (B, D), index: one or (B,).
+    """f(x_t, t) of a student that meets the `lcm` objective exactly. x: (B, D) at grid point `index`, one or (B,).
 
-    By induction: f(x_t, t) = f(x_s, s), and at s = 0 it is x_s. Raises ValueError for a skip that leads off
-    the grid: the student would be asked where nothing trains it.
+    f(x_t, t) = f(x_s, s), and at s = 0 it is x_s: so the teacher's DDIM steps of the solver's skip, down to t = 0.
+    Raises ValueError for a skip that leads off the grid, where nothing is trained.
     """
     if solver.skip % (len(solver.schedule) // len(solver)):
         raise ValueError(f"A skip of {solver.skip} leads off the grid of {len(solver)} timesteps.")
@@ -196,111 +187,97 @@ def perfect_student(predict: Predict, x: Tensor, solver: DDIMSolver, index: int 
 class Student(nn.Module):
     """A network of some twenty thousand weights that predicts the noise: (B, D), int64 (B,) -> (B, D).
 
-    Inside it predicts v, as the embedded teacher does, so that its answer tends to the input where the noise
-    ends. With a `base`, a teacher to start from, it answers the base's clean data plus a correction that is
-    zero at first, as a LoRA adapter does.
+    With a `base` it starts as that teacher: its x0 plus a correction that is zero at first, as a LoRA adapter's.
+    Without one it predicts v inside, so that x0 tends to the input where the noise ends.
     """
 
-    def __init__(
-        self,
-        dims: int = 1,
-        width: int = 96,
-        base: Predict | None = None,
-        schedule: NoiseSchedule = SCHEDULE,
-        seed: int = 0,
-    ):
+    def __init__(self, dims: int = 1, width: int = 96, base: Predict | None = None, seed: int = 0):
         super().__init__()
-        self.base, self.schedule = base, schedule
+        self.base = base
         if isinstance(base, nn.Module):
             base.requires_grad_(False)
+        sizes = [3 * dims + 6, width, width, width]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = nn.Sequential(
-                nn.Linear(3 * dims + 6, width),
-                nn.SiLU(),
-                nn.Linear(width, width),
-                nn.SiLU(),
-                nn.Linear(width, width),
-                nn.SiLU(),
-                nn.Linear(width, dims),
-            )
+            hidden = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.SiLU())]
+            self.net = nn.Sequential(*hidden, nn.Linear(width, dims))
         if base is not None:
             nn.init.zeros_(self.net[-1].weight)
             nn.init.zeros_(self.net[-1].bias)
 
     def x0(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """The clean data, (B, D)."""
-        alpha, sigma = self.schedule.alpha_sigma(timesteps, x)
+        alpha, sigma = SCHEDULE.alpha_sigma(timesteps, x)
         level = (sigma / alpha).log()  # -3.5 .. 2.7
-        # The place also in units of the noise: what matters close to the data is small at the scale of x.
+        # x also in units of the noise: details close to the data are small at the scale of x.
         waves = [wave(level * k) for k in (1.0, 2.0) for wave in (torch.sin, torch.cos)]
         inside = torch.cat([x, 3 * x, x / (sigma + 0.1), level, alpha, *waves], -1)
         own = self.net(inside)
         if self.base is None:
-            return self.schedule.x0_from_v(x, own, timesteps)
-        return self.schedule.x0_from_eps(x, self.base(x, timesteps), timesteps) + sigma * own
+            return SCHEDULE.x0_from_v(x, own, timesteps)
+        return SCHEDULE.x0_from_eps(x, self.base(x, timesteps), timesteps) + sigma * own
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        return self.schedule.eps_from_x0(x, self.x0(x, timesteps), timesteps)
+        return SCHEDULE.eps_from_x0(x, self.x0(x, timesteps), timesteps)
+
+
+def point(
+    student: Predict, teacher: Predict, solver: DDIMSolver, latents: Tensor, noise: Tensor, index: Tensor
+) -> Point:
+    """A `Point` of plain networks: steps 5 to 9 of `training/step.py`. latents, noise: (B, D); index: int64 (B,)."""
+    schedule, t, s = solver.schedule, solver.start_timesteps(index), solver.previous_timesteps(index)
+    x_t = schedule.add_noise(latents, noise, t)
+    with torch.no_grad():
+        eps = teacher(x_t, t)
+    x0 = schedule.x0_from_eps(x_t, eps, t)
+
+    @torch.no_grad()
+    def target(x: Tensor, t: Tensor) -> Tensor:
+        return student(x, t)
+
+    x_s = solver.step(x0, eps, index)
+    return Point(schedule, latents, x_t, t, x0, x_s, s, lambda: student(x_t, t), target, teacher)
 
 
 def train(
     student: nn.Module,
     data: Mixture,
-    objective: str | Callable[..., LossParts] = "lcm",
+    objective: str | Objective = "lcm",
     steps: int = 1000,
-    batch_size: int = 256,
+    *,
+    teacher: Predict | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = pseudo_huber,
     learning_rate: float = 2e-3,
-    skip: int | None = None,
-    cond: Mixture | None = None,
-    guidance_scale: float = 1.0,
-    seed: int = 0,
     decay: bool = True,
-    teacher: Predict | Literal["noise"] | None = None,
-    watch: Callable[[int, nn.Module], None] | None = None,
-    **options,
-) -> list[float]:
-    """Trains a student in place by an objective: a name of the package's, or a function like one. Returns its
-    losses.
+) -> Iterator[float]:
+    """Train a student in place, 256 points per update, and yield the loss after each one.
 
-    The student sees data of `cond`, the whole of `data` by default, and the teacher is guided from `data`
-    towards it. decay: the learning rate falls linearly to a fiftieth. teacher: another one than the exact
-    one, unguided; "noise" is the noise that was added, for consistency training, which has no teacher. watch(step,
-    student) is called after each update. options go to the objective (loss).
+    objective: a name in OBJECTIVES or a function. teacher: by default the exact one, unguided; see `guided`. decay: the
+    learning rate falls linearly to a fiftieth.
     """
-    cond = data if cond is None else cond
-
-    def pair(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return (teacher(x, t),) * 2 if teacher else (cond.predict(x, t), data.predict(x, t))
-
-    solver, generator = DDIMSolver(data.schedule, skip=skip), torch.Generator().manual_seed(seed)
-    loss_of = OBJECTIVES[objective] if isinstance(objective, str) else objective
+    objective = OBJECTIVES[objective] if isinstance(objective, str) else objective
+    solver, generator = DDIMSolver(data.schedule), torch.Generator().manual_seed(0)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer, losses = torch.optim.Adam(trained, lr=learning_rate), []
+    optimizer = torch.optim.Adam(trained, lr=learning_rate)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - 0.98 * step / steps if decay else 1)
-        latents = cond.sample(batch_size, generator)
+        latents = data.sample(256, generator)
         noise = torch.randn(latents.shape, generator=generator)
-        index = torch.randint(len(solver), (batch_size,), generator=generator)
-        noisy_latents = data.schedule.add_noise(latents, noise, solver.start_timesteps(index))
-        looks = (lambda x, t, eps=noise: (eps, eps)) if teacher == "noise" else pair
-        parts = loss_of(student, looks, student, data.schedule, solver, noisy_latents, index, guidance_scale, **options)
+        index = torch.randint(len(solver), (256,), generator=generator)
+        value = loss(*objective(point(student, teacher or data.predict, solver, latents, noise, index)))
         optimizer.zero_grad()
-        parts.loss.backward()
+        value.backward()
         optimizer.step()
-        losses.append(parts.loss.item())
-        if watch is not None:
-            watch(step, student)
-    return losses
+        yield value.item()
 
 
 def wasserstein(first: Tensor, second: Tensor, directions: int = 32) -> float:
-    """How far mass must travel from one set of samples to the other, on average: the 1-Wasserstein distance.
+    """The 1-Wasserstein distance of two sets of samples (N, D): how far mass must travel on average.
 
-    first, second: (N, D), as many of both. Exact on a line, where sorted samples belong together; in the
-    plane the mean over directions evenly spread over a half circle (the sliced distance, Bonneel et al. 2015;
-    a shift by d counts 2/pi d there). Raises ValueError for unequal shapes or more dimensions.
+    Exact on a line, where sorted samples belong together. In the plane the mean over directions spread over a half
+    circle (the sliced distance, Bonneel et al. 2015), where a shift by d counts 2/pi d. Raises ValueError for unequal
+    shapes or more dimensions.
     """
     if first.shape != second.shape or first.ndim != 2 or first.shape[1] > 2:
         raise ValueError(f"Two sets of as many points on a line or in a plane, not {first.shape}, {second.shape}.")

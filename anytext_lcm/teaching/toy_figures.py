@@ -17,7 +17,7 @@ from anytext_lcm.figures.style import (
     legend_beside,
     new_figure,
 )
-from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.samplers import sample
 from anytext_lcm.lcm.steps import DDIMSolver
 from anytext_lcm.teaching.toy import Mixture, guided, perfect_student
 
@@ -53,16 +53,10 @@ def toy_paths(data: Mixture, steps: int, count: int = 9) -> Figure:
     exact = [starts.double()]
     for start, end in zip(fine[:-1], fine[1:], strict=True):
         exact.append(data.flow(exact[-1], start, end, steps=16))
-    times, seen = [999], [starts]
-
-    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        if int(t[0]) < 999:
-            times.append(int(t[0])), seen.append(x)
-        return data.predict(x, t)
-
-    seen.append(sample_ddim(predict, starts, data.schedule, steps, spacing="trailing"))
+    polygon = list(sample(data.predict, starts, data.schedule, steps, "ddim", spacing="trailing"))
+    times, seen = [step.timestep for step in polygon] + [0], [starts] + [step.latents for step in polygon]
     axis.plot(fine, torch.cat(exact, 1).T, color=COLORS[1], linewidth=3, alpha=0.5)
-    axis.plot([*times, 0], torch.cat(seen, 1).T, color=COLORS[0], marker="o", markersize=3, linewidth=1)
+    axis.plot(times, torch.cat(seen, 1).T, color=COLORS[0], marker="o", markersize=3, linewidth=1)
     axis.plot([], [], color=COLORS[1], linewidth=3, alpha=0.5, label="exact")
     axis.plot([], [], color=COLORS[0], marker="o", markersize=3, linewidth=1, label=f"DDIM, {steps} steps")
     axis.invert_xaxis()

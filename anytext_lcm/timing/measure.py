@@ -40,6 +40,7 @@ from anytext_lcm.timing.variants import (
 )
 from anytext_lcm.training import memory
 from anytext_lcm.training.data_order import seeded_generator
+from anytext_lcm.training.settings import TrainSettings
 
 # Same noise, same timesteps: what may differ is the order of summation, on either side.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, LATENT_TOLERANCE = 1e-5, 1e-3, 1e-3
@@ -101,12 +102,19 @@ def count_on_shapes(variant: Variant, options: Options) -> dict[str, float]:
 
 
 def expected_gib(variant: Variant, batch: int = 12) -> float:
-    """At full size in fp16, as `anytext_lcm.memory` counts it on shapes; the reference encodes on the way and has a
+    """At full size in fp16, as `training/memory.py` counts it on shapes; the reference encodes on the way and has a
     second copy of the network.
     """
-    found = memory.estimate(
-        FULL_CONFIG, batch, 64, variant.targets, "fp16", variant.checkpointing, latents=not variant.reference
+    settings = TrainSettings(
+        config=str(FULL_CONFIG),
+        output_dir="",
+        train_batch_size=batch,
+        lora_targets=variant.targets,
+        mixed_precision="fp16",
+        gradient_checkpointing=variant.checkpointing,
+        latents=None if variant.reference else "stored",
     )
+    found = memory.estimate(settings)
     return found["total"] + variant.reference * found["base weights, one copy"]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from anytext_lcm.drawing.draw import Prepared
 from anytext_lcm.drawing.noise import initial_noise
 from anytext_lcm.lcm.consistency import consistency_function, pseudo_huber
-from anytext_lcm.lcm.samplers import sample_ddim
+from anytext_lcm.lcm.samplers import finish, sample
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import DDIMSolver, guide
 from anytext_lcm.model.anytext2 import AnyText2
@@ -89,4 +89,4 @@ def reference_denoise(
         return guide(eps_cond, eps_uncond, guidance_scale)
 
     noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
-    return sample_ddim(predict, noise, NoiseSchedule(model.alphas_cumprod), steps)
+    return finish(sample(predict, noise, NoiseSchedule(model.alphas_cumprod), steps, "ddim"))

@@ -75,7 +75,7 @@ class Options:
 
     @property
     def dtype(self) -> torch.dtype:
-        return PRECISIONS[self.precision]
+        return getattr(torch, PRECISIONS[self.precision])
 
     @property
     def real(self) -> bool:

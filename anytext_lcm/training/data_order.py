@@ -1,7 +1,6 @@
-"""
-Which items and which noise a micro-batch gets: decided by its place in the run.
-"""
+"""Which items and which noise a micro-batch gets: its place in the run decides, and no state has to be saved."""
 
+import random
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -9,14 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
+from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import Light
-from anytext_lcm.model.networks import defaults_for
-from anytext_lcm.training.checkpoints import seed_random_state
-from anytext_lcm.training.settings import TrainSettings
+from anytext_lcm.training.settings import DataSettings, TrainSettings
 
 
 def seeded_generator(*keys: int) -> torch.Generator:
@@ -25,34 +23,42 @@ def seeded_generator(*keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
+def seed_random_state(seed: int) -> None:
+    """Seed Python, numpy and torch, the GPU included."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 @lru_cache(maxsize=2)  # a batch may straddle two epochs; 3 million records take 24 MB an epoch
 def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=seeded_generator(seed, epoch, 1 << 20))
 
 
 def batch_indices(
-    size: int, batch_size: int, seed: int, rank: int, world: int, step: int, redraws: bool = False
+    size: int, batch_size: int, seed: int, rank: int, world: int, step: int, draws_anew_each_epoch: bool = False
 ) -> list[int]:
-    """Items of micro-batch `step` on process `rank`: an endless row of shuffled epochs, dealt out in turn.
+    """Items of micro-batch `step` on process `rank`: shuffled epochs one after the other, dealt out in turn.
 
-    Nothing but the arguments decides, which is what makes a resumed run continue in the middle of an epoch. For a data
-    set that makes an item anew each time (`redraws`) item i of epoch e is i + e * size.
+    Only the arguments decide, so a resumed run continues in the middle of an epoch. For a data set that draws an item
+    anew in each epoch, item i of epoch e is i + e * size.
     """
     first = (step * world + rank) * batch_size
     epochs = [divmod(place, size) for place in range(first, first + batch_size)]
-    return [int(_epoch_order(size, seed, epoch)[place]) + (epoch * size if redraws else 0) for epoch, place in epochs]
+    offset = size if draws_anew_each_epoch else 0
+    return [int(_epoch_order(size, seed, epoch)[place]) + epoch * offset for epoch, place in epochs]
 
 
 def batch_generator(seed: int, rank: int, world: int, step: int) -> torch.Generator:
-    """Noise and timesteps of micro-batch `step` on process `rank`: decided by the batch's place in the whole run.
+    """Noise and timesteps of micro-batch `step` on process `rank`, decided by the batch's place in the whole run.
 
-    So three processes do what one does that accumulates three times as many batches, to the order of summation.
+    So three processes draw what one draws that accumulates three times as many batches.
     """
     return seeded_generator(seed, 0, step * world + rank)
 
 
 class DataOrder:
-    """(step, `batch_indices`) from one micro-batch to another, for a DataLoader over `MicroBatches`."""
+    """(step, `batch_indices`) from one micro-batch to another, as the batch sampler of a DataLoader."""
 
     def __init__(self, start: int, stop: int, **arguments: int):
         self.start, self.stop, self.arguments = start, stop, arguments
@@ -65,9 +71,10 @@ class DataOrder:
 
 
 class MicroBatches(Dataset):
-    """The items of a micro-batch at once. The global generators, from which a data set of one's own may draw, begin
-    each of them anew, as its place in the run decides, here or in a worker: so a resumed run draws what the unbroken
-    one does, and no checkpoint holds their state.
+    """The items of a micro-batch at once.
+
+    Reseeds Python, numpy and torch before each micro-batch by its place in the run, here or in a worker, so that a
+    custom data set draws the same numbers after a resume.
     """
 
     def __init__(self, dataset: Dataset, seed: int, rank: int, world: int):
@@ -80,26 +87,50 @@ class MicroBatches(Dataset):
         step, indices = batch
         place = step * self.world + self.rank
         seed_random_state(seeded_generator(self.seed, place, 1 << 22).initial_seed())
-        together = getattr(self.dataset, "__getitems__", None)  # where it can, as torch asks it itself
+        together = getattr(self.dataset, "__getitems__", None)  # torch's name for reading several items at once
         return together(indices) if together else [self.dataset[i] for i in indices]
 
 
-def build_dataset(settings: TrainSettings) -> Dataset:
+def build_loader(
+    dataset: Dataset, settings: TrainSettings, done: int, rank: int, world: int, pin_memory: bool
+) -> DataLoader:
+    """The micro-batches of process `rank` of `world` that are left after `done` updates."""
+    accumulation = settings.gradient_accumulation_steps
+    order = DataOrder(
+        done * accumulation,
+        settings.max_train_steps * accumulation,
+        size=len(dataset),
+        batch_size=settings.train_batch_size,
+        seed=settings.seed,
+        rank=rank,
+        world=world,
+        draws_anew_each_epoch=getattr(dataset, "draws_anew_each_epoch", False),
+    )
+    return DataLoader(
+        MicroBatches(dataset, settings.seed, rank, world),
+        batch_sampler=order,
+        collate_fn=collate,
+        num_workers=settings.num_workers,
+        pin_memory=pin_memory,
+        generator=seeded_generator(settings.seed, rank, done),  # else it draws from the global one
+    )
+
+
+def build_dataset(settings: DataSettings) -> Dataset:
     """The data set that the settings name: mock pictures or records on disk, as light items.
 
     Raises ValueError when they name none or both, and as AnyWordDataset does.
     """
-    side = settings.image_size or defaults_for(settings.config).size[0]
     if settings.use_mock_dataset == bool(settings.data_list):
         named = "Both data sets were named" if settings.use_mock_dataset else "No data set was named"
         raise ValueError(f"{named}; pass --use_mock_dataset or --data_list.")
     if settings.use_mock_dataset:
-        return Light(MockDataset(settings.dataset_size, seed=settings.seed, image_size=side))
+        return Light(MockDataset(settings.dataset_size, seed=settings.seed, image_size=settings.picture_size))
     fonts = {"fonts": settings.fonts} if settings.fonts else {}
     return AnyWordDataset(
         settings.data_list,
         data_root=settings.data_root,
-        rules=ReadingRules(image_size=side, edit_share=settings.edit_share, **fonts),
+        rules=ReadingRules(image_size=settings.picture_size, edit_share=settings.edit_share, **fonts),
         seed=settings.seed,
         wm_thresh=settings.wm_thresh,
         strict=settings.strict,

@@ -1,12 +1,13 @@
-"""Latents of a data set's pictures on disk: the autoencoder is a quarter of a training step at full size, and what it
-answers never changes. Written by `python -m anytext_lcm.cache_latents`, read by training with --latents FOLDER.
+"""Latents of a data set's pictures on disk, since the autoencoder is a quarter of a training step at full size.
+
+Written by `python -m anytext_lcm.cache_latents`, read by training with --latents FOLDER.
 
     moments.npy   float16 (N, 2C, h, w): mean and log variance of each picture's posterior, unscaled; 64 KB at 512 px
     pictures.npy  uint32 (N,): checksum of each picture
     latents.json  the autoencoder they come from, and how many
 
-The sample is still drawn anew at every step, and texts, glyphs and hints stay as the data set draws them. Imports
-torch, numpy and the rooms checkpoints, data, model, outputs.
+The sample of the posterior is still drawn anew at every step, and texts, glyphs and hints stay as the data set draws
+them.
 """
 
 import json
@@ -35,7 +36,7 @@ def checksum(item: Mapping[str, Any]) -> int:
 
 
 class _Checked(Dataset):
-    """The items with the checksum of their picture, worked out where they are made."""
+    """The items with the checksum of their picture, computed by the worker that makes them."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -57,8 +58,9 @@ def write_latents(
     num_workers: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Encodes every picture of the data set; the folder appears complete or not at all. progress is told how many
-    pictures each batch had. Raises ValueError when the folder holds other files.
+    """Encode every picture of the data set; the folder appears complete or not at all. Returns the folder.
+
+    progress: called after each batch with its number of pictures. Raises ValueError when the folder holds other files.
     """
     loader = DataLoader(_Checked(dataset), batch_size, num_workers=num_workers, collate_fn=collate)
     with whole_directory(folder, mark=ABOUT) as temporary:
@@ -88,10 +90,10 @@ class WithLatents(Dataset):
 
     def __init__(self, dataset: Dataset, moments: np.ndarray, checksums: np.ndarray, folder: Path):
         self.dataset, self.moments, self.checksums, self.folder = dataset, moments, checksums, folder
-        self.redraws = getattr(dataset, "redraws", False)
+        self.draws_anew_each_epoch = getattr(dataset, "draws_anew_each_epoch", False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the latents: pickled, they would be copied into every worker that is spawned."""
+        """All but the latents: pickled, they would be copied into every spawned worker."""
         return {name: value for name, value in vars(self).items() if name != "moments"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -112,8 +114,9 @@ class WithLatents(Dataset):
 
 
 def with_latents(dataset: Dataset, folder: str | Path, model: AnyText2) -> WithLatents:
-    """The data set with the latents of a folder. Raises FileNotFoundError when they are not there, ValueError when
-    they come from another autoencoder or belong to other data.
+    """The data set with the latents of a folder.
+
+    Raises FileNotFoundError when they are missing, ValueError when they are of another autoencoder or other data.
     """
     folder = Path(folder)
     again = "compute them with python -m anytext_lcm.cache_latents, or train without --latents"

@@ -1,7 +1,7 @@
-"""Several training processes from a notebook without a hang. Imports torch, Accelerate and the room distill.
+"""Several training processes from a notebook without a hang; notebook 04 shows it.
 
 accelerate's `notebook_launcher` forks the notebook's process, so what that process did before decides whether the
-children can work. Shown in notebooks/04_launch_distillation.ipynb.
+children can work.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ _cpu_is_ours = False  # whether ACCELERATE_USE_CPU stands in the environment bec
 
 
 def launch_options(processes: int) -> dict[str, Any]:
-    """The arguments to give `notebook_launcher` beside the function, its arguments and num_processes; settles in the
-    environment whether the processes get a GPU each or share the CPU.
+    """Further arguments of `notebook_launcher`; sets in the environment whether the processes use GPUs or the CPU.
 
-    They find each other on a port that the system chooses: with accelerate's fixed one a second notebook fails, and
-    a second launch after a failed one hangs. Raises ValueError where the children would hang or crash.
+    Raises ValueError where the children would hang or crash: after CUDA was used, or without a process.
     """
+    # The system chooses the port by which they meet: with accelerate's fixed one a second notebook fails, and a second
+    # launch after a failed one hangs.
     if processes < 1:
         raise ValueError(f"There must be at least one process, not {processes}.")
     if torch.cuda.is_initialized():
@@ -40,7 +40,7 @@ def launch_options(processes: int) -> dict[str, Any]:
     if torch.cuda.device_count() < processes:  # asks the driver, which leaves CUDA untouched
         _cpu_is_ours = _cpu_is_ours or "ACCELERATE_USE_CPU" not in os.environ
         os.environ["ACCELERATE_USE_CPU"] = "1"  # else each process would train for itself
-    elif _cpu_is_ours:  # of an earlier launch with more processes; what the user set stays
+    elif _cpu_is_ours:  # set by an earlier launch with more processes; what the user set stays
         os.environ.pop("ACCELERATE_USE_CPU", None)
         _cpu_is_ours = False
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,9 +49,9 @@ def launch_options(processes: int) -> dict[str, Any]:
 
 
 class BackgroundRun:
-    """A training that leaves the notebook free to watch it, or to kill it. What it prints is in output_dir/logs.
+    """A training beside the notebook, to be watched or killed. It prints to output_dir/logs/launch.txt.
 
-    `launch_options` has its say first, so it raises ValueError as that does.
+    Raises ValueError as `launch_options`.
     """
 
     def __init__(self, settings: Mapping[str, Any], processes: int):
@@ -67,14 +67,14 @@ class BackgroundRun:
         return self._process.is_alive()
 
     def wait(self) -> None:
-        """Returns when the training is done; raises RuntimeError with the end of what it printed when it failed."""
+        """Return when the training is done; raise RuntimeError with the end of its output when it failed."""
         self._process.join()
         if self._process.exitcode:
             end = self.log.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
             raise RuntimeError(f"The training ended with exit code {self._process.exitcode}:\n{end}")
 
     def kill(self) -> None:
-        """SIGKILL to all of its processes at once, as when the machine is switched off."""
+        """Send SIGKILL to all of its processes at once, as when the machine is switched off."""
         if self.running:
             with contextlib.suppress(ProcessLookupError):  # in its first moments it has no group of its own yet
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a run logged, read back from its event files. Imports TensorBoard."""
+"""What a run logged, read back from its event files."""
 
 from pathlib import Path
 
@@ -6,11 +6,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 
 def read_curves(output_dir: str | Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Every number of a run by its tag: updates, rising, and values. What a killed launch logged after its last
-    checkpoint is replaced by what the resumed one logged. Empty before anything is written.
+    """Every number of a run by its tag: updates in ascending order, and values. Empty before anything is written.
+
+    What a resumed launch logged replaces what the killed one logged after its last checkpoint.
     """
     points: dict[str, dict[int, float]] = {}
-    # A folder at a time: that the later file makes steps of the earlier one void, is seen where both are read in a row.
+    # One folder at a time: a later file voids steps of an earlier one only where both are read in a row.
     for folder in sorted({file.parent for file in (Path(output_dir) / "logs").rglob("events.out.tfevents.*")}):
         log = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         for tag in log.Tags()["scalars"]:

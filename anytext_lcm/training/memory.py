@@ -1,14 +1,11 @@
-"""What a training is going to need, counted on shapes: `python -m anytext_lcm.train --estimate`.
+"""The memory that a training needs, counted on shapes: `python -m anytext_lcm.train --estimate`.
 
-The student's forward pass runs on torch's meta device, where tensors have a shape and no memory, and everything that
-is kept for the backward pass is added up. An estimate: fragmentation and the workspaces of the GPU's libraries are a
-guess beside it. Imports torch and the rooms model and lora.
+The student's forward pass runs on torch's meta device, where tensors have a shape and no memory, and the sizes of all
+that is kept for the backward pass are added up. Fragmentation and the workspaces of the GPU's libraries are a guess.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,30 +14,21 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from anytext_lcm.adapter.lora import adapter_state, attach
-from anytext_lcm.model import unet
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
+from anytext_lcm.training.settings import PRECISIONS, TrainSettings
 
 GIB = 2**30
-
-
 RUNTIME = 1.5 * GIB  # CUDA's context, cuDNN's and cuBLAS's workspaces: a guess
-
-
-_LOW = {"conv2d", "linear", "matmul", "bmm", "scaled_dot_product_attention"}
-
-
-_FULL = {"group_norm", "layer_norm", "softmax"}
-
-
 KERNELS = ("fused", "plain")
 
-
-_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_LOW = {"conv2d", "linear", "matmul", "bmm", "scaled_dot_product_attention"}  # in half precision under autocast
+_FULL = {"group_norm", "layer_norm", "softmax"}  # in fp32 under autocast
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps what the fused kernel keeps: its inputs, its output and one number a row. On the meta device torch itself
-    would take the plain formula, which keeps the whole matrix of weights.
+    """Keeps what the fused kernel keeps: inputs, output and one number per row.
+
+    On the meta device torch itself would use the plain formula, which keeps the whole matrix of weights.
     """
 
     @staticmethod
@@ -55,8 +43,9 @@ class _Attention(torch.autograd.Function):
 
 
 class _Casts(TorchFunctionMode):
-    """What autocast does on a GPU, which it does not do on the meta device: products in dtype, norms in fp32. With
-    `fused`, attention keeps what the fused kernel keeps.
+    """Autocast as on a GPU, which the meta device lacks: products in dtype, norms in fp32.
+
+    fused: attention keeps what the fused kernel keeps.
     """
 
     def __init__(self, dtype: torch.dtype, fused: bool = True):
@@ -78,7 +67,7 @@ class _Casts(TorchFunctionMode):
 
 
 class _Kept:
-    """Bytes that the backward pass finds again; each storage counts once, weights do not."""
+    """Tensors kept for the backward pass; each storage counts once, weights do not."""
 
     def __init__(self, model: torch.nn.Module):
         self.model_storages = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
@@ -95,10 +84,10 @@ class _Kept:
         return sum(tensor.untyped_storage().nbytes() for tensor in self.alive.values())
 
 
-@contextmanager
-def _blocks(keep: _Kept, inside: list[int]) -> Iterator[None]:
-    """Gradient checkpointing, counted: of a block its inputs are kept, and for a while all of one block."""
-    real = unet.checkpoint
+def _counted_checkpoint(keep: _Kept, inside: list[int]) -> Callable[..., Any]:
+    """A stand-in for torch's checkpoint: keeps a block's inputs, and appends to `inside` what the block itself keeps
+    while it is run again.
+    """
 
     def checkpoint(block: Any, *arguments: Any, use_reentrant: bool = False) -> Any:
         for argument in arguments:
@@ -110,15 +99,11 @@ def _blocks(keep: _Kept, inside: list[int]) -> Iterator[None]:
         inside.append(own.bytes)
         return out
 
-    unet.checkpoint = checkpoint
-    try:
-        yield
-    finally:
-        unet.checkpoint = real
+    return checkpoint
 
 
 def _picture(model: AnyText2, side: int) -> tuple[Tensor, Conditioning]:
-    """Latents and conditioning of one picture of `side` pixels, without numbers."""
+    """Latents and conditioning of one picture of `side` pixels, shapes only."""
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta", dtype=model.dtype)
@@ -141,11 +126,12 @@ def saved_bytes(
 ) -> int:
     """Bytes that autograd keeps of one forward pass of WriteNet and UNet with an adapter, for one picture.
 
-    Every storage counts once, weights do not. `model` is a bare network on the meta device, in the precision and with
-    the gradient checkpointing to be counted; it is given the adapter, so build a fresh one for each call.
-    picture_size: pixels of a side. kernel: "fused", as on a GPU, or "plain", the formula written out, whose matrix of
-    weights is kept; training on a CPU does so where tokens are few. Raises ValueError for another device or kernel, and
-    for an adapter that is there already.
+    Every storage counts once, weights do not.
+
+    model: a bare network on the meta device, in the precision and with the gradient checkpointing to be counted. It is
+    given the adapter, so build a fresh one for each call. picture_size: pixels of a side. kernel: "fused", as on a GPU,
+    or "plain", the formula written out, which keeps its matrix of weights; training on a CPU uses it for few tokens.
+    Raises ValueError for another device or kernel, and for a network that has an adapter.
     """
     if model.device.type != "meta":
         raise ValueError("Only a network on the meta device can be counted without computing; build it there.")
@@ -155,15 +141,16 @@ def saved_bytes(
     model.to("meta")  # the adapter was made on the CPU
     latents, cond = _picture(model, picture_size)
     keep, inside = _Kept(model), [0]
+    for trunk in (model.model.diffusion_model, model.control_model):
+        trunk.checkpoint = _counted_checkpoint(keep, inside)
     with (
         torch.enable_grad(),
         _Casts(model.dtype, kernel == "fused"),
-        _blocks(keep, inside),
         torch.autograd.graph.saved_tensors_hooks(keep.add, lambda t: t),
     ):
         timestep = torch.zeros(1, dtype=torch.int64, device="meta")
-        answer = model.predict_noise(latents, timestep, cond, model.control(cond))
-    assert answer.shape == latents.shape
+        eps = model.predict_noise(latents, timestep, cond, model.control(cond))
+    assert eps.shape == latents.shape
     return keep.bytes + max(inside)
 
 
@@ -177,8 +164,8 @@ def _count(
     side: int | None,
     kernel: str,
 ) -> dict[str, int]:
-    """Bytes of the parts that do not depend on the batch, and of one picture's."""
-    yaml, dtype = OmegaConf.load(config).model.params, _DTYPES[precision]
+    """Bytes of the parts that do not depend on the batch, and of those of one picture."""
+    yaml, dtype = OmegaConf.load(config).model.params, getattr(torch, PRECISIONS[precision])
     model = AnyText2.from_config(config, device="meta").to(dtype).requires_grad_(False)
     base = sum(p.numel() * p.element_size() for p in model.parameters())
     unit = 8 * model.model.diffusion_model.downsampling
@@ -202,38 +189,36 @@ def _count(
     }
 
 
-def estimate(
-    config: str | Path,
-    batch_size: int = 12,
-    rank: int = 64,
-    targets: Sequence[str] | None = None,
-    precision: str = "fp16",
-    gradient_checkpointing: bool = False,
-    image_size: int | None = None,
-    latents: bool = False,
-    ema: bool = False,
-    kernel: str = "fused",
-) -> dict[str, float]:
-    """GiB on each GPU by part, "total" last. latents: they are precomputed, so no picture is encoded; kernel: as in
-    `saved_bytes`.
+def estimate(settings: TrainSettings, kernel: str = "fused") -> dict[str, float]:
+    """GiB on each GPU by part, "total" last. kernel: as in `saved_bytes`.
 
-    Raises ValueError or FileNotFoundError for a configuration, batch, side, rank, target or kernel that cannot be.
+    The settings need be neither complete nor checked: weights and data are not read. Raises ValueError or
+    FileNotFoundError for a configuration, batch, side, rank, target or kernel that is wrong.
     """
-    if batch_size < 1:
-        raise ValueError(f"The batch must hold at least one picture, not {batch_size}.")
-    targets = None if targets is None else tuple(targets)
-    found = _count(str(config), rank, targets, precision, gradient_checkpointing, image_size, kernel)
+    batch = settings.train_batch_size
+    if batch < 1:
+        raise ValueError(f"The batch must hold at least one picture, not {batch}.")
+    targets = None if settings.lora_targets is None else tuple(settings.lora_targets)
+    found = _count(
+        str(settings.config),
+        settings.lora_rank,
+        targets,
+        settings.mixed_precision or "no",
+        settings.gradient_checkpointing,
+        settings.image_size,
+        kernel,
+    )
     weights = 4 * found["adapter"]  # fp32 whatever the network is in
     parts = {
         "base weights, one copy": found["base"],
-        "adapter, its gradient and average": (2 + ema) * weights,
+        "adapter, its gradient and average": (3 if settings.ema_decay else 2) * weights,
         "optimiser": 2 * weights,
-        "control residuals": batch_size * found["residuals"],
-        "activations": batch_size * found["activations"],
+        "control residuals": batch * found["residuals"],
+        "activations": batch * found["activations"],
         "runtime and workspaces (a guess)": RUNTIME,
     }
-    # The autoencoder works before the student does: the larger of the two phases counts.
-    encoding = 0 if latents else batch_size * found["autoencoder"]
+    # The autoencoder works before the student does: the larger of the two phases counts. Stored latents need none.
+    encoding = 0 if settings.latents else batch * found["autoencoder"]
     more = encoding - parts["control residuals"] - parts["activations"]
     if more > 0:
         parts["autoencoder beyond that"] = more
@@ -242,6 +227,6 @@ def estimate(
 
 
 def table(sizes: Mapping[str, float]) -> str:
-    """The parts under each other, in GiB."""
+    """The parts in GiB, one per line."""
     width = max(map(len, sizes))
     return "\n".join(f"{name:<{width}}  {size:7.2f} GiB" for name, size in sizes.items())

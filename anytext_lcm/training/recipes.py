@@ -1,21 +1,20 @@
-"""
-The recipe of the shipped adapter.
+"""The recipe of the shipped adapter, the ablations that change one setting of it, and its training in one call.
+
+The commands show its numbers in their `--help`, so torch is imported in the functions that train.
 """
 
 import os
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from anytext_lcm.drawing import cores
 from anytext_lcm.model import networks
-from anytext_lcm.training.checkpoints import EMA_FOLDER
-from anytext_lcm.training.loop import run_distillation
+
+if TYPE_CHECKING:
+    from anytext_lcm.model.anytext2 import AnyText2
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,58 @@ def recipe(steps: int, processes: int = 1) -> dict[str, Any]:
     }
 
 
+RUNS = (
+    "teacher_x0",
+    "AnyText2's groups",
+    "without zero convs",
+    "attnx alone",
+    "decoder alone",
+    "rank 4",
+    "rank 16",
+    "rank 64",
+    "Huber",
+    "cached latents",
+)
+"""The names of the ablations, see `changes`."""
+
+# Cost of an update in forward passes of the UNet: the teacher's two branches, the student's pass with a backward pass
+# of two more, and for `lcm` the target. What an adapter's groups cost besides is in the measured seconds.
+PASSES = {"lcm": 6, "teacher_x0": 5}
+
+
+def updates_for(changed: Mapping[str, Any], steps: int) -> int:
+    """The number of updates that costs as much as `steps` updates of the recipe."""
+    return round(steps * PASSES["lcm"] / PASSES[changed.get("objective", "lcm")])
+
+
+def changes(model: "AnyText2", targets: Sequence[str], latents: str) -> dict[str, dict[str, Any]]:
+    """{run: settings that differ from the recipe's} of all RUNS. latents: folder of the cached ones."""
+    from anytext_lcm.adapter.targets import find_targets, resolve_targets
+
+    trunk = "model.diffusion_model."
+    decoder = tuple(
+        name for name in resolve_targets(model, targets) if name.startswith((f"{trunk}middle", f"{trunk}output"))
+    )
+    own = tuple(name for name, found in find_targets(model).items() if found)
+    kept = tuple(name for name in targets if name not in ("zero_convs", "middle_block_out"))
+    return {
+        "teacher_x0": {"objective": "teacher_x0"},
+        "AnyText2's groups": {"lora_targets": own},
+        "without zero convs": {"lora_targets": kept},
+        "attnx alone": {"lora_targets": ("unet_attnx",)},
+        "decoder alone": {"lora_targets": decoder},
+        **{f"rank {rank}": {"lora_rank": rank, "lora_alpha": rank} for rank in (4, 16, 64)},
+        "Huber": {"loss": "huber"},
+        "cached latents": {"latents": latents},
+    }
+
+
 def _processes() -> int:
     """The largest power of two within the cores: it divides the batch."""
+    import torch
+
+    from anytext_lcm.drawing import cores
+
     if torch.cuda.is_available():
         return 1
     return 1 << (min(cores.available_cores(), DEFAULTS.processes).bit_length() - 1)
@@ -87,6 +136,10 @@ def _train_rank(rank: int, world: int, port: int, settings: Mapping[str, Any]) -
         ACCELERATE_USE_CPU="1",
         OMP_NUM_THREADS="1",
     )
+    import torch
+
+    from anytext_lcm.training.loop import run_distillation
+
     warnings.simplefilter("ignore", FutureWarning)  # of torch about an option that accelerate passes on
     torch.set_num_threads(1)
     run_distillation(settings, None)
@@ -94,6 +147,11 @@ def _train_rank(rank: int, world: int, port: int, settings: Mapping[str, Any]) -
 
 def distil(folder: Path, steps: int, seed: int = 0, processes: int | None = None) -> Path:
     """Trains an adapter for the embedded teacher on made-up pictures -> the folder of its average, below `folder`."""
+    import torch
+
+    from anytext_lcm.training.checkpoints import EMA_FOLDER
+    from anytext_lcm.training.loop import run_distillation
+
     processes = _processes() if processes is None else processes
     settings = recipe(steps, processes) | {
         "config": str(networks.EMBEDDED_CONFIG),

@@ -1,4 +1,7 @@
-"""The settings of a training run, checked before anything is loaded, and their flags. Imports torch, lcm, pipeline."""
+"""Settings of a training run: name, type, default, bounds and reason in one place; flags and checks follow from them.
+
+No torch here, so that `train --help` is quick.
+"""
 
 import argparse
 import math
@@ -8,20 +11,13 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import torch
-
-from anytext_lcm.lcm.objectives import OBJECTIVES
-from anytext_lcm.lcm.schedule import lcm_timesteps
 from anytext_lcm.model.networks import EMBEDDED_GUIDANCE, checkpoint_for, defaults_for
 
+OBJECTIVES = ("lcm", "teacher_x0")  # the names of lcm.objectives.OBJECTIVES, which needs torch
 LOSSES = ("huber", "l2")
-
-
+PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # accelerate's names: torch's dtypes
 # Settings of earlier versions that changed what is trained, and the value that every run has now.
 REMOVED = {"loss_gain": 1.0, "guidance_spread": 0.0, "solver_steps": 50, "optimizer": "adamw"}
-
-
-PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _setting(
@@ -34,7 +30,7 @@ def _setting(
     choices: tuple[str, ...] = (),
     identity: bool = True,
 ) -> Any:
-    """A field with its bounds and its reason; identity: a resumed run must have the same value."""
+    """A field with its bounds and its reason. identity: a resumed run must have the same value."""
     bounds = {"at least": at_least, "above": above, "below": below}
     bounds = {words: bound for words, bound in bounds.items() if bound is not None}
     return field(default=default, metadata={"help": reason, "bounds": bounds, "choices": choices, "identity": identity})
@@ -58,15 +54,20 @@ def _check_value(setting: Field, value: Any, kind: type) -> None:
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """Everything a run depends on; the reason beside a default is also the help of its flag."""
+class NetworkSettings:
+    """The network, its weights, and where the run goes."""
 
     config: str = _setting(MISSING, "yaml of the network, in upstream's format", identity=False)
     output_dir: str = _setting(MISSING, "gets checkpoint-N/ and logs/", identity=False)
     teacher_ckpt: str | None = _setting(
         None, "weights, .ckpt or .safetensors; the embedded network brings its own", identity=False
     )
-    # data
+
+
+@dataclass(frozen=True)
+class DataSettings(NetworkSettings):
+    """Which pictures a run sees."""
+
     use_mock_dataset: bool = _setting(False, "draw pictures instead of reading them")
     data_list: tuple[str, ...] | None = _setting(None, "JSONs of records in AnyWord-3M's layout")
     data_root: str | None = _setting(None, "folder of their pictures, if not the one they name", identity=False)
@@ -91,8 +92,18 @@ class TrainSettings:
     num_workers: int = _setting(
         0, "processes that prepare batches; 4 a GPU keep one busy, 0 suits notebooks", at_least=0, identity=False
     )
-    # objective
-    objective: str = _setting("lcm", f"what the student matches: {' or '.join(OBJECTIVES)}", choices=tuple(OBJECTIVES))
+
+    @property
+    def picture_size(self) -> int:
+        """Side of the pictures in pixels: the one asked for, or the network's own."""
+        return self.image_size or defaults_for(self.config).size[0]
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """What the student is asked to match."""
+
+    objective: str = _setting("lcm", f"what the student matches: {' or '.join(OBJECTIVES)}", choices=OBJECTIVES)
     guidance_scale: float | None = _setting(
         None,
         "the teacher's guidance, built into the student; by default 7.5, for the embedded network "
@@ -105,7 +116,12 @@ class TrainSettings:
     huber_c: float = _setting(
         1e-3, "where the loss turns from quadratic to absolute; small, since latents are about 1", above=0
     )
-    # adapter
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """Size and place of the LoRA adapter."""
+
     lora_rank: int = _setting(64, "rank of the adapter, as in LCM-LoRA: 108 MB in fp32 at full size", at_least=1)
     lora_alpha: float = _setting(
         64, "scales the adapter by alpha / rank; equal to the rank it leaves it alone", above=0
@@ -115,7 +131,12 @@ class TrainSettings:
         "target groups, modules, or .txt files that list them; by default the five groups of zero convolutions "
         "and attention",
     )
-    # optimisation
+
+
+@dataclass(frozen=True)
+class OptimisationSettings:
+    """Batches, rate, precision, length."""
+
     train_batch_size: int = _setting(12, "pictures a step and process; 12 at 512 px were meant for 24 GB", at_least=1)
     gradient_accumulation_steps: int = _setting(
         4, "batches an update; on three GPUs that makes 144 pictures", at_least=1
@@ -146,7 +167,12 @@ class TrainSettings:
     )
     gradient_checkpointing: bool = _setting(False, "less memory for a sixth more time", identity=False)
     seed: int = _setting(0, "decides adapter, order of data, noise and timesteps", at_least=0)
-    # watching
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """Checkpoints, sample pictures, the panel."""
+
     checkpointing_steps: int = _setting(
         500, "updates between checkpoints; the last one is always saved", at_least=1, identity=False
     )
@@ -174,9 +200,15 @@ class TrainSettings:
     )
     progress: bool = _setting(True, "show a progress bar", identity=False)
 
+
+# dataclass takes the fields of the last base first
+@dataclass(frozen=True)
+class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, ObjectiveSettings, DataSettings):
+    """Everything a run depends on, by flat names. The reason beside a default is also the help of its flag."""
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainSettings":
-        """Raises ValueError for a name that is none, for a missing one, and for values that cannot be."""
+        """Build, complete and check settings. Raises ValueError for an unknown or missing name, and as `check`."""
         names = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - names):
             raise ValueError(f"Unknown training settings {', '.join(unknown)}; see TrainSettings for their names.")
@@ -185,7 +217,7 @@ class TrainSettings:
         return cls(**values).resolve()
 
     def resolve(self) -> "TrainSettings":
-        """Fills in what depends on the network, and checks the rest; raises as `check` does."""
+        """Return settings with what depends on the network filled in, and checked. Raises as `check`."""
         network = defaults_for(self.config)
         checkpoint = self.teacher_ckpt
         if checkpoint is None:
@@ -201,7 +233,9 @@ class TrainSettings:
         return settings
 
     def check(self) -> None:
-        """Raises ValueError or FileNotFoundError with what is wrong, before anything is loaded."""
+        """Raise ValueError or FileNotFoundError for the first wrong value, before anything is loaded."""
+        from anytext_lcm.lcm.schedule import lcm_timesteps  # imports torch
+
         for setting, kind in _kinds():
             value = getattr(self, setting.name)
             if value is not None:
@@ -216,14 +250,14 @@ class TrainSettings:
                 raise FileNotFoundError(f"--{name} {getattr(self, name)} does not exist.")
 
     def identity(self) -> dict[str, Any]:
-        """What must stay the same for a resumed run to be the run it resumes."""
+        """Settings that a resumed run must share with the run it resumes, as JSON values."""
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["identity"]}
         kept = {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
-        return kept | {"latents": True if self.latents else None}  # wherever they lie
+        return kept | {"latents": True if self.latents else None}  # their folder may have moved
 
 
 def _kinds() -> list[tuple[Field, type]]:
-    """Each field with its type; of an optional one the type it has when it is given, of a tuple `tuple`."""
+    """Each field with its type: `int` for `int | None`, `tuple` for a tuple."""
     hints = get_type_hints(TrainSettings)
     found = []
     for setting in fields(TrainSettings):
@@ -234,11 +268,12 @@ def _kinds() -> list[tuple[Field, type]]:
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Collection[str], needed: bool = True) -> None:
-    """One flag for each of these fields of TrainSettings, with its default and the reason for it.
+    """Add one flag for each named field of TrainSettings, with its default and reason.
 
-    Not transformers.HfArgumentParser: its import alone takes most of a second before a --help, it has no flags for
-    tuples, and it makes a flag of every field where `cache_latents` wants some.
+    needed: whether fields without a default are required flags.
     """
+    # Not transformers.HfArgumentParser: its import takes most of a second, it has no flags for tuples, and it makes
+    # a flag of every field where `cache_latents` wants some.
     for setting, kind in _kinds():
         if setting.name not in names:
             continue
@@ -261,5 +296,5 @@ def add_flags(parser: argparse.ArgumentParser, names: Collection[str], needed: b
 
 
 def collect(parsed: argparse.Namespace) -> dict[str, Any]:
-    """Parsed flags as fields of TrainSettings."""
+    """Parsed flags as fields of TrainSettings: lists become tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}

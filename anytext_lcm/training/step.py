@@ -1,49 +1,58 @@
-"""
-The training step.
+"""One training step in eleven numbered comments, the same as in notebook 03: a batch becomes a loss, then an update.
+
+Next: `training/loop.py`.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from anytext_lcm.adapter.lora import adapter_off, adapts
 from anytext_lcm.lcm.consistency import l2, pseudo_huber
-from anytext_lcm.lcm.objectives import OBJECTIVES, LossParts
+from anytext_lcm.lcm.objectives import OBJECTIVES, Point
 from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.lcm.steps import DDIMSolver
+from anytext_lcm.lcm.steps import DDIMSolver, guide
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
 from anytext_lcm.model.vae import sample_posterior
+from anytext_lcm.training.processes import average_gradients
 
 
-def latent_weight(inv_mask: Tensor, latents: Tensor) -> Tensor:
-    """Pixels not to be judged (B, 1, H, W), 1 = ignore -> weights (B, 1, h, w): the share of a latent's
-    pixels that counts.
+@dataclass(frozen=True)
+class LossParts:
+    """A loss and what it was made of; only `loss` and `pred` carry a gradient."""
 
-    Upstream picks one pixel of each 8x8 (nearest), at 512 px alone, and still counts the ignored ones in its
-    mean.
-    """
-    return 1 - F.interpolate(inv_mask.float(), size=latents.shape[-2:], mode="area")
+    loss: Tensor  # scalar
+    pred: Tensor  # (B, C, h, w) the student's clean latents
+    target: Tensor  # (B, C, h, w) what they are compared with
+    teacher_x0: Tensor  # (B, C, h, w) the guided teacher's clean latents from the same x_t
+    noisy_latents: Tensor  # (B, C, h, w) x_t
+    start_timesteps: Tensor  # int64 (B,) t
 
 
 class DistillStep(nn.Module):
-    """A batch to a loss: steps 1 to 10 of a training step; 6 to 10 are `anytext_lcm/lcm/objectives.py`.
+    """Steps 1 to 10: a batch becomes a loss. A module, so that `.eval()` reaches the network in it.
 
-    A module, so that it can be called and put into evaluation as the network in it. Make a new one when the weights,
-    device or precision of the autoencoder change: the step keeps what it has encoded of the empty picture.
+    Make a new one for another adapter, and when weights, device or precision of the autoencoder change: it keeps what
+    it has encoded of the empty picture.
     """
 
     def __init__(
         self,
         model: AnyText2,
+        *,
         objective: str = "lcm",
         guidance_scale: float = 7.5,
         negative_prompt: str = "",
-        huber_c: float = 1e-3,
         loss: str = "huber",
+        huber_c: float = 1e-3,
     ):
         """Arguments as in TrainSettings. Raises ValueError for a network without fast control."""
         super().__init__()
@@ -57,80 +66,73 @@ class DistillStep(nn.Module):
         self.objective = OBJECTIVES[objective]
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
         self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
+        # The adapter is looked up here alone. Where it does not reach the encoder, teacher and student share encodings.
+        self.without_adapter = partial(adapter_off, model)
+        self.adapts_control = adapts(model, "control_model")
+        self.adapts_encoder = adapts(model, "model.diffusion_model.input_blocks", "model.diffusion_model.time_embed")
         self._blanks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> LossParts:
-        """batch: fields of `anytext_lcm.data.batch`, or `latents` and `masked_latents` in place of the
-        pictures.
+        """batch: fields of `anytext_lcm.data.batch`, or `latents` and `masked_latents` in place of the pictures.
 
-        generator draws every random number of the step. The loss's gradient reaches the adapter alone.
+        generator draws every random number. The gradient of the loss reaches the adapter alone.
         """
-        model = self.model
+        # Long on purpose: the method in one place and in order. The objective decides where 8 and 9 are asked.
+        model, schedule, solver = self.model, self.schedule, self.solver
         with torch.no_grad():
             # 1. encode: the picture's latents, one sample of the autoencoder's posterior
             latents = self._encode(batch, generator)
-            # 2. condition: what both networks are told; without condition glyphs, positions and masked
-            # latents stay
+            # 2. condition: captions, lines and masked picture; without condition only the captions go
             cond = model.condition(batch, generator, self.blank(batch))
             both = Conditioning.cat([cond, model.uncondition(cond, self.negative_prompt)])
-            # 3. control: residuals depend on neither x_t nor t, so once a step: the teacher's for both
-            # branches ...
-            with adapter_off(model):
+            # 3. control: residuals, once per step because they depend on neither x_t nor t
+            with self.without_adapter():
                 teacher_control = model.control(both)
-        # ... and the student's, which carry its gradient; the target shares them without
-        if adapts(model, "control_model"):
+        if self.adapts_control:
             student_control = model.control(cond)
         else:
             student_control = [residual.chunk(2)[0] for residual in teacher_control]
-        target_control = [residual.detach() for residual in student_control]
-        # 4. draw t: a point of the solver's grid for each picture, and the noise
-        device = generator.device if generator is not None else latents.device
-        index = torch.randint(len(self.solver), (len(latents),), generator=generator, device=device)
-        noise = torch.randn(latents.shape, generator=generator, device=device)
 
+        # 4. draw t: a point of the solver's grid for each picture
+        device = latents.device if generator is None else generator.device
+        index = torch.randint(len(solver), (len(latents),), generator=generator, device=device).to(latents.device)
+        t, s = solver.start_timesteps(index), solver.previous_timesteps(index)
         # 5. add noise: one point x_t on the way from the picture to pure noise
-        index = index.to(latents.device)
-        t = self.solver.start_timesteps(index)
-        noisy_latents = self.schedule.add_noise(latents.float(), noise.to(latents.device), t)
-        unet, shared = model.model.diffusion_model, {}
-        if not adapts(model, "model.diffusion_model.input_blocks", "model.diffusion_model.time_embed"):
-            # the adapter leaves the encoder alone, so at (x_t, t) teacher and student have it in common
-            with torch.no_grad(), adapter_off(model):
-                x = torch.cat([noisy_latents, noisy_latents]).to(model.dtype)
-                shared["encoded"] = unet.encode(x, torch.cat([t, t]), both.image_context)
+        noise = torch.randn(latents.shape, generator=generator, device=device).to(latents.device)
+        x_t = schedule.add_noise(latents.float(), noise, t)
 
-        def teacher(x: Tensor, t: Tensor, encoded: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        # 6. teacher: with and without the condition, guided
+        @torch.no_grad()
+        def teacher(x: Tensor, t: Tensor, encoded: list[Tensor] | None = None) -> Tensor:
             x, t = torch.cat([x, x]), torch.cat([t, t])  # both branches in one batch
-            with adapter_off(model):
-                return model.predict_noise(x, t, both, teacher_control, encoded=encoded).chunk(2)
+            with self.without_adapter():
+                eps = model.predict_noise(x, t, both, teacher_control, encoded=encoded)
+            return guide(*eps.chunk(2), self.guidance_scale)
 
+        encoded = None if self.adapts_encoder else self._encode_point(x_t, t, both)
+        eps = teacher(x_t, t, encoded)
+        # 7. solver: one DDIM step along the teacher's trajectory, from t to s
+        teacher_x0 = schedule.x0_from_eps(x_t, eps, t)
+        x_s = solver.step(teacher_x0, eps, index)
+
+        # 8. target: the same weights without gradient at (x_s, s)
+        @torch.no_grad()
         def target(x: Tensor, t: Tensor) -> Tensor:
-            return model.predict_noise(x, t, cond, target_control)
+            return model.predict_noise(x, t, cond, [residual.detach() for residual in student_control])
 
-        def student(x: Tensor, t: Tensor, encoded: list[Tensor] | None = None) -> Tensor:
-            own = None if encoded is None else [both_branches.chunk(2)[0] for both_branches in encoded]
-            return model.predict_noise(x, t, cond, student_control, encoded=own)
+        # 9. student: the same weights with gradient at (x_t, t)
+        def student() -> Tensor:
+            own = None if encoded is None else [branches.chunk(2)[0] for branches in encoded]
+            return model.predict_noise(x_t, t, cond, student_control, encoded=own)
 
-        # 6. to 10.: teacher, solver, target, student, loss
-        return self.objective(
-            student,
-            teacher,
-            target,
-            self.schedule,
-            self.solver,
-            noisy_latents,
-            index,
-            guidance_scale=self.guidance_scale,
-            loss=self.loss,
-            weight=latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None,
-            shared=shared,
-        )
+        point = Point(schedule, latents, x_t, t, teacher_x0, x_s, s, student, target, teacher, generator)
+        pred, wanted = self.objective(point)
+        # 10. loss: distance of the two
+        weight = latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None
+        return LossParts(self.loss(pred, wanted, weight=weight), pred, wanted, teacher_x0, x_t, t)
 
     def blank(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
-        """`AnyText2.blank_moments` of the batch's size, encoded once by this object, so once in a run.
-
-        None for a batch that brings its masked latents.
-        """
+        """`AnyText2.blank_moments` of the batch's size, encoded once by this object; None when the batch needs none."""
         if "masked_latents" in batch or "masked_img" not in batch:
             return None
         size = tuple(batch["masked_img"].shape[-2:])
@@ -147,3 +149,39 @@ class DistillStep(nn.Module):
             moments = torch.stack([torch.as_tensor(m) for m in batch["latent_moments"]]).to(model.device)
             return model.scale_factor * sample_posterior(*moments.float().chunk(2, dim=1), generator)
         return model.encode(batch["img"], generator)
+
+    @torch.no_grad()
+    def _encode_point(self, x: Tensor, t: Tensor, both: Conditioning) -> list[Tensor]:
+        """The UNet's encodings at (x, t) for both branches, which teacher and student share there."""
+        x, unet = torch.cat([x, x]).to(self.model.dtype), self.model.model.diffusion_model
+        with self.without_adapter():
+            return unet.encode(x, torch.cat([t, t]), both.image_context)
+
+
+def latent_weight(inv_mask: Tensor, latents: Tensor) -> Tensor:
+    """Pixels to ignore (B, 1, H, W), 1 = ignore -> weights (B, 1, h, w), the share of a latent's pixels that counts."""
+    # Upstream takes one pixel of each 8x8, at 512 px alone, and divides by the number of all of them.
+    return 1 - F.interpolate(inv_mask.float(), size=latents.shape[-2:], mode="area")
+
+
+def update(
+    accelerator: Accelerator,
+    optimizer: AcceleratedOptimizer,
+    parameters: Sequence[nn.Parameter],
+    loss: float,
+    batches: int,
+    max_grad_norm: float,
+) -> tuple[float, bool]:
+    """Step 11, of gradients summed over `batches` backward passes whose mean loss is `loss`. Collective.
+
+    Returns the gradient's norm before clipping, and whether the weights moved.
+    """
+    # 11. update: gradients averaged over processes, clipped, one AdamW step unless a number is not finite
+    average_gradients(accelerator, parameters, batches)
+    norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
+    moved = math.isfinite(loss) and math.isfinite(norm)
+    if moved or accelerator.scaler is not None:  # the scaler skips such a step itself, and lowers its scale
+        optimizer.step()
+        moved = moved and not optimizer.step_was_skipped
+    optimizer.zero_grad()
+    return norm, moved

@@ -1,54 +1,42 @@
-"""A fixed panel whose text is read while a student trains. The loss compares the student with itself and stays small
-when pictures go bad; a text reader that has no part in the training notices.
+"""What is looked at while a student trains: curves, sample pictures, and a panel whose text is read.
 
-Imports the rooms data, judge, model, pipeline, settings.
+The loss compares the student with itself and stays small when pictures go bad; a reader that takes no part in the
+training notices.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.data.packed import expand
 from anytext_lcm.drawing.draw import decode, denoise, draw_prepared, prepare
 from anytext_lcm.drawing.methods import student_method, teacher_method
-from anytext_lcm.judging.reading import LineReader, score_lines
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.model.networks import defaults_for
+from anytext_lcm.training.resume import TrainingState
 from anytext_lcm.training.settings import TrainSettings
 
-PANEL_SEED = 40_000  # not the evaluation's: what a run was stopped by shall not be what it is judged by
+PANEL_SEED = 40_000  # differs from the evaluation's: early stopping must not see the test panel
+SHOWN_PROBLEMS = 3  # of each kind
 
-
-class PanelReader:
-    """Draws `settings.panel_prompts` prompts, always the same from the same noise, and reads them.
-
-    Called with the model it answers `panel/accuracy`, the share of lines read in full, and `panel/ned`, one less the
-    edit distance over the length, both 0..1. NED moves before accuracy does, so it decides what is better.
-    """
-
-    def __init__(self, settings: TrainSettings):
-        self.settings = settings
-        side = settings.image_size or defaults_for(settings.config).size[0]
-        source = MockDataset(settings.panel_prompts, PANEL_SEED, side, split="test", edit_share=0.0, hint_share=0.0)
-        self.items = [source[i] for i in range(len(source))]
-        self.reader: LineReader | None = None  # its threads shall belong to the process that reads
-
-    def __call__(self, model: AnyText2) -> dict[str, float]:
-        self.reader = self.reader or LineReader(threads=1)
-        prepared = prepare(model, collate(self.items), range(len(self.items)), self.settings.negative_prompt)
-        images = draw_prepared(model, prepared, student_method(self.settings.num_inference_steps)).images
-        polygons, texts = ([item[name] for item in self.items] for name in ("condition_polygons", "texts"))
-        scores = score_lines(self.reader, images, polygons, texts)
-        return {"panel/accuracy": scores.accuracy, "panel/ned": float(scores.ned.mean())}
+# (model, batch, settings, step) -> pictures (B, H, W, 3) uint8 and numbers by tag; "panel/ned", a number in 0..1,
+# decides which step is the best
+OnSample = Callable[[AnyText2, Mapping[str, Any], TrainSettings, int], Mapping[str, np.ndarray | float]]
 
 
 @torch.no_grad()
-def sample_grid(model: AnyText2, batch: Mapping[str, Any], settings: TrainSettings, step: int) -> dict[str, np.ndarray]:
-    """Pictures (B, H, W, 3) uint8 by method: the student's in 1, 2, 4, 8 and the settings' steps, and at step 0,
-    before training, the teacher's in 20.
+def sample_pictures(
+    model: AnyText2, batch: Mapping[str, Any], settings: TrainSettings, step: int
+) -> dict[str, np.ndarray]:
+    """Pictures (B, H, W, 3) uint8 by method: the student's in 1, 2, 4, 8 and `num_inference_steps` steps, and at step
+    0 the teacher's in 20.
     """
     prepared = prepare(model, dict(batch), range(len(batch["img_caption"])), settings.negative_prompt)
     methods = [student_method(steps) for steps in sorted({1, 2, 4, 8, settings.num_inference_steps})]
@@ -57,6 +45,125 @@ def sample_grid(model: AnyText2, batch: Mapping[str, Any], settings: TrainSettin
     return {method.name: decode(model, denoise(model, prepared, method)) for method in methods}
 
 
-# model, batch, settings, step -> pictures (B, H, W, 3) uint8 and numbers by tag; of the numbers "panel/ned" in 0..1
-# decides which step was the best
-OnSample = Callable[[AnyText2, Mapping[str, Any], TrainSettings, int], Mapping[str, np.ndarray | float]]
+class ReadingPanel:
+    """Draws `panel_prompts` prompts, always the same from the same noise, and reads them.
+
+    Called with the model it returns `panel/accuracy`, the share of lines read in full, and `panel/ned`, 1 minus the
+    normalised edit distance; both 0..1. NED moves before accuracy does, so it decides what is better.
+    """
+
+    def __init__(self, settings: TrainSettings):
+        self.settings = settings
+        size, count = settings.picture_size, settings.panel_prompts
+        source = MockDataset(count, PANEL_SEED, size, split="test", edit_share=0.0, hint_share=0.0)
+        self.items = [source[i] for i in range(len(source))]
+        self.reader = None  # made in the process that reads, since its threads do not survive a fork
+
+    def __call__(self, model: AnyText2) -> dict[str, float]:
+        from anytext_lcm.judging.reading import LineReader, score_lines  # onnxruntime, in the process that reads
+
+        self.reader = self.reader or LineReader(threads=1)
+        prepared = prepare(model, collate(self.items), range(len(self.items)), self.settings.negative_prompt)
+        images = draw_prepared(model, prepared, student_method(self.settings.num_inference_steps)).images
+        polygons, texts = ([item[name] for item in self.items] for name in ("condition_polygons", "texts"))
+        scores = score_lines(self.reader, images, polygons, texts)
+        return {"panel/accuracy": scores.accuracy, "panel/ned": float(scores.ned.mean())}
+
+
+def report_problems(problems: Sequence[str], counts: Counter[str]) -> None:
+    """Count sentences about records by kind, and print the first few of each kind."""
+    for sentence in problems:
+        kind = sentence.split(", record ", 1)[-1].split(": ", 1)[0].split(", ")[-1]
+        counts[kind] += 1
+        if counts[kind] <= SHOWN_PROBLEMS:
+            tqdm.write(sentence)
+
+
+def problem_counts(counts: Mapping[str, int]) -> str:
+    """All kinds with their number."""
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
+
+
+class Watcher:
+    """Logs a run to TensorBoard, the terminal and its progress: numbers of updates, sample pictures, the panel.
+
+    All processes make one and call the same methods; only the first draws and writes.
+    """
+
+    def __init__(self, state: TrainingState, settings: TrainSettings, dataset: Dataset, on_sample: OnSample | None):
+        """dataset: `on_sample` draws its first four items. Without `on_sample` the panel alone is drawn."""
+        self.state, self.settings, self.on_sample = state, settings, on_sample
+        self.problems: Counter[str] = Counter()
+        self.watching = state.accelerator.is_main_process and settings.sample_steps > 0
+        self.batch = None
+        if self.watching and on_sample is not None:
+            self.batch = expand(collate([dataset[i] for i in range(min(4, len(dataset)))]))
+        self.panel = ReadingPanel(settings) if self.watching and settings.panel_prompts else None
+
+    def start(self, resumed: bool) -> None:
+        """Open the logs and the progress bar, and log the samples of a run that is not `resumed`. Collective."""
+        accelerator, settings, step = self.state.accelerator, self.settings, self.state.progress.step
+        # what a killed run logged after its last checkpoint is written again
+        purge = {"purge_step": step + 1 if resumed else 0} if settings.resume_from_checkpoint else {}
+        plain = {k: v for k, v in settings.identity().items() if isinstance(v, int | float | str)}
+        accelerator.init_trackers("distill", plain, init_kwargs={"tensorboard": purge})
+        if not resumed:
+            self.log_samples()
+        shown = settings.progress and accelerator.is_main_process
+        self.bar = tqdm(total=settings.max_train_steps, initial=step, desc="distil", disable=not shown)
+
+    def log_update(self, values: Mapping[str, float], problems: Sequence[str]) -> None:
+        """Log an update's numbers, and print the problems of its records."""
+        report_problems(problems, self.problems)
+        self.state.accelerator.log(dict(values), step=self.state.progress.step)
+        speed = f"{values['samples_per_second']:.2f}"
+        self.bar.set_postfix({"loss": f"{values['loss']:.4f}", "samples/s": speed}, refresh=False)
+        self.bar.update()
+
+    def draw_and_read(self) -> dict[str, np.ndarray | float]:
+        """Pictures and scores by tag. After step 0 pictures that are not finite give none, and a printed sentence: such
+        an adapter may recover.
+        """
+        step = self.state.progress.step
+        try:
+            drawn = {} if self.batch is None else self.on_sample(self.state.model, self.batch, self.settings, step)
+            return dict(drawn) | (self.panel(self.state.model) if self.panel is not None else {})
+        except ValueError as error:
+            if not step:
+                raise
+            tqdm.write(f"No sample pictures at step {step}: {error}")
+            return {}
+
+    def log_samples(self) -> None:
+        """Log pictures and scores of student and average; every process notes the best step. Collective."""
+        accelerator, progress, ema = self.state.accelerator, self.state.progress, self.state.ema
+        if self.watching:
+            with accelerator.autocast():
+                found = self.draw_and_read()
+                if ema is not None and progress.step:
+                    with ema.applied():
+                        found |= {f"ema/{tag}": value for tag, value in self.draw_and_read().items()}
+            writer = accelerator.get_tracker("tensorboard", unwrap=True)
+            for tag, value in found.items():
+                if isinstance(value, np.ndarray):
+                    writer.add_images(f"samples/{tag}", value, progress.step, dataformats="NHWC")
+                else:
+                    writer.add_scalar(tag, value, progress.step)
+            if progress.step and "panel/ned" in found:
+                progress.note_score(float(found["panel/ned"]))
+                writer.add_scalar("panel/since_best", progress.panels_since_best, progress.step)
+        best = (progress.best_score, progress.best_step, progress.panels_since_best)
+        [best] = broadcast_object_list([best])
+        progress.best_score, progress.best_step, progress.panels_since_best = best
+
+    def close(self) -> None:
+        """Print why the run ended early, if it did, and how many records had problems."""
+        self.bar.close()
+        progress = self.state.progress
+        if progress.step < self.settings.max_train_steps and self.state.accelerator.is_main_process:
+            tqdm.write(
+                f"Stopped after {progress.step} updates: {progress.panels_since_best} panels in a row read no better "
+                f"than at {progress.best_step}; the best adapter is in checkpoint-{progress.best_step}."
+            )
+        if self.problems:
+            tqdm.write(f"Records mended or stepped over: {problem_counts(self.problems)}.")

@@ -94,7 +94,8 @@ def load(arguments: argparse.Namespace) -> dict[str, object]:
 @torch.no_grad()
 def sample(arguments: argparse.Namespace) -> dict[str, object]:
     """Two steps of the consistency sampler, without guidance, and the picture."""
-    from anytext_lcm.lcm.samplers import sample_lcm
+    from anytext_lcm.lcm.samplers import finish
+    from anytext_lcm.lcm.samplers import sample as steps_of
     from anytext_lcm.lcm.schedule import NoiseSchedule
 
     batch = example(arguments.side)
@@ -108,7 +109,8 @@ def sample(arguments: argparse.Namespace) -> dict[str, object]:
         laps["condition"] = time.perf_counter() - watch.start
         noise = torch.randn(cond.masked_latents.shape, generator=generator)
         schedule = NoiseSchedule(model.alphas_cumprod)
-        latents = sample_lcm(lambda x, t: model.predict_noise(x, t, cond, control), noise, schedule, 2, generator)
+        predict = lambda x, t: model.predict_noise(x, t, cond, control)  # noqa: E731
+        latents = finish(steps_of(predict, noise, schedule, 2, generators=generator))
         laps["denoise"] = time.perf_counter() - watch.start
         image = model.decode(latents)
     return watch.report(
