@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from anytext_lcm.command import add_adapter, add_network, natural, new_parser, positive, run
 from anytext_lcm.data.fonts import PLAIN_FONT, font_path
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST
+from anytext_lcm.drawing.methods import STUDENT_SAMPLERS, TEACHER_SAMPLERS
 from anytext_lcm.files import check_writable
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = 'python -m anytext_lcm.sample --prompt "a red background" --line "HELLO@10,40,118,80#yellow"'
 STUDENT_STEPS, TEACHER_STEPS = 4, 20
-STUDENT_SAMPLERS, TEACHER_SAMPLERS = ("lcm", "deterministic", "gamma"), ("ddim",)
 
 
 def build_parser() -> argparse.ArgumentParser:

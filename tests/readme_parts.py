@@ -92,8 +92,8 @@ def put_all(text: str, parts: dict[str, list[str]]) -> str:
 
 def first_page(report: dict) -> list[str]:
     """What the READMEs begin with: conditions, the methods that matter most, and what was to be reached."""
-    lines = [tables.legend(report), "", *tables.cost_and_reading(report, FIRST_PAGE, FIRST_COLUMNS)]
-    return [*lines, "", *tables.targets(report)]
+    table = tables.cost_and_reading(report, FIRST_PAGE, FIRST_COLUMNS)
+    return "\n\n".join([tables.legend(report), table, tables.targets(report)]).splitlines()
 
 
 def results(report: dict) -> list[str]:
@@ -104,11 +104,11 @@ def results(report: dict) -> list[str]:
         "By height of the letters' box": tables.by_height(report),
         "What reading does not see": tables.likeness(report),
     }
-    lines = [tables.legend(report), "", *tables.cost_and_reading(report)]
+    blocks = [tables.legend(report), tables.cost_and_reading(report)]
     for title, table in folded.items():
         if table:
-            lines += ["", f"<details><summary>{title}</summary>", "", *table, "", "</details>"]
-    return lines
+            blocks += [f"<details><summary>{title}</summary>", table, "</details>"]
+    return "\n\n".join(blocks).splitlines()
 
 
 def without_lists(part: Any) -> Any:

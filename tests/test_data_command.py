@@ -16,6 +16,7 @@ from anytext_lcm.data.index import ROWS, RecordIndex
 from anytext_lcm.data.index_memory import index_memory
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import expand
+from anytext_lcm.figures.contact_sheet import GAP, HEAD, LABEL
 
 
 @pytest.mark.parametrize("edit_share", [0.0, 1.0])
@@ -69,7 +70,7 @@ def test_preview_of_the_mock_data(tmp_path, capsys):
     assert command.main(["preview", "--mock", "9", "--count", "2", "--output", str(sheet)]) == 0
     said = capsys.readouterr().out
     assert "mock data: 9 items" in said and all(name in said for name in (*FIELDS, *TEXT_FIELDS))
-    assert Image.open(sheet).size == (6 * 132, 2 * 132)
+    assert Image.open(sheet).size == (LABEL + 6 * (128 + GAP) + GAP, HEAD + 2 * (128 + GAP) + GAP)
 
 
 def test_preview_counts_and_names_what_is_wrong(tmp_path, capsys):

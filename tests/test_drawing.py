@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from micro_network import micro_network
+from micro_network import SIDE, micro_network
 from omegaconf import OmegaConf
 
 from anytext_lcm.adapter import lora
@@ -14,7 +14,14 @@ from anytext_lcm.adapter.lora import Adapter, adapter_off, adapter_state, attach
 from anytext_lcm.data.batch import Line
 from anytext_lcm.drawing import draw as draw_module
 from anytext_lcm.drawing.draw import denoise, draw_prepared, draw_prompts, predictor, prepare
-from anytext_lcm.drawing.methods import Method, parse_method, student_method, teacher_method, untrained_method
+from anytext_lcm.drawing.methods import (
+    SAMPLERS,
+    Method,
+    parse_method,
+    student_method,
+    teacher_method,
+    untrained_method,
+)
 from anytext_lcm.drawing.noise import initial_noise
 from anytext_lcm.drawing.prompts import Prompt, prompts_to_batch
 from anytext_lcm.files import atomic_file, atomic_folder
@@ -23,7 +30,8 @@ from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
 from anytext_lcm.training.settings import TrainSettings
 
-DEFAULTS = Defaults((128, 128), 2, 2.0, "")
+SIZE = (SIDE, SIDE)
+DEFAULTS = Defaults(SIZE, 2, 2.0, "")
 
 
 def box(left, top, right, bottom):
@@ -31,30 +39,24 @@ def box(left, top, right, bottom):
 
 
 PROMPTS = [
-    Prompt("a red background", (Line("HELLO", box(10, 40, 118, 80), (246, 218, 60)),)),
-    Prompt("blue text", (Line("cat", box(5, 10, 60, 40)), Line("42", box(60, 70, 120, 110), (40, 72, 200)))),
-    Prompt("a dog", (Line("dog", box(20, 20, 100, 60), hint_font="DejaVuSerif.ttf"),)),
+    Prompt("a red background", (Line("HELLO", box(5, 20, 59, 40), (246, 218, 60)),)),
+    Prompt("blue text", (Line("cat", box(2, 5, 30, 20)), Line("42", box(30, 35, 60, 55), (40, 72, 200)))),
+    Prompt("a dog", (Line("dog", box(10, 10, 50, 30), hint_font="DejaVuSerif.ttf"),)),
 ]
 
 
 @pytest.fixture(scope="module")
 def model():
-    """Random weights that answer something: an adapter whose B is not zero, so that it changes pictures."""
-    torch.manual_seed(1)
-    model = AnyText2.from_config(EMBEDDED_CONFIG)
-    with torch.no_grad():  # networks begin with a last layer of zeros
-        for parameter in model.model.diffusion_model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.02)
-    attach(model, rank=2, alpha=2)
+    """Random weights, and an adapter whose B is not zero, so that it changes pictures."""
+    model, generator = attach(micro_network(), rank=2, alpha=2), torch.Generator().manual_seed(1)
     for parameter in adapter_state(model).values():
-        parameter.data.normal_(std=0.1)
+        parameter.data.normal_(std=0.1, generator=generator)
     return model.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def prepared(model):
-    return prepare(model, prompts_to_batch(PROMPTS, (128, 128), 2), [3, 4, 5])
+    return prepare(model, prompts_to_batch(PROMPTS, SIZE, 2), [3, 4, 5])
 
 
 @pytest.mark.parametrize("name", ["teacher-2", "student-2", "untrained-2"])
@@ -63,15 +65,15 @@ def test_same_seed_same_picture(model, name):
     first = draw_prompts(model, PROMPTS[:1], method, DEFAULTS, seeds=[7])
     again = draw_prompts(model, PROMPTS[:1], method, DEFAULTS, seeds=[7])
     other = draw_prompts(model, PROMPTS[:1], method, DEFAULTS, seeds=[8])
-    assert first.shape == (1, 128, 128, 3) and first.dtype == np.uint8
+    assert first.shape == (1, *SIZE, 3) and first.dtype == np.uint8
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 @pytest.mark.parametrize("method", [teacher_method(2), student_method(3)], ids=lambda m: m.name)
 def test_a_picture_does_not_depend_on_its_batch(model, method):
-    together = prepare(model, prompts_to_batch(PROMPTS, (128, 128), 2), [3, 4, 5])
-    alone = prepare(model, prompts_to_batch(PROMPTS[1:2], (128, 128), 2), [4])
+    together = prepare(model, prompts_to_batch(PROMPTS, SIZE, 2), [3, 4, 5])
+    alone = prepare(model, prompts_to_batch(PROMPTS[1:2], SIZE, 2), [4])
     torch.testing.assert_close(
         denoise(model, together, method)[1:2], denoise(model, alone, method), rtol=1e-3, atol=1e-3
     )
@@ -82,15 +84,15 @@ def test_a_picture_does_not_depend_on_a_longer_caption_beside_it(model):
     long = Prompt(" and ".join(["a red background with a blue circle"] * 12), PROMPTS[2].lines)
     assert model.tokenizer.image_ids([long.caption]).shape[1] > 77
     prompts, method = [PROMPTS[0], long, PROMPTS[1]], teacher_method(2)
-    together = denoise(model, prepare(model, prompts_to_batch(prompts, (128, 128), 2), [3, 4, 5]), method)
+    together = denoise(model, prepare(model, prompts_to_batch(prompts, SIZE, 2), [3, 4, 5]), method)
     for place, prompt in enumerate(prompts):
-        alone = prepare(model, prompts_to_batch([prompt], (128, 128), 2), [3 + place])
+        alone = prepare(model, prompts_to_batch([prompt], SIZE, 2), [3 + place])
         torch.testing.assert_close(together[place : place + 1], denoise(model, alone, method), rtol=1e-3, atol=1e-3)
 
 
 def test_a_star_in_a_caption_takes_no_line(model):
     starred, plain = (Prompt(f"a 5{mark}5 red background", PROMPTS[0].lines) for mark in "* ")
-    batch = prompts_to_batch([starred], (128, 128), 2)
+    batch = prompts_to_batch([starred], SIZE, 2)
     assert batch["img_caption"] == ["a 5 5 red background"] and batch["text_caption"][0].count("*") == 1
     pictures = [draw_prompts(model, [prompt], student_method(1), DEFAULTS) for prompt in (starred, plain)]
     assert np.array_equal(*pictures)
@@ -203,14 +205,14 @@ def test_fresh_noise_of_ddim_belongs_to_the_picture_and_not_to_its_batch(model, 
 
 
 def test_editing_shows_the_picture_to_the_model(model):
-    image = np.full((128, 128, 3), 90, np.uint8)
+    image = np.full((*SIZE, 3), 90, np.uint8)
     images = (image, None, image + 9, None)
     mixed = [Prompt("a", PROMPTS[0].lines, image) for image in images]
-    batch = prompts_to_batch(mixed, (128, 128), 2)
-    assert (batch["masked_img"][0][:, 50, 60] == -1).all() and batch["masked_img"][0][0, 0, 0] > -1
+    batch = prompts_to_batch(mixed, SIZE, 2)
+    assert (batch["masked_img"][0][:, 25, 30] == -1).all() and batch["masked_img"][0][0, 0, 0] > -1
     together = prepare(model, batch, [1, 2, 3, 4]).conditional.masked_latents
     for index, prompt in enumerate(mixed):
-        alone = prepare(model, prompts_to_batch([prompt], (128, 128), 2), [index + 1])
+        alone = prepare(model, prompts_to_batch([prompt], SIZE, 2), [index + 1])
         torch.testing.assert_close(together[index : index + 1], alone.conditional.masked_latents, rtol=1e-2, atol=5e-3)
     assert not torch.allclose(together[0], together[2])
 
@@ -218,14 +220,14 @@ def test_editing_shows_the_picture_to_the_model(model):
 @pytest.mark.parametrize(
     "prompts, size, match",
     [
-        ([Prompt("a", (Line("x" * 21, box(0, 0, 100, 50)),))], (128, 128), "limit is 20"),
-        ([Prompt("a", PROMPTS[0].lines * 3)], (128, 128), "do not fit 2 slots"),
-        ([Prompt("a", ())], (128, 128), "no line of text"),
-        ([Prompt("a", (Line("你好", box(0, 0, 100, 50)),))], (128, 128), "no glyph for"),
-        ([Prompt("a", (Line("x", box(0, 0, 200, 50)),))], (128, 128), "leaves the picture"),
-        (PROMPTS[:1], (100, 128), "multiple of 8"),
-        ([Prompt("a", PROMPTS[0].lines, np.zeros((64, 64, 3), np.uint8))], (128, 128), "picture to edit"),
-        ([], (128, 128), "at least one item"),
+        ([Prompt("a", (Line("x" * 21, box(0, 0, 50, 25)),))], SIZE, "limit is 20"),
+        ([Prompt("a", PROMPTS[0].lines * 3)], SIZE, "do not fit 2 slots"),
+        ([Prompt("a", ())], SIZE, "no line of text"),
+        ([Prompt("a", (Line("你好", box(0, 0, 50, 25)),))], SIZE, "no glyph for"),
+        ([Prompt("a", (Line("x", box(0, 0, 100, 25)),))], SIZE, "leaves the picture"),
+        (PROMPTS[:1], (60, 64), "multiple of 8"),
+        ([Prompt("a", PROMPTS[0].lines, np.zeros((32, 32, 3), np.uint8))], SIZE, "picture to edit"),
+        ([], SIZE, "at least one item"),
     ],
 )
 def test_bad_prompts(prompts, size, match):
@@ -246,9 +248,9 @@ def test_bad_methods_and_seeds(model, prepared):
         (lambda: Method("m", "lcm", 2.5), "integer"),
         (lambda: parse_method("student-4-leading"), "unknown"),
         (lambda: parse_method("student"), "teacher-N"),
-        (lambda: prepare(model, prompts_to_batch(PROMPTS, (128, 128), 2), [1]), "1 seeds for 3"),
-        (lambda: prepare(model, prompts_to_batch(PROMPTS[:1], (128, 128), 2), [-1]), "from 0 on"),
-        (lambda: denoise(AnyText2.from_config(EMBEDDED_CONFIG), prepared, student_method(1)), "has none"),
+        (lambda: prepare(model, prompts_to_batch(PROMPTS, SIZE, 2), [1]), "1 seeds for 3"),
+        (lambda: prepare(model, prompts_to_batch(PROMPTS[:1], SIZE, 2), [-1]), "from 0 on"),
+        (lambda: denoise(micro_network(), prepared, student_method(1)), "has none"),
         (lambda: draw_module.to_uint8(torch.full((1, 3, 8, 8), float("nan"))), "not finite"),
     ):
         with pytest.raises(ValueError, match=match):
@@ -260,9 +262,19 @@ def test_method_names():
     assert parse_method("teacher-50").spacing == "leading" and parse_method("teacher-4").spacing == "trailing"
     assert parse_method("teacher-4-leading").spacing == "leading"
     assert parse_method("teacher-4-leading-eta0.5").eta == 0.5 and parse_method("teacher-4").eta == 0
-    names = ("teacher-4-leading", "teacher-50-eta1", "student-8", "untrained-1")
+    names = ("teacher-4-leading", "teacher-50-eta1", "teacher-4-dpm++", "student-8", "untrained-1")
     for name in names:
         assert parse_method(name).name == name
+
+
+def test_the_table_of_samplers_holds_for_names_and_loops():
+    for flag, row in SAMPLERS.items():
+        name = f"{'teacher' if row.teacher else 'student'}-4{row.ending.format(gamma=0.3)}"
+        method = parse_method(name)
+        assert (method.name, method.sampler, method.adapter) == (name, row.loop, not row.teacher), flag
+    for name in ("student-4-dpm++", "student-4-leading", "teacher-4-dpm++-eta1", "teacher-4-unipc-w1"):
+        with pytest.raises(ValueError, match="unknown"):
+            parse_method(name)
 
 
 def test_noise_of_a_seed_is_the_same_in_every_process():
@@ -319,7 +331,8 @@ def test_missing_files(tmp_path, monkeypatch):
 
 
 def test_defaults_and_adapters(model, tmp_path):
-    multiple = 8 * model.model.diffusion_model.downsampling
+    unet = AnyText2.from_config(EMBEDDED_CONFIG, device="meta").model.diffusion_model
+    multiple = 8 * unet.downsampling
     weights = networks.EMBEDDED_CHECKPOINT.resolve()
     assert defaults_for(EMBEDDED_CONFIG) == Defaults((128, 128), 2, networks.EMBEDDED_GUIDANCE, "", multiple, weights)
     full = defaults_for(EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml"))

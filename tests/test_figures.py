@@ -1,14 +1,17 @@
-"""Figures: made of plain values, the right number of axes, and no trace in matplotlib's state."""
+"""Figures: they draw the values they were given, and leave no trace in matplotlib's state."""
 
 import numpy as np
 import pytest
 import torch
 from matplotlib._pylab_helpers import Gcf
-from matplotlib.figure import Figure
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb, to_rgba
 from small_models import EMBEDDED
 
 from anytext_lcm.figures import pictures
+from anytext_lcm.figures.contact_sheet import GAP, HEAD, LABEL, contact_sheet
 from anytext_lcm.figures.plots import bars, error_bars, histograms, lines, panels
+from anytext_lcm.figures.style import COLORS
 from anytext_lcm.judging import charts
 from anytext_lcm.judging.intervals import Interval
 from anytext_lcm.model.anytext2 import AnyText2
@@ -47,34 +50,121 @@ REPORT = {
 }
 BOX = np.array([[4, 4], [60, 4], [60, 20], [4, 20]])
 DRAWN = {name: np.full((2, 64, 64, 3), 90, np.uint8) for name in ("real", "teacher-4", "student-4")}
-CALLS = {
+FIGURES = {
     "evaluations": lambda: charts.report_chart(REPORT, "evaluations", title="t"),
     "time": lambda: charts.report_chart(REPORT, "time", "ned"),
     "distance": lambda: charts.report_chart(REPORT, "evaluations", "distance"),
     "charts": lambda: charts.report_charts(REPORT),
     "zoom": lambda: charts.text_zoom(REPORT, DRAWN, [[BOX], [BOX, BOX]], [["cat"], ["dog", "$5"]]),
-    "grid": lambda: pictures.picture_grid([[PICTURE, None], [torch.zeros(1, 8, 8)]], ["a", "b"], ["c", "d"], "e"),
-    "outlines": lambda: pictures.picture_grid([[PICTURE]], outlines=[[[np.array([[1, 1], [6, 1], [6, 6]])]]]),
-    "lines": lambda: lines({"a": (T, T), "b": (None, [1, 2])}, "x", "y", "t", y_scale="log"),
-    "panels": lambda: panels({"loss": {"a": (T, T)}, "gap": {"a": (T, T)}}, "t"),
-    "bars": lambda: bars({"a": {"x": 1.0, "y": 2}, "b": {"y": 1}}, "n"),
-    "histograms": lambda: histograms([{"a": T, "b": T}], ["1 step"], np.linspace(0, 5, 6), np.ones(5)),
-    "intervals": lambda: error_bars({"a": Interval(0.5, 0.4, 0.6, 9)}, "share"),
     "networks": lambda: maps.network_map(
         dict.fromkeys(("UNet", "WriteNet", "VAE", "text tower", "embedding manager", "recogniser"), 2_000_000), "t"
     ),
     "unet": lambda: maps.unet_map(AnyText2.from_config(EMBEDDED, device="meta").model.diffusion_model),
 }
-AXES = {"charts": 2, "grid": 4, "panels": 2, "histograms": 2, "zoom": 9}
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_a_figure_that_draws(name):
-    figure = CALLS[name]()
-    assert isinstance(figure, Figure) and len(figure.axes) == AXES.get(name, 1)
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_fits_a_notebook_and_leaves_nothing_in_matplotlib(name):
+    figure = FIGURES[name]()
     assert figure.get_size_inches()[0] <= 8 and figure.dpi == 72
     figure.draw_without_rendering()
     assert not Gcf.figs
+
+
+def data_of(axis):
+    """Name, places and values of each curve of an axis."""
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines}
+
+
+def test_lines_and_panels_draw_their_values():
+    axis = lines({"a": (T, 2 * T), "b": (None, [5, 7])}, "x", "y", "t", y_scale="log", marks=True).axes[0]
+    assert data_of(axis) == {"a": ([0, 1, 2, 3, 4], [0, 2, 4, 6, 8]), "b": ([1, 2], [5, 7])}
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("x", "y", "t")
+    assert (axis.get_xscale(), axis.get_yscale()) == ("linear", "log")
+    assert [line.get_color() for line in axis.lines] == list(COLORS[:2])
+    assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
+    assert {line.get_marker() for line in axis.lines} == {"o"}
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
+    assert lines({"a": (T, T)}, "x", "y").axes[0].get_legend() is None  # one curve needs no name
+    figure = panels({"loss": {"a": (T, T)}, "gap": {"a": (T, -T)}}, "step", "t")
+    assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "gap"]
+    assert [data_of(axis)["a"][1] for axis in figure.axes] == [[0, 1, 2, 3, 4], [0, -1, -2, -3, -4]]
+    assert {axis.get_xlabel() for axis in figure.axes} == {"step"} and figure.get_suptitle() == "t"
+
+
+def test_bars_are_stacked_group_by_group():
+    axis = bars({"first": {"x": 1.0, "y": 2}, "second": {"y": 3}}, "n").axes[0]
+    drawn = {bar.get_label(): [(p.get_x(), p.get_width()) for p in bar.patches] for bar in axis.containers}
+    assert drawn == {"x": [(0, 1), (0, 0)], "y": [(1, 2), (0, 3)]}
+    assert [bar.patches[0].get_facecolor() for bar in axis.containers] == [to_rgba(color) for color in COLORS[:2]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["first", "second"] and axis.yaxis_inverted()
+
+
+def test_histograms_are_densities_beside_what_they_should_follow():
+    values = torch.tensor([0.5, 0.5, 1.5, 4.5])
+    figure = histograms([{"a": values, "b": T}], ["1 step"], np.linspace(0, 5, 6), np.full(5, 0.2), "t")
+    left = figure.axes[0]
+    assert [patch.get_height() for patch in left.patches] == [0.5, 0.25, 0, 0, 0.25]
+    assert data_of(left)[left.lines[0].get_label()] == ([0.5, 1.5, 2.5, 3.5, 4.5], [0.2] * 5)
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"] and left.get_ylabel() == "1 step"
+
+
+def test_error_bars_reach_from_low_to_high():
+    axis = error_bars({"a": Interval(0.5, 0.4, 0.7, 9), "b": Interval(0.2, 0.1, 0.3, 9)}, "share").axes[0]
+    drawn = [(line.get_xdata(), line.get_ydata()) for line in axis.lines]
+    assert [tuple(map(list, line)) for line in drawn[::2]] == [([0.4, 0.7], [0, 0]), ([0.1, 0.3], [1, 1])]
+    assert [float(np.ravel(x)[0]) for x, _ in drawn[1::2]] == [0.5, 0.2]
+    assert [text.get_text() for text in axis.texts] == ["0.50 [0.40, 0.70]", "0.20 [0.10, 0.30]"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"] and axis.yaxis_inverted()
+
+
+def test_a_grid_shows_each_picture_in_its_place():
+    rng = np.random.default_rng(0)
+    picture, gray = rng.integers(0, 255, (8, 8, 3), np.uint8), torch.rand(1, 8, 8)
+    triangle = np.array([[1, 1], [6, 1], [6, 6]])
+    captions = [[("one", "red"), ("", "red")], [("two", "blue")]]
+    figure = pictures.picture_grid(
+        [[picture, None], [gray]], ["a", "b"], ["c", "d"], "e", None, [[[triangle], []], [[]]], captions
+    )
+    first, empty, second, rest = figure.axes
+    assert np.array_equal(first.images[0].get_array(), picture)
+    assert np.array_equal(second.images[0].get_array(), gray[0]) and second.images[0].get_clim() == (0, 1)
+    assert not empty.images and not rest.images and not rest.axison
+    assert data_of(first)[first.lines[0].get_label()] == ([1, 6, 6, 1], [1, 1, 6, 1]) and not second.lines
+    assert (first.get_ylabel(), second.get_ylabel(), first.get_title()) == ("a", "b", "c")
+    assert (first.get_xlabel(), second.get_xlabel(), second.xaxis.label.get_color()) == ("one", "two", "blue")
+    assert figure.get_suptitle() == "e"
+
+
+def test_a_contact_sheet_holds_its_pictures_and_its_words():
+    pictures_of = {name: np.full((3, 16, 24, 3), value, np.uint8) for name, value in (("a\n50 %", 60), ("b", 120))}
+    sheet = contact_sheet(pictures_of, [["one", "a long label that does not fit at all"]] * 2, scale=2)
+    assert sheet.shape == (HEAD + 2 * (32 + GAP) + GAP, LABEL + 2 * (48 + GAP) + GAP, 3)
+    left, top = LABEL + GAP, HEAD
+    assert (sheet[top : top + 32, left : left + 48] == 60).all()
+    assert (sheet[top + 32 + GAP : top + 64 + GAP, left + 48 + GAP : left + 96 + GAP] == 120).all()
+    assert (sheet[top + 32 : top + 32 + GAP, left:] == 255).all()
+    head, label = sheet[:HEAD, left:], sheet[top:, : LABEL - GAP]
+    assert (head < 128).any() and (label < 128).any()
+    assert np.array_equal(label[: 32 + GAP], label[32 + GAP : 64 + 2 * GAP])  # the same words beside both rows
+    with pytest.raises(ValueError, match="3 pictures for 4 rows"):
+        contact_sheet({"a": pictures_of["b"]}, [["x"]] * 4)
+
+
+def test_a_chart_draws_curves_bands_steps_and_the_best_there_is():
+    axis = charts.report_chart(REPORT, "evaluations", "distance", "t").axes[0]
+    curves = {name: curve for name, curve in data_of(axis).items() if not name.startswith("_")}
+    assert curves["teacher, DDIM"] == ([8, 100], [0.5, 0.5]) and curves["student"] == ([4], [0.5])
+    assert list(curves)[:2] == ["teacher, DDIM", "student"] and len(curves) == 5  # these two come first
+    assert axis.lines[-1].get_linestyle() == ":" and axis.lines[-1].get_ydata() == [0.5, 0.5]  # of real pictures
+    words = [text.get_text() for text in axis.texts]
+    assert words == ["4", "50", "4", "real pictures"] and axis.get_ylabel() == charts.MEASURES["distance"]
+    bands = [band.get_paths()[0].get_extents() for band in axis.collections if isinstance(band, PolyCollection)]
+    assert [(band.y0, band.y1) for band in bands] == [(0.4, 0.6)] * 2
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["4", "8", "100"] and axis.get_title() == "t"
+    whole = charts.report_charts(REPORT).axes
+    assert [axis.get_ylabel() for axis in whole] == [charts.MEASURES["accuracy"], charts.MEASURES["distance"]]
+    assert "autoencoder" in [text.get_text() for text in whole[0].texts]
 
 
 def test_pictures_of_every_form_look_alike():
@@ -86,15 +176,9 @@ def test_pictures_of_every_form_look_alike():
 def test_the_map_marks_attnx_where_the_network_has_it():
     unet = AnyText2.from_config(EMBEDDED, device="meta").model.diffusion_model
     boxes = {text.get_text(): text.get_bbox_patch() for text in maps.unet_map(unet).axes[0].texts}
-    marked = {name for name, box in boxes.items() if box and box.get_facecolor()[:3] == boxes_color("#f2a65a")}
+    marked = {name for name, box in boxes.items() if box and box.get_facecolor()[:3] == to_rgb("#f2a65a")}
     assert marked == {"middle_block", "output_blocks.0", "output_blocks.1", "+ attention + AttnX"}
     assert {f"+ residual {i}" for i in range(5)} <= set(boxes)
-
-
-def boxes_color(text):
-    from matplotlib.colors import to_rgb
-
-    return to_rgb(text)
 
 
 def test_toy_figures_with_several_settings():

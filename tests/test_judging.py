@@ -253,14 +253,19 @@ def test_distribution_distance_sees_what_the_floor_does_not(detector):
     assert features.shape == (72, 384) and np.isfinite(features).all()
     np.testing.assert_allclose(detector(pictures[:1]), features[:1], rtol=1e-4, atol=1e-4)
     real, fresh = features[:48], features[48:]
-    honest = likeness.distribution_distance(fresh, real)
+    ground = likeness.RealFeatures(real)
+    honest = ground.distance(fresh)
     assert honest.n == 24 and honest.kernel.low < 0.1
     blurred = [cv2.GaussianBlur(picture, (0, 0), 1.5) for picture in pictures[48:]]
-    spoilt = likeness.distribution_distance(detector(blurred), real)
+    spoilt = ground.distance(detector(blurred))
     assert spoilt.kernel.low > max(spoilt.kernel_floor.high, honest.kernel.high)
-    assert spoilt.kernel_floor == honest.kernel_floor
-    with pytest.raises(ValueError, match="at least"):
-        likeness.distribution_distance(fresh[:1], real)
+    centre, scale = real[:24].mean(axis=0), real[:24].std(axis=0) + 1e-6
+    halves = [(half - centre) / scale for half in (real[24:], real[:24])]
+    assert spoilt.kernel_floor == honest.kernel_floor == likeness.kernel_distance(*halves)
+    with pytest.raises(ValueError, match="1 drawn pictures for 24"):
+        ground.distance(fresh[:1])
+    with pytest.raises(ValueError, match="at least 4"):
+        likeness.RealFeatures(real[:3])
 
 
 # ---- pixels ----

@@ -16,31 +16,26 @@ from PIL import Image
 
 from anytext_lcm.data.anyword import AnyWordDataset, read_picture
 from anytext_lcm.data.index import RecordIndex
+from anytext_lcm.figures.contact_sheet import contact_sheet
 
-COLUMNS = ("picture", "masked_img", "glyphs", "positions", "font_hint", "inv_mask")
-"""What a row of the sheet shows, from left to right."""
-
-_RIM = 4  # pixels between pictures
+COLUMNS = ("picture", "masked_img", "glyphs", "positions", "font_hint", "inv_mask")  # of a sheet, from left to right
 
 
 def sheet(batch: Mapping[str, Any]) -> np.ndarray:
-    """A row for each item of a batch of the contract, COLUMNS side by side: (height, width, 3) uint8 RGB."""
-    rows = []
-    for index in range(len(batch["img"])):
-        picture = _bytes(batch["img"][index])
-        polygons = batch.get("condition_polygons", batch["polygons"])[index]
+    """A contact sheet (height, width, 3) uint8 RGB of a batch of the contract: a row per item, texts and COLUMNS."""
+    pictures = [_bytes(image) for image in batch["img"]]
+    for picture, polygons in zip(pictures, batch.get("condition_polygons", batch["polygons"]), strict=True):
         for polygon in polygons:
             cv2.polylines(picture, [np.asarray(polygon, np.int32).reshape(-1, 1, 2)], True, (255, 0, 255), 1)
-        grey = [
-            batch["glyphs"][index].amax(0),
-            batch["positions"][index].sum(0).clamp(max=3) * 85,
-            batch["font_hint"][index, 0],
-            batch["inv_mask"][index, 0] * 255,
-        ]
-        cells = [picture, _bytes(batch["masked_img"][index])]
-        cells += [np.repeat(cell.numpy().astype(np.uint8)[..., None], 3, -1) for cell in grey]
-        rows.append(np.concatenate([np.pad(c, ((_RIM, 0), (_RIM, 0), (0, 0)), constant_values=128) for c in cells], 1))
-    return np.concatenate(rows)
+    gray = (
+        batch["glyphs"].amax(1),
+        batch["positions"].sum(1).clamp(max=3) * 85,
+        batch["font_hint"][:, 0],
+        batch["inv_mask"][:, 0] * 255,
+    )
+    columns = [np.stack(pictures), np.stack([_bytes(image) for image in batch["masked_img"]])]
+    columns += [np.repeat(cells.numpy().astype(np.uint8)[..., None], 3, -1) for cells in gray]
+    return contact_sheet(dict(zip(COLUMNS, columns, strict=True)), batch["texts"])
 
 
 def counts(dataset: AnyWordDataset) -> str:

@@ -1,6 +1,4 @@
-"""
-Processor cores: how many there are, spreading pictures over them, timing, naming the hardware.
-"""
+"""Processor cores: how many there are, work spread over them, its time, the name of the hardware."""
 
 import os
 import time
@@ -15,9 +13,7 @@ import torch
 
 
 def available_cores() -> int:
-    """CPU cores this process may really use: fewer than the machine has, in a container or under a batch
-    system.
-    """
+    """CPU cores this process may use: fewer than the machine has in a container or under a batch system."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -28,17 +24,15 @@ def available_cores() -> int:
 
 
 def use_available_cores() -> None:
-    """Lets torch use them, and no more: far more threads than cores stand still. OMP_NUM_THREADS wins."""
+    """Set torch's threads to `available_cores`, unless OMP_NUM_THREADS is set: more threads than cores stall."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(available_cores())
 
 
 def spread_over_cores(work: Callable[[slice], Any], chunks: list[slice], device: torch.device) -> list[Any]:
-    """work(chunk) of every chunk, in order; on a CPU several chunks at once, one thread each.
-
-    Threads inside an operation wait for each other several hundred times a network call, and for a long
-    time when a core is busy with something else. Whole chunks side by side do not wait at all.
-    """
+    """Return work(chunk) of every chunk, in order and without gradients; on a CPU several at once, one thread each."""
+    # Threads inside an operation wait for each other several hundred times per network call, and for a long time when
+    # another program keeps a core busy. Whole chunks side by side do not wait at all.
 
     def quietly(chunk: slice) -> Any:
         with torch.no_grad():  # a setting of the thread
@@ -49,7 +43,7 @@ def spread_over_cores(work: Callable[[slice], Any], chunks: list[slice], device:
     if workers == 1:
         return [quietly(chunk) for chunk in chunks]
     try:
-        # The setting holds for this thread and for those that begin from here on.
+        # Holds for this thread and for those that begin from here on.
         torch.set_num_threads(1)
         with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
             return list(pool.map(quietly, chunks))
@@ -59,7 +53,7 @@ def spread_over_cores(work: Callable[[slice], Any], chunks: list[slice], device:
 
 @dataclass
 class Clock:
-    """Seconds of wall and of all cores together that went into each phase."""
+    """Seconds per phase: on the wall, and of all cores together."""
 
     wall: dict[str, float] = field(default_factory=dict)
     cores: dict[str, float] = field(default_factory=dict)
@@ -79,7 +73,7 @@ class Clock:
 
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:
-    """What a measured time depends on."""
+    """What a measured time depends on: cpu, cores, threads, device, and gpu where there is one."""
     name = ""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -1,10 +1,8 @@
-"""From a prompt and lines of text to a picture, by the teacher or by its few-step student.
+"""From prompts to pictures in three stages, from top to bottom: prepare, denoise, decode.
 
-A picture depends on the weights, the prompt, the method and its own seed, and on nothing else: not on what
-else is in the batch, and not on how many threads there are. All random numbers of a picture come from its
-seed, in streams of their own, so that methods with the same seeds start from the same noise.
-
-Imports torch, numpy, OmegaConf and the rooms data, model, lcm and lora.
+A picture depends on the weights, the prompt, the method and its own seed, and on nothing else: neither on the rest of
+the batch nor on the number of threads. Its random numbers come from streams of its seed, so methods with the same seeds
+start from the same noise. Next: `judging/panel.py`, notebook 05.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,50 +20,81 @@ from tqdm import tqdm
 from anytext_lcm.adapter.lora import Adapter, adapter_layers, adapter_off
 from anytext_lcm.data.fonts import PLAIN_FONT
 from anytext_lcm.drawing.cores import Clock, spread_over_cores
-from anytext_lcm.drawing.methods import Method
+from anytext_lcm.drawing.methods import SOLVERS, Method
 from anytext_lcm.drawing.noise import FRESH, MASKED, initial_noise, picture_generator
 from anytext_lcm.drawing.prompts import Prompt, prompts_to_batch
+from anytext_lcm.drawing.solvers import solver_steps
+from anytext_lcm.lcm.samplers import sample
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import guide
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning, is_blank
 from anytext_lcm.model.networks import Defaults
 
-BATCH_SIZE = 8  # pictures of one network call; fixed, because rounding depends on it
+BATCH_SIZE = 8  # pictures per network call; fixed, because rounding depends on it
 
 
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+def draw_prompts(
+    model: AnyText2,
+    prompts: Sequence[Prompt],
+    method: Method,
+    defaults: Defaults,
+    seeds: Sequence[int] | int = 0,
+    font: str | Path = PLAIN_FONT,
+) -> np.ndarray:
+    """Draw prompts: pictures (B, H, W, 3) uint8. seeds: one per picture, or the first of consecutive ones.
+
+    Raises ValueError for what `prompts_to_batch`, `prepare` and `denoise` refuse.
+    """
+    if isinstance(seeds, int):
+        seeds = range(seeds, seeds + len(prompts))
+    batch = prompts_to_batch(prompts, defaults.size, defaults.max_lines, font)
+    prepared = prepare(model, batch, list(seeds), defaults.negative_prompt)
+    return draw_prepared(model, prepared, method).images
+
+
+# -- 1. prepare: what all methods share -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that methods share: conditioning of both branches, and a seed for each picture."""
+    """Conditioning of both guidance branches and one seed per picture, shared by all methods."""
 
     conditional: Conditioning
     unconditional: Conditioning
     seeds: tuple[int, ...]
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]  # C, h, w
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def __getitem__(self, rows: slice) -> "Prepared":
-        return replace(
-            self,
-            conditional=self.conditional[rows],
-            unconditional=self.unconditional[rows],
-            seeds=self.seeds[rows],
-        )
+        conditional, unconditional = self.conditional[rows], self.unconditional[rows]
+        return replace(self, conditional=conditional, unconditional=unconditional, seeds=self.seeds[rows])
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """Pictures and what they took."""
+def prepare(model: AnyText2, batch: dict[str, Any], seeds: Sequence[int], negative_prompt: str = "") -> Prepared:
+    """Encode a batch of B pictures (of `prompts_to_batch` or a data set) once for all methods: no adapter reaches the
+    texts, the recognisers and the masked picture. Raises ValueError when there are not B seeds.
+    """
+    count = len(batch["img_caption"])
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} pictures: give one each.")
+    masked = batch["masked_img"]
+    blank = model.blank_moments(*masked.shape[-2:]) if bool(is_blank(masked).any()) else None
 
-    images: np.ndarray  # (B, H, W, 3) uint8 RGB
-    latents: Tensor  # (B, C, h, w) fp32, scaled, on the CPU
-    clock: Clock  # phases "denoise" and "decode"
-    evaluations: int  # of the UNet, for one picture
+    def encode(rows: slice) -> tuple[Conditioning, Conditioning]:
+        part = {name: value[rows] for name, value in batch.items()}
+        part["masked_latents"] = _masked_latents(model, part["masked_img"], seeds[rows], blank)
+        conditional = _conditional(model, part)
+        return conditional, model.uncondition(conditional, negative_prompt)
+
+    parts = spread_over_cores(encode, _chunks(count), model.device)
+    conditional, unconditional = (Conditioning.cat(list(branch)) for branch in zip(*parts, strict=True))
+    return Prepared(conditional, unconditional, tuple(seeds), tuple(conditional.masked_latents.shape[1:]))
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, min(start + BATCH_SIZE, count)) for start in range(0, count, BATCH_SIZE)]
 
 
 def _masked_latents(
@@ -77,46 +106,55 @@ def _masked_latents(
     return model.scale_factor * (mean + torch.exp(0.5 * logvar) * noise.to(mean))
 
 
+def _conditional(model: AnyText2, batch: dict[str, Any]) -> Conditioning:
+    """Condition a batch, captions grouped by their number of 77-token chunks: padding a short caption to more chunks
+    would change its context.
+    """
+    places: dict[int, list[int]] = {}
+    for place, caption in enumerate(batch["img_caption"]):
+        chunks = model.cond_stage_model.chunk(model.tokenizer.image_ids([caption]).to(model.device)).shape[1]
+        places.setdefault(chunks, []).append(place)
+    groups = list(places.values())
+    conditioning = Conditioning.cat([model.condition(_pick(batch, group)) for group in groups])
+    return conditioning[np.argsort([place for group in groups for place in group])]
+
+
 def _pick(batch: dict[str, Any], places: list[int]) -> dict[str, Any]:
-    """Some pictures of a batch, in this order."""
     return {k: v[places] if isinstance(v, Tensor) else [v[place] for place in places] for k, v in batch.items()}
 
 
-def prepare(model: AnyText2, batch: dict[str, Any], seeds: Sequence[int], negative_prompt: str = "") -> Prepared:
-    """batch (see `prompts_to_batch`, or of a data set) and a seed for each picture -> Prepared.
+# -- 2. denoise: from noise to latents ------------------------------------------------------------------
 
-    The texts, the recognisers and the masked picture are encoded here, once for all methods: no adapter
-    reaches them. Raises ValueError for another number of seeds than of pictures.
+
+def denoise(
+    model: AnyText2, prepared: Prepared, method: Method, progress: Callable[[int], None] | None = None
+) -> Tensor:
+    """Denoise one batch to latents (B, C, h, w), fp32. progress: called with B after each step.
+
+    Raises ValueError for a method that needs an adapter when the model has none.
     """
-    count = len(batch["img_caption"])
-    if len(seeds) != count:
-        raise ValueError(f"{len(seeds)} seeds for {count} pictures: give one each.")
-    masked = batch["masked_img"]
-    blank = model.blank_moments(*masked.shape[-2:]) if bool(is_blank(masked).any()) else None
-
-    def encode(rows: slice) -> tuple[Conditioning, Conditioning]:
-        part = {name: value[rows] for name, value in batch.items()}
-        part["masked_latents"] = _masked_latents(model, part["masked_img"], seeds[rows], blank)
-        # By chunks: padded to a longer one, a caption would be told with end tokens that it does not have alone.
-        places: dict[int, list[int]] = {}
-        for place, caption in enumerate(part["img_caption"]):
-            chunks = model.cond_stage_model.chunk(model.tokenizer.image_ids([caption]).to(model.device)).shape[1]
-            places.setdefault(chunks, []).append(place)
-        groups = list(places.values())
-        conditional = Conditioning.cat([model.condition(_pick(part, group)) for group in groups])
-        conditional = conditional[np.argsort([place for group in groups for place in group])]
-        return conditional, model.uncondition(conditional, negative_prompt)
-
-    parts = spread_over_cores(encode, _chunks(count, BATCH_SIZE), model.device)
-    conditional, unconditional = (Conditioning.cat(list(branch)) for branch in zip(*parts, strict=True))
-    return Prepared(conditional, unconditional, tuple(seeds), tuple(conditional.masked_latents.shape[1:]))
+    schedule = NoiseSchedule(model.alphas_cumprod)
+    noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
+    fresh = [picture_generator(seed, FRESH) for seed in prepared.seeds]
+    with adapter_switch(model, method):
+        predict = predictor(model, prepared, method.guidance_scale)
+        if method.sampler in SOLVERS:
+            steps = solver_steps(predict, noise, schedule, method)
+        else:
+            options = {"spacing": method.spacing, "eta": method.eta, "gamma": method.gamma, "generators": fresh}
+            steps = sample(predict, noise, schedule, method.steps, method.sampler, **options)
+        for step in steps:  # the loop that notebook 03 writes by hand
+            latents = step.latents
+            if progress is not None:
+                progress(len(latents))
+    return latents
 
 
 def predictor(model: AnyText2, prepared: Prepared, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:
     """(latents (B, C, h, w), timesteps int64 (B,)) -> guided eps (B, C, h, w) fp32.
 
-    WriteNet's residuals are computed here, once a branch; both branches go through the networks as one
-    batch. The adapter has to be on or off from here on.
+    WriteNet's residuals are computed here, once per branch; both branches go through the networks as one batch. The
+    adapter has to be on or off from here on.
     """
     if guidance_scale == 1.0:
         conditioning = prepared.conditional
@@ -133,35 +171,27 @@ def predictor(model: AnyText2, prepared: Prepared, guidance_scale: float) -> Cal
     return predict
 
 
-def adapter_switch(model: AnyText2, method: Method, merges: bool = False) -> AbstractContextManager:
-    """Inside, the adapter is as the method needs it: off, or on, and then merged into the weights if asked.
+def adapter_switch(model: AnyText2, method: Method, merge: bool = False) -> AbstractContextManager:
+    """A context in which the model is the bare teacher or has its adapter, as the method wants it.
 
-    Raises ValueError for a method that needs an adapter when the model has none.
+    merge: add the adapter to the weights, which saves its own products. Raises ValueError for a missing adapter.
     """
     if not method.adapter:
         return adapter_off(model)
     if not adapter_layers(model):
         raise ValueError(f"{method.name} needs an adapter and the model has none; load one first.")
-    return Adapter.of(model).merged() if merges else nullcontext()
+    # In bf16 a small update is lost in the sum with its weight, so there the adapter stays beside it.
+    return Adapter.of(model).merged() if merge and torch.finfo(model.dtype).eps < 1e-3 else nullcontext()
 
 
-def denoise(
-    model: AnyText2, prepared: Prepared, method: Method, progress: Callable[[int], None] | None = None
-) -> Tensor:
-    """One batch from noise to latents (B, C, h, w), fp32. progress gets the number of pictures after each step.
+# -- 3. decode: from latents to pictures ----------------------------------------------------------------
 
-    Raises ValueError for a method that needs an adapter when the model has none.
-    """
-    schedule = NoiseSchedule(model.alphas_cumprod)
-    noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
-    with adapter_switch(model, method):
-        predict = predictor(model, prepared, method.guidance_scale)
-        fresh = [picture_generator(seed, FRESH) for seed in prepared.seeds]
-        for step in method.sample(predict, noise, schedule, fresh):
-            latents = step.latents
-            if progress is not None:
-                progress(len(latents))
-    return latents
+
+def decode(model: AnyText2, latents: Tensor) -> np.ndarray:
+    """Scaled latents (B, C, h, w) -> pictures (B, 8h, 8w, 3) uint8. Raises ValueError as `to_uint8`."""
+    chunks = _chunks(len(latents))
+    parts = spread_over_cores(lambda rows: to_uint8(model.decode(latents[rows].to(model.device))), chunks, model.device)
+    return np.concatenate(parts)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -172,54 +202,39 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return levels.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def decode(model: AnyText2, latents: Tensor) -> np.ndarray:
-    """Scaled latents (B, C, h, w) -> pictures (B, 8h, 8w, 3) uint8."""
-    chunks = _chunks(len(latents), BATCH_SIZE)
-    parts = spread_over_cores(lambda rows: to_uint8(model.decode(latents[rows].to(model.device))), chunks, model.device)
-    return np.concatenate(parts)
+# -- 2. and 3. for any number of pictures, timed --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Pictures and what they took."""
+
+    images: np.ndarray  # (B, H, W, 3) uint8 RGB
+    latents: Tensor  # (B, C, h, w) fp32, scaled, on the CPU
+    clock: Clock  # phases "denoise" and "decode"
+    evaluations: int  # of the UNet per picture
 
 
 def draw_prepared(model: AnyText2, prepared: Prepared, method: Method, show: bool = False) -> Drawing:
-    """Draws every prepared picture. show: a progress bar, on a terminal.
+    """Draw every prepared picture. show: a progress bar, on a terminal.
 
-    The time of denoising includes WriteNet, which works once a branch, and excludes `prepare`.
+    The time of denoising includes WriteNet, which runs once per branch, and excludes `prepare`. Raises ValueError as
+    `denoise` and `decode`.
     """
     clock, lock = Clock(), Lock()
-    chunks = _chunks(len(prepared), BATCH_SIZE)
-    hidden = None if show else True
+    hidden = None if show else True  # None: shown on a terminal only
     with tqdm(total=len(prepared) * method.steps, desc=method.name, leave=False, disable=hidden) as bar:
 
         def progress(count: int) -> None:
             with lock:
                 bar.update(count)
 
-        # In bf16 a small update is lost in the sum with its weight, so there the adapter stays beside it.
-        merges = torch.finfo(model.dtype).eps < 1e-3
+        def work(rows: slice) -> Tensor:
+            return denoise(model, prepared[rows], method, progress).cpu()
+
         # Chunks that run side by side share the model: the switch is thrown here, around all of them.
-        with clock("denoise", model.device), adapter_switch(model, method, merges):
-            latents = spread_over_cores(
-                lambda rows: denoise(model, prepared[rows], method, progress).cpu(), chunks, model.device
-            )
-    latents = torch.cat(latents)
+        with clock("denoise", model.device), adapter_switch(model, method, merge=True):
+            latents = torch.cat(spread_over_cores(work, _chunks(len(prepared)), model.device))
     with clock("decode", model.device):
         images = decode(model, latents)
     return Drawing(images, latents, clock, method.evaluations)
-
-
-def draw_prompts(
-    model: AnyText2,
-    prompts: Sequence[Prompt],
-    method: Method,
-    defaults: Defaults,
-    seeds: Sequence[int] | int = 0,
-    font: str | Path = PLAIN_FONT,
-) -> np.ndarray:
-    """The whole way: prompts -> pictures (B, H, W, 3) uint8. seeds: one each, or the first of a row of them.
-
-    Raises ValueError for what `prompts_to_batch`, `prepare` and `denoise` refuse.
-    """
-    if isinstance(seeds, int):
-        seeds = range(seeds, seeds + len(prompts))
-    batch = prompts_to_batch(prompts, defaults.size, defaults.max_lines, font)
-    prepared = prepare(model, batch, list(seeds), defaults.negative_prompt)
-    return draw_prepared(model, prepared, method).images

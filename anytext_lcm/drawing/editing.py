@@ -1,7 +1,4 @@
-"""Photographs and where text goes in them: boxes that are turned, masks that are drawn, pixels that stay.
-
-Imports numpy, cv2 and Pillow. Nothing here knows the networks: what comes out goes into `pipeline.Prompt`.
-"""
+"""Photographs and where text goes in them: turned boxes, drawn masks, pixels that stay. No network takes part."""
 
 import struct
 from collections.abc import Sequence
@@ -11,20 +8,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SPECK = 16  # pixels: a smaller region of a mask is a slip of the pen
-
-
 ORDERS = ("down", "right")
-
-
 BRIGHT = 127  # of 255: what is darker in a mask is the noise of JPEG, or a soft edge
-
-
 STEEPEST = 90  # degrees: glyphs of a line that is turned further are those of the line turned by 180 less
 
 
 def turned_box(left: float, top: float, right: float, bottom: float, angle: float = 0.0) -> np.ndarray:
-    """The four corners (4, 2) int of a box turned clockwise by `angle` degrees about its middle, from where its text
-    starts. Raises ValueError for an empty box or an angle outside -90..90.
+    """Corners (4, 2) int of a box turned clockwise by `angle` degrees about its middle, from the start of its text on.
+
+    Raises ValueError for an empty box or an angle outside -90..90.
     """
     if left >= right or top >= bottom:
         raise ValueError(f"The box {left:g},{top:g},{right:g},{bottom:g} is empty: give LEFT,TOP,RIGHT,BOTTOM.")
@@ -44,13 +36,14 @@ def upright(picture: Image.Image) -> Image.Image:
     """A picture as viewers show it: turned as its EXIF says, where that can be read. Raises as Pillow does."""
     try:
         return ImageOps.exif_transpose(picture)
-    except (struct.error, SyntaxError):  # a broken EXIF spoils no pixels; where these are, whoever reads them says so
+    except (struct.error, SyntaxError):  # a broken EXIF spoils no pixels; broken pixels show when they are read
         return picture
 
 
 def mask_levels(picture: Image.Image) -> np.ndarray:
-    """A drawn mask -> how bright each pixel is, (H, W) uint8: its strongest channel, before black where the picture is
-    transparent. Above `BRIGHT` is where text goes.
+    """Brightness of a drawn mask, (H, W) uint8: the strongest channel, over black where the mask is transparent.
+
+    Text goes where it is above `BRIGHT`.
     """
     drawn = picture.convert("RGBA")
     black = Image.new("RGBA", drawn.size, "black")
@@ -58,20 +51,16 @@ def mask_levels(picture: Image.Image) -> np.ndarray:
 
 
 def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 of any size -> (*size, 3) uint8: scaled until it covers the size, its middle kept.
-
-    size: height and width.
-    """
+    """Scale (H, W, 3) uint8 until it covers `size`, height and width, and crop to its middle: (*size, 3) uint8."""
     fitted = ImageOps.fit(Image.fromarray(picture), (size[1], size[0]), Image.Resampling.LANCZOS)
     return np.array(fitted)
 
 
 def boxes_of_mask(mask: np.ndarray, count: int, order: str = "down") -> list[np.ndarray]:
-    """mask (H, W), nonzero where text goes -> one box (4, 2) int for each region that hangs together, in reading order.
+    """One box (4, 2) int for each connected region of mask (H, W), nonzero where text goes, in reading order.
 
-    A region is taken for the smallest rectangle around it, with the text along the side that is nearest to
-    left-to-right. order: "down" from top to bottom, "right" from left to right. Raises ValueError when there are not
-    `count` regions.
+    A box is the smallest rectangle around its region, with the text along the side that is nearest to left-to-right.
+    order: "down" from top to bottom, "right" from left to right. Raises ValueError when there are not `count` regions.
     """
     if order not in ORDERS:
         raise ValueError(f"Order {order!r} is unknown: choose {' or '.join(ORDERS)}.")
@@ -95,10 +84,10 @@ def boxes_of_mask(mask: np.ndarray, count: int, order: str = "down") -> list[np.
 
 
 def paste_back(photo: np.ndarray, drawn: np.ndarray, polygons: Sequence[np.ndarray], feather: int = 3) -> np.ndarray:
-    """The drawn picture inside the polygons and the photograph outside, exactly, from 3 `feather` pixels on.
+    """Put the drawn picture into the photograph, both (H, W, 3) uint8, inside the polygons (n, 2).
 
-    The autoencoder changes every pixel a little; between, one picture fades into the other. All (H, W, 3) uint8.
-    Raises ValueError when the two differ in size.
+    From 3 `feather` pixels outside on, the photograph's own pixels stay exactly; between, one fades into the other. The
+    autoencoder alone would change every pixel a little. Raises ValueError when the two differ in size.
     """
     if photo.shape != drawn.shape:
         raise ValueError(f"The photograph is {photo.shape}, the drawn picture {drawn.shape}: they must be alike.")

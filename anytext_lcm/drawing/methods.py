@@ -1,55 +1,75 @@
-"""
-Ways to draw: sampler, steps, guidance, adapter. One grammar of names for all of them.
+"""Ways to draw: who draws, by which sampler, in how many steps. One table and one grammar of names for all of them.
+
+Importing this loads no torch, so that commands can name samplers in their `--help`.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from anytext_lcm.lcm.samplers import Sampled, sample
-from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
-from anytext_lcm.lcm.steps import Predict
 from anytext_lcm.model.networks import EMBEDDED_GUIDANCE
 
-TRAILING_BELOW = 20  # DDIM steps; from there on upstream's spacing, see `ddim_timesteps`
+TRAILING_BELOW = 20  # DDIM steps; from there on upstream's spacing, see `lcm.schedule.ddim_timesteps`
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What one sampler is called in each place."""
+
+    flag: str  # of `sample --sampler`
+    loop: str  # `Method.sampler`: the loop of lcm/samplers.py, or diffusers' solver in drawing/solvers.py
+    teacher: bool  # drawn by the guided teacher; else by the student and by the teacher before it was trained
+    ending: str = ""  # of a method's name, behind its steps
+
+
+SAMPLERS = {
+    row.flag: row
+    for row in (
+        Sampler("ddim", "ddim", teacher=True),
+        Sampler("dpm++", "dpm++", teacher=True, ending="-dpm++"),
+        Sampler("unipc", "unipc", teacher=True, ending="-unipc"),
+        Sampler("lcm", "lcm", teacher=False),
+        Sampler("deterministic", "tcd", teacher=False, ending="-deterministic"),  # gamma 0
+        Sampler("gamma", "tcd", teacher=False, ending="-gamma{gamma:g}"),
+    )
+}
+SOLVERS = ("dpm++", "unipc")  # diffusers' fast solvers: rivals that need no training
+LOOPS = tuple(dict.fromkeys(row.loop for row in SAMPLERS.values()))
+STUDENT_SAMPLERS = tuple(flag for flag, row in SAMPLERS.items() if not row.teacher)
+TEACHER_SAMPLERS = tuple(flag for flag, row in SAMPLERS.items() if row.teacher and flag not in SOLVERS)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to draw. Raises ValueError for steps that the sampler cannot make.
+    """A way to draw. Raises ValueError for settings out of range and for steps that the sampler cannot take.
 
-    guidance_scale 1 is no guidance, and half the work. adapter False is the bare teacher, whatever adapter
-    the model carries.
+    guidance_scale 1 is no guidance, and half the work. adapter False is the bare teacher, whatever adapter the model
+    carries.
     """
 
-    SAMPLERS: ClassVar[tuple[str, ...]] = ("ddim", "lcm", "tcd")
-
     name: str
-    sampler: str  # one of SAMPLERS
+    sampler: str  # one of LOOPS
     steps: int
     guidance_scale: float = 1.0
     adapter: bool = False
-    spacing: str = "trailing"  # of DDIM
+    spacing: str = "trailing"  # of DDIM and the solvers
     gamma: float = 0.0  # of tcd: 0 is deterministic
     eta: float = 0.0  # of DDIM: 0 is deterministic, 1 draws as much fresh noise as DDPM
 
     def __post_init__(self):
-        if self.sampler not in self.SAMPLERS:
-            names = " or ".join(map(repr, self.SAMPLERS))
-            raise ValueError(f"Sampler {self.sampler!r} is unknown: choose {names}.")
+        from anytext_lcm.lcm.schedule import ddim_timesteps, lcm_timesteps  # torch, which --help does without
+
+        if self.sampler not in LOOPS:
+            raise ValueError(f"Sampler {self.sampler!r} is unknown: choose {' or '.join(map(repr, LOOPS))}.")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int):
             raise ValueError(f"The number of steps must be an integer, not {self.steps!r}.")
-        if not 0 <= self.guidance_scale <= 100:  # also catches nan
-            raise ValueError(f"The guidance scale must lie in 0..100, not {self.guidance_scale}.")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must lie in 0..1, not {self.gamma}.")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must lie in 0..1, not {self.eta}.")
+        for what, value, highest in (
+            ("The guidance scale", self.guidance_scale, 100),
+            ("gamma", self.gamma, 1),
+            ("eta", self.eta, 1),
+        ):
+            if not 0 <= value <= highest:  # also catches nan
+                raise ValueError(f"{what} must lie in 0..{highest}, not {value}.")
         if self.sampler in ("lcm", "tcd"):
             lcm_timesteps(self.steps)
         else:
@@ -61,147 +81,81 @@ class Method:
 
     @property
     def evaluations(self) -> int:
-        """How often the UNet looks at a picture."""
+        """Evaluations of the UNet per picture: two per guided step."""
         return self.steps * (2 if self.guided else 1)
-
-    def sample(
-        self,
-        predict: Predict,
-        noise: Tensor,
-        schedule: NoiseSchedule,
-        fresh: Sequence[torch.Generator],
-    ) -> Iterator[Sampled]:
-        """Denoise (B, C, h, w) and yield after each network call. fresh: per picture, the source of further noise."""
-        options = {"spacing": self.spacing, "eta": self.eta, "gamma": self.gamma, "generators": fresh}
-        return sample(predict, noise, schedule, self.steps, self.sampler, **options)
 
 
 def teacher_method(
-    steps: int = 50,
-    guidance_scale: float = EMBEDDED_GUIDANCE,
-    spacing: str = "",
-    eta: float = 0.0,
+    steps: int = 50, guidance_scale: float = EMBEDDED_GUIDANCE, spacing: str = "", eta: float = 0.0
 ) -> Method:
-    """DDIM with guidance. The spacing is the better one of its number of steps unless it is given."""
-    chosen = spacing or ("trailing" if steps < TRAILING_BELOW else "leading")
+    """DDIM with guidance. Without a spacing, the one that suits the number of steps better."""
     name = f"teacher-{steps}" + (f"-{spacing}" if spacing else "") + (f"-eta{eta:g}" if eta else "")
-    return Method(name, "ddim", steps, guidance_scale, spacing=chosen, eta=eta)
+    return Method(name, "ddim", steps, guidance_scale, spacing=spacing or _usual_spacing(steps), eta=eta)
 
 
-def _few_steps(kind: str, steps: int, guidance_scale: float, gamma: float | None) -> Method:
-    name = f"{kind}-{steps}"
-    if gamma is not None:
-        name += f"-gamma{gamma:g}" if gamma else "-deterministic"
-    if guidance_scale != 1.0:
-        name += f"-w{guidance_scale - 1:g}"
-    sampler, gamma = ("lcm", 0.0) if gamma is None else ("tcd", gamma)
-    return Method(name, sampler, steps, guidance_scale, kind == "student", gamma=gamma)
+def solver_method(steps: int, solver: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
+    """The guided teacher under one of SOLVERS. Raises ValueError for another name."""
+    return Method(f"teacher-{steps}-{solver}", solver, steps, guidance_scale, spacing=_usual_spacing(steps))
 
 
 def student_method(steps: int = 4, guidance_scale: float = 1.0, gamma: float | None = None) -> Method:
-    """Few steps with the adapter: the consistency sampler, or with a gamma in 0..1 TCD's (0 is deterministic).
+    """Few steps with the adapter, by the consistency sampler, or by TCD's with a gamma in 0..1 (0 is deterministic).
 
-    The adapter has learnt guidance; a guidance_scale other than 1 guides it once more and doubles the work. LCM's paper
+    The adapter has learnt guidance. A guidance_scale other than 1 guides once more and doubles the work; LCM's paper
     counts w = guidance_scale - 1.
     """
     return _few_steps("student", steps, guidance_scale, gamma)
 
 
 def untrained_method(steps: int = 4, guidance_scale: float = 1.0, gamma: float | None = None) -> Method:
-    """The student's sampler on the teacher itself: the student before its first training step."""
+    """The student's sampler on the teacher itself: the student before its first update."""
     return _few_steps("untrained", steps, guidance_scale, gamma)
 
 
+def _few_steps(kind: str, steps: int, guidance_scale: float, gamma: float | None) -> Method:
+    row = SAMPLERS["lcm" if gamma is None else "gamma" if gamma else "deterministic"]
+    w = f"-w{guidance_scale - 1:g}" if guidance_scale != 1.0 else ""
+    name = f"{kind}-{steps}{row.ending.format(gamma=gamma)}{w}"
+    return Method(name, row.loop, steps, guidance_scale, kind == "student", gamma=gamma or 0.0)
+
+
+def _usual_spacing(steps: int) -> str:
+    return "trailing" if steps < TRAILING_BELOW else "leading"
+
+
+_NAME = re.compile(
+    r"(?P<kind>teacher|student|untrained)-(?P<steps>\d+)"
+    r"(?:-(?:(?P<spacing>leading|trailing)|(?P<solver>dpm\+\+|unipc)"
+    r"|(?P<deterministic>deterministic)|gamma(?P<gamma>\d*\.?\d+)))?"
+    r"(?:-w(?P<w>-?\d*\.?\d+))?(?:-eta(?P<eta>\d*\.?\d+))?"
+)
+
+
 def parse_method(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
-    """teacher-50, teacher-50-eta1, teacher-4-leading, student-4, student-4-deterministic,
-    student-4-gamma0.3, student-4-w0.5, untrained-4 -> Method. guidance_scale is the teacher's; w is the student's, less
-    1. Raises ValueError.
+    """Read a method's name: teacher-50, teacher-4-leading, teacher-50-eta1, teacher-4-dpm++, teacher-4-unipc,
+    student-4, student-4-deterministic, student-4-gamma0.3, student-4-w0.5, untrained-4.
+
+    guidance_scale is the teacher's; w is the student's less 1. Raises ValueError.
     """
-    found = re.fullmatch(
-        r"(teacher|student|untrained)-(\d+)"
-        r"(?:-(?:(leading|trailing)|(deterministic)|gamma(\d*\.?\d+)))?(?:-w(-?\d*\.?\d+))?"
-        r"(?:-eta(\d*\.?\d+))?",
-        name,
-    )
-    teacher = found is not None and found[1] == "teacher"
-    if found is None or (any(found.group(4, 5, 6)) if teacher else any(found.group(3, 7))):
+    found = _NAME.fullmatch(name)
+    part = found.groupdict() if found else {}
+    foreign = ("deterministic", "gamma", "w") if part.get("kind") == "teacher" else ("spacing", "solver", "eta")
+    if found is None or any(part[key] for key in foreign) or (part["solver"] and part["eta"]):
         raise ValueError(
             f"Method {name!r} is unknown: say teacher-N, student-N or untrained-N with N steps, "
             "as in teacher-50 or student-4."
         )
-    steps = int(found[2])
-    if teacher:
-        return teacher_method(steps, guidance_scale, found[3] or "", float(found[7] or 0))
-    gamma = 0.0 if found[4] else None if found[5] is None else float(found[5])
-    return _few_steps(found[1], steps, 1.0 + float(found[6] or 0), gamma)
+    steps = int(part["steps"])
+    if part["solver"]:
+        return solver_method(steps, part["solver"], guidance_scale)
+    if part["kind"] == "teacher":
+        return teacher_method(steps, guidance_scale, part["spacing"] or "", float(part["eta"] or 0))
+    gamma = 0.0 if part["deterministic"] else None if part["gamma"] is None else float(part["gamma"])
+    return _few_steps(part["kind"], steps, 1.0 + float(part["w"] or 0), gamma)
 
 
 def reference_of(methods: Sequence[Method | str]) -> str | None:
-    """The teacher with most steps of plain deterministic DDIM: what few-step methods are held against."""
+    """The teacher with most steps of plain deterministic DDIM, which few-step methods are compared with."""
     ddim = [m for m in methods if isinstance(m, Method) and m.sampler == "ddim" and not m.eta]
     teachers = [m for m in ddim if m.name.startswith("teacher")]
     return max(teachers, key=lambda m: m.steps).name if teachers else None
-
-
-@dataclass(frozen=True)
-class SolverMethod(Method):
-    """The guided teacher under one of diffusers' fast solvers, the rivals that need no training.
-
-    dpm++: DPM-Solver++(2M), arXiv:2211.01095; unipc: UniPC of order 2, arXiv:2302.04867. Both look at the network once
-    a step (twice with guidance), as DDIM does, and keep what they saw before.
-    """
-
-    SAMPLERS: ClassVar[tuple[str, ...]] = ("dpm++", "unipc")
-
-    def scheduler(self, schedule: NoiseSchedule) -> Any:
-        """diffusers' object on our schedule. Raises ValueError when diffusers is not installed."""
-        try:
-            from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
-        except ImportError as error:
-            raise ValueError(
-                f"{self.name} uses diffusers, which is not installed: install anytext_lcm[notebooks], "
-                "or leave this method out."
-            ) from error
-        abar = schedule.alphas_cumprod.double().cpu().numpy()
-        settings = {
-            "trained_betas": 1 - abar / np.concatenate([[1.0], abar[:-1]]),
-            "solver_order": 2,
-            "timestep_spacing": self.spacing,
-            "steps_offset": 1,
-            "final_sigmas_type": "zero",
-        }
-        kind = DPMSolverMultistepScheduler if self.sampler == "dpm++" else UniPCMultistepScheduler
-        scheduler = kind(**settings)
-        scheduler.set_timesteps(self.steps)
-        return scheduler
-
-    @torch.no_grad()
-    def sample(
-        self,
-        predict: Predict,
-        noise: Tensor,
-        schedule: NoiseSchedule,
-        fresh: Sequence[torch.Generator],
-    ) -> Iterator[Sampled]:
-        scheduler = self.scheduler(schedule)
-        x = noise.float()
-        for timestep in scheduler.timesteps:
-            t = timestep.long().to(x.device).expand(len(x))
-            eps = predict(x, t)
-            x0 = schedule.x0_from_eps(x, eps, t)
-            x = scheduler.step(eps, timestep, x).prev_sample
-            yield Sampled(int(timestep), x0, x)
-
-
-def solver_method(steps: int, sampler: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> SolverMethod:
-    """teacher-N-dpm++ or teacher-N-unipc. Raises ValueError for another sampler."""
-    spacing = "trailing" if steps < TRAILING_BELOW else "leading"
-    return SolverMethod(f"teacher-{steps}-{sampler}", sampler, steps, guidance_scale, spacing=spacing)
-
-
-def parse_any(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
-    """As `parse_method`, and teacher-N-dpm++ and teacher-N-unipc. Raises ValueError."""
-    found = re.fullmatch(r"teacher-(\d+)-(dpm\+\+|unipc)", name)
-    if found is None:
-        return parse_method(name, guidance_scale)
-    return solver_method(int(found[1]), found[2], guidance_scale)

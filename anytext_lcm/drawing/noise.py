@@ -1,6 +1,4 @@
-"""
-Random numbers of a picture: streams of its own seed.
-"""
+"""Random numbers of a picture: streams of its own seed."""
 
 from collections.abc import Sequence
 
@@ -12,6 +10,7 @@ INITIAL, MASKED, FRESH = range(3)  # streams of a picture's seed
 
 
 def picture_generator(seed: int, stream: int) -> torch.Generator:
+    """The generator of one stream of a picture. Raises ValueError for a seed that is no integer from 0 on."""
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"A seed must be an integer from 0 on, not {seed!r}.")
     [state] = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)

@@ -1,12 +1,11 @@
-"""
-Pictures in and out of files; a PNG carries the settings that drew it.
-"""
+"""Pictures in and out of files; a PNG carries the settings that drew it."""
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -18,35 +17,43 @@ from anytext_lcm.drawing.methods import Method
 from anytext_lcm.drawing.prompts import Prompt
 from anytext_lcm.files import atomic_file
 
-
-def _read(path: str | Path, take: Callable[[Image.Image], Any]) -> np.ndarray:
-    """What `take` makes of a picture file, turned as its EXIF says. Raises FileNotFoundError or ValueError."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"Picture {path} does not exist.")
-    try:
-        with Image.open(path) as picture:
-            return np.array(take(upright(picture)))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Picture {path} cannot be read ({error}).") from error
+KEY = "anytext_lcm"  # of the text chunk
 
 
 def read_picture(path: str | Path) -> np.ndarray:
     """A picture file as (H, W, 3) uint8 RGB, turned as its EXIF says. Raises FileNotFoundError or ValueError."""
-    return _read(path, lambda picture: picture.convert("RGB"))
+    return _read(path, _existing(path), lambda picture: picture.convert("RGB"))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """The file of a mask as (H, W) uint8, see `mask_levels`. Raises FileNotFoundError or ValueError."""
-    return _read(path, mask_levels)
+    """A mask file as (H, W) uint8, see `mask_levels`. Raises FileNotFoundError or ValueError."""
+    return _read(path, _existing(path), mask_levels)
 
 
-KEY = "anytext_lcm"  # of the text chunk
+def read_upload(content: bytes) -> np.ndarray:
+    """The bytes of a picture file as (H, W, 3) uint8 RGB, turned as its EXIF says. Raises ValueError."""
+    return _read("that was uploaded", BytesIO(bytes(content)), lambda picture: picture.convert("RGB"))
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Picture {path} does not exist.")
+    return Path(path)
+
+
+def _read(name: str | Path, file: Path | BinaryIO, convert: Callable[[Image.Image], Any]) -> np.ndarray:
+    """A picture, turned and converted. Raises ValueError, which calls it by `name`."""
+    try:
+        with Image.open(file) as picture:
+            return np.array(convert(upright(picture)))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"Picture {name} cannot be read ({error}).") from error
 
 
 def describe(
     prompt: Prompt, method: Method, seed: int, size: tuple[int, int], negative_prompt: str, **more: Any
 ) -> dict[str, Any]:
-    """Everything a picture was drawn from, ready for JSON; more: what else a reader should know."""
+    """Everything a picture was drawn from, ready for JSON; more: further settings."""
     return {
         "anytext_lcm": __version__,
         "prompt": prompt.caption,
@@ -69,7 +76,7 @@ def describe(
 
 
 def save_picture(path: str | Path, picture: np.ndarray, settings: Mapping[str, Any]) -> Path:
-    """(H, W, 3) uint8 -> a file, whole or not at all; a PNG carries the settings as JSON in a text chunk."""
+    """Write (H, W, 3) uint8, whole or not at all; a PNG carries the settings as JSON in a text chunk."""
     path, options = Path(path), {}
     if path.suffix.lower() == ".png":
         options["pnginfo"] = PngInfo()
@@ -81,10 +88,20 @@ def save_picture(path: str | Path, picture: np.ndarray, settings: Mapping[str, A
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings in a PNG of `save_picture`. Raises FileNotFoundError, or ValueError when it has none."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"Picture {path} does not exist.")
     try:
-        with Image.open(path) as picture:
+        with Image.open(_existing(path)) as picture:
             return json.loads(picture.text[KEY])
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, KeyError, AttributeError, SyntaxError) as error:
         raise ValueError(f"{path} carries no settings of this program ({error!r}).") from error
+
+
+def png_bytes(image: np.ndarray, scale: int = 1) -> bytes:
+    """(H, W, 3) uint8 as a PNG file, each pixel `scale` times as large."""
+    picture = Image.fromarray(image)
+    if scale > 1:
+        picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,6 +1,4 @@
-"""
-What is to be drawn: prompts, lines of text, and the batch made of them.
-"""
+"""What is to be drawn: prompts, lines of text, and the batch made of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,11 +28,11 @@ class Prompt:
 def prompts_to_batch(
     prompts: Sequence[Prompt], size: tuple[int, int], max_lines: int, font: str | Path = PLAIN_FONT
 ) -> dict[str, Any]:
-    """The batch (see anytext_lcm/data/batch.py) that `prepare` wants; it has no `img`, which nobody reads.
+    """Build the batch (see data/batch.py) for `prepare`; it lacks `img`, which drawing does not read.
 
-    size: height and width, multiples of 8. A * in a caption becomes a space, as in the data: it would take a line's
-    embedding. Raises ValueError for no prompt, too many or too long lines,
-    characters that the font lacks, polygons outside, a picture of another size.
+    size: height and width in pixels, multiples of 8. A * in a caption becomes a space, as in the data: it would take a
+    line's embedding. Raises ValueError for no prompt, too many or too long lines, characters that the font lacks,
+    polygons outside, a picture of another size.
     """
     if any(side % 8 or side < 8 for side in size):
         raise ValueError(f"The size {size[1]} x {size[0]} must be a multiple of 8 pixels each way.")
@@ -55,7 +53,7 @@ def prompts_to_batch(
 
 
 def parse_colour(text: str) -> tuple[int, int, int]:
-    """A name of the mock data set's colours or six hexadecimal digits -> RGB. Raises ValueError."""
+    """Name of a colour of the mock data set, or six hexadecimal digits -> RGB 0..255. Raises ValueError."""
     if text in COLORS:
         return COLORS[text]
     digits = text.removeprefix("#")
@@ -68,8 +66,8 @@ def parse_colour(text: str) -> tuple[int, int, int]:
 
 
 def parse_line(text: str, hint_font: str | None = None, polygon: np.ndarray | None = None) -> Line:
-    """TEXT@LEFT,TOP,RIGHT,BOTTOM or TEXT@X,Y,X,Y,X,Y,..., in pixels, maybe with /ANGLE (-90..90 degrees clockwise,
-    of a box) and #COLOUR -> Line.
+    """Read TEXT@LEFT,TOP,RIGHT,BOTTOM or TEXT@X,Y,X,Y,X,Y,..., in pixels, with an optional /ANGLE (-90..90 degrees
+    clockwise, of a box) and #COLOUR.
 
     TEXT may hold @, / and #. With a polygon (4, 2), from a mask, TEXT or TEXT#COLOUR is enough; there a # belongs to
     the text unless a colour follows it. Raises ValueError.

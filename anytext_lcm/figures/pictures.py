@@ -1,6 +1,4 @@
-"""
-Pictures side by side.
-"""
+"""Pictures side by side."""
 
 from collections.abc import Sequence
 
@@ -12,7 +10,7 @@ from anytext_lcm.figures.style import WIDTH, as_array, new_figure
 
 
 def as_picture(image) -> np.ndarray:
-    """A picture for `imshow`: (3, H, W) float -1..1 or (H, W, 3) uint8 -> (H, W, 3); (1, H, W) -> (H, W)."""
+    """Array for `imshow`: (3, H, W) float -1..1 or (H, W, 3) uint8 -> (H, W, 3); (1, H, W) -> (H, W)."""
     image = as_array(image)
     if image.dtype.kind == "f" and image.ndim == 3 and image.shape[0] == 3:
         return ((image.transpose(1, 2, 0) + 1) / 2).clip(0, 1)
@@ -26,11 +24,12 @@ def picture_grid(
     title: str = "",
     size: float | None = None,
     outlines: Sequence[Sequence] | None = None,
+    captions: Sequence[Sequence[tuple[str, str]]] | None = None,
 ) -> Figure:
     """Pictures in rows and columns; a row's rest stays empty, and so does a place that holds None.
 
-    Pictures are what `as_picture` takes; two-dimensional ones are shown in gray, black = 0.
-    outlines: for each row, for each column, a list of (n, 2) polygons to draw on top. size: inches of a row.
+    Pictures are as for `as_picture`; two-dimensional ones are shown in gray, black = 0. size: inches per row. For each
+    row and column, outlines: polygons (n, 2) to draw on top; captions: a text below the picture and its colour.
     """
     columns = max(len(row) for row in rows)
     height = size or min(2.2, (WIDTH - 0.6) / columns + 0.15)
@@ -49,6 +48,9 @@ def picture_grid(
             for polygon in outlines[i][j] if outlines else ():
                 closed = np.concatenate([polygon, polygon[:1]])
                 axis.plot(closed[:, 0], closed[:, 1], color="#e6007e", linewidth=1.2)
+            if captions:
+                text, color = captions[i][j]
+                axis.set_xlabel(text, fontsize=8, color=color, labelpad=2)
             if i == 0 and j < len(column_names):
                 axis.set_title(column_names[j], fontsize=9)
             if j == 0 and i < len(row_names):

@@ -1,6 +1,4 @@
-"""
-Plain plots: lines, panels, bars, histograms, intervals.
-"""
+"""Plain plots: lines, panels, bars, histograms, intervals."""
 
 from collections.abc import Mapping, Sequence
 

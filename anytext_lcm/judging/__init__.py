@@ -1,5 +1,5 @@
 """Are the pictures right? Reading, intervals, likeness, colours, and the comparison of methods.
 
 It imports rapidocr, onnxruntime and numpy, and the rooms drawing, data, figures and what stands above them.
-Read `reading.py`, `panel.py`, then `compare.py`.
+Read `reading.py`, `judge.py`, `panel.py`, then `compare.py`.
 """

@@ -1,6 +1,4 @@
-"""
-AnyText-benchmark: its tasks, how upstream draws and scores them.
-"""
+"""AnyText-benchmark: its prompts, how they are drawn and scored as upstream does."""
 
 import hashlib
 import json
@@ -20,29 +18,18 @@ from anytext_lcm.data.json_stream import read_records
 from anytext_lcm.data.records import clean
 from anytext_lcm.drawing.draw import draw_prepared, prepare
 from anytext_lcm.drawing.methods import Method
+from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.files import atomic_file
 from anytext_lcm.judging import intervals, reading
 from anytext_lcm.judging.defaults import ADDED_WORDS
 from anytext_lcm.model.anytext2 import AnyText2
 
 SIDE = 512  # pixels of the benchmark's pictures, in which its polygons are given
-
-
 MAX_LINES = 20  # upstream's
-
-
 JPEG_QUALITY = 95  # of cv2.imwrite, which upstream saves with
-
-
 SETTINGS, REPORT = "settings.json", "report.json"
-
-
 END = 2**20  # bytes at the beginning and the end of a checkpoint that tell it from another
-
-
 BLANK = Line(" ", np.array([[0, 0], [50, 0], [50, 50], [0, 50]]))  # upstream's line of a picture without text
-
-
 # AnyText2's README, read by ModelScope's recogniser: sentence accuracy and NED of 20 steps.
 PUBLISHED = {"laion": ("AnyText2, English", 0.8175, 0.9193), "wukong": ("AnyText2, Chinese", 0.7250, 0.8529)}
 
@@ -57,8 +44,8 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt of the benchmark: its name in file names, the caption, and (text, polygon) of its lines at 512 px, which
-    may be none.
+    """A prompt of the benchmark: its name in file names, the caption, and (text, polygon) of its lines, if any, at 512
+    px.
     """
 
     name: str
@@ -67,7 +54,7 @@ class Task:
 
 
 def read_tasks(path: str | Path, limit: int | None = None) -> list[Task]:
-    """The prompts of a test1k.json, or the first of them. The pictures it names are not needed.
+    """Read the prompts of a test1k.json, or the first of them. The pictures it names are not needed.
 
     A name ends at its first dot, as upstream's file names do. Lines marked invalid are left out; of the others the
     first 20 count, and the first 20 characters of each. Raises FileNotFoundError, or ValueError for a file of another
@@ -98,8 +85,9 @@ def read_tasks(path: str | Path, limit: int | None = None) -> list[Task]:
 
 
 def check_font(tasks: Sequence[Task], font: str | Path) -> int:
-    """How many lines the font cannot write; they are not asked for, and count as wrong. Raises ValueError when that is
-    more than every tenth, FileNotFoundError when there is no such font.
+    """Count the lines that the font cannot write; they are not drawn, and count as wrong.
+
+    Raises ValueError for more than every tenth, FileNotFoundError for a missing font.
     """
     font_path(font)
     texts = [text for task in tasks for text, _ in task.lines]
@@ -121,9 +109,9 @@ def polygons_of(task: Task, size: tuple[int, int]) -> list[np.ndarray]:
 def make_batch(
     task: Task, size: tuple[int, int], samples: int, font: str | Path, hint: bool, words: str = ADDED_WORDS
 ) -> dict[str, Any]:
-    """The batch (see anytext_lcm/data/batch.py) that draws a prompt `samples` times.
+    """Build the batch (see data/batch.py) that draws a prompt `samples` times.
 
-    A line that the font cannot write or whose polygon has no room for a letter at this size is not asked for; it still
+    A line that the font cannot write, or whose polygon has no room for a letter at this size, is left out; it still
     counts in the score. A prompt without lines gets upstream's blank one.
     """
     lines = []
@@ -145,9 +133,9 @@ def picture_paths(folder: Path, task: Task, samples: int) -> list[Path]:
 
 
 def content_of(path: str | Path, ends: bool = False) -> str:
-    """What tells a file from others wherever it lies: its length and 16 digits of its SHA-256.
+    """Length of a file and 16 digits of its SHA-256, the same wherever it lies.
 
-    ends: of its first and last MB, which takes no minute for a checkpoint of several GB. Raises FileNotFoundError.
+    ends: hash the first and last MB only; all of a checkpoint of several GB takes a minute. Raises FileNotFoundError.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {path}: check its name.")
@@ -164,9 +152,9 @@ def content_of(path: str | Path, ends: bool = False) -> str:
 
 
 def settings_of(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the settings of `run` a method's pictures depend on, and the method: ready for JSON.
+    """The settings of a run that a method's pictures depend on, and the method, ready for JSON.
 
-    The adapter is the student's alone, and only guidance looks at the negative prompt.
+    The adapter is the student's alone, and only guidance uses the negative prompt.
     """
     found = {**settings, "method": asdict(method)}
     if not method.adapter:
@@ -178,8 +166,9 @@ def settings_of(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raises ValueError when there are pictures of other settings (see `settings_of`) in a folder. Files are compared
-    by what they hold, since the benchmark's own have the same names: `names` are there for people.
+    """Refuse a folder with pictures of other settings (see `settings_of`). Raises ValueError.
+
+    Files are compared by their content, since the benchmark's own have the same names; `names` are for people.
     """
     note = folder / SETTINGS
     if not note.is_file():
@@ -200,9 +189,9 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 def draw_tasks(
     model: AnyText2, tasks: Sequence[Task], method: Method, folder: Path, settings: Mapping[str, Any], show: bool = True
 ) -> dict[str, float]:
-    """Draws what is not there yet, each prompt's pictures together. Returns the seconds this run took, by phase.
+    """Draw what is not there yet, each prompt's pictures together. Returns the seconds this run took, by phase.
 
-    settings: of `run`. Raises ValueError when there are pictures of others.
+    settings: of the run. Raises ValueError for a folder with pictures of others.
     """
     own, note = settings_of(method, settings), folder / SETTINGS
     check_settings(folder, own)
@@ -244,10 +233,10 @@ def upstream_ned(wanted: str, read: str) -> float:
 def score_tasks(
     reader: reading.LineReader, tasks: Sequence[Task], folder: Path, samples: int, size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """Reads all pictures of a folder that shall have text, prompt by prompt. Returns an entry for each prompt, sample
-    and line, in this order.
+    """Read a folder's pictures of prompts with text. Returns arrays with an entry per prompt, sample and line, in this
+    order.
 
-    exact and ned compare as upstream does: case, spaces and punctuation count. correct and lenient_ned look at letters
+    exact and ned compare as upstream does: case, spaces and punctuation count. correct and lenient_ned compare letters
     and digits alone. group: the prompt.
     """
     parts: dict[str, list[np.ndarray]] = {}
@@ -293,13 +282,13 @@ def format_table(report: Mapping[str, Any]) -> str:
     def interval(found: Mapping[str, float] | None) -> str:
         return "-" if found is None else "{value:.4f} [{low:.3f}, {high:.3f}]".format(**found)
 
-    rows = [["method", "sentence accuracy", "NED", "retention", "letters and digits alone"]]
-    for name, row in report["methods"].items():
-        rows.append([name, *(interval(row.get(key)) for key in ("exact", "ned", "retention", "correct"))])
+    head = ["method", "sentence accuracy", "NED", "retention", "letters and digits alone"]
+    rows = [
+        [name, *(interval(row.get(key)) for key in ("exact", "ned", "retention", "correct"))]
+        for name, row in report["methods"].items()
+    ]
     if published := report["published"]:
         rows.append([published["name"], f"{published['accuracy']:.4f}", f"{published['ned']:.4f}", "-", "-"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     counts = f"{report['prompts']} prompts, {report['lines']} lines, {report['samples']} pictures a prompt"
-    head = f"{counts}; 95 % intervals over prompts."
-    return "\n".join([head, lines[0], "-" * len(lines[0]), *lines[1:], *report["notes"]])
+    table = text_table(head, rows, align="l")
+    return "\n".join([f"{counts}; 95 % intervals over prompts.", table, *report["notes"]])

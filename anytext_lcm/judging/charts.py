@@ -1,8 +1,4 @@
-"""The figures of the notebooks: each function returns a matplotlib Figure and leaves no state behind.
-
-Imports matplotlib without pyplot, numpy, torch, cv2, the rooms lcm, model and data, the judge and the toy. Notebooks,
-the evaluation, the speed command and the script of the READMEs' tables import this.
-"""
+"""Charts of an evaluation: a measure against what a picture takes, and the text enlarged."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from anytext_lcm.data.fonts import PLAIN_FONT, characters
+from anytext_lcm.figures.pictures import picture_grid
 from anytext_lcm.figures.style import COLORS, DASHES, finish, legend_beside, new_figure
+from anytext_lcm.judging.reading import normalise, rectify
 
 _FAMILIES = {
     "teacher": "teacher, DDIM",
@@ -24,6 +22,8 @@ _FAMILIES = {
     "student": "student",
     "untrained": "untrained, LCM sampler",
 }
+MEASURES = {"accuracy": "lines read right", "ned": "NED", "distance": "kernel distance to real pictures"}
+_EMPHASISED = ("teacher, DDIM", "student")  # intervals drawn as bands; those of more families would hide each other
 
 
 def report_curves(
@@ -59,12 +59,6 @@ def report_curves(
     return {family: sorted(points, key=lambda p: p["x"]) for family, points in families.items()}
 
 
-MEASURES = {"accuracy": "lines read right", "ned": "NED", "distance": "kernel distance to real pictures"}
-
-
-_LOUD = ("teacher, DDIM", "student")  # whose intervals are drawn as bands; of the others they would hide each other
-
-
 def report_chart(
     report: Mapping[str, Any], x: str = "evaluations", measure: str = "accuracy", title: str = ""
 ) -> Figure:
@@ -91,55 +85,12 @@ def report_charts(report: Mapping[str, Any]) -> Figure:
 
 
 def _report_panel(axis: Axes, report: Mapping[str, Any], x: str, measure: str, title: str) -> int:
-    """Draws the curves of `report_chart`; returns the number of families."""
+    """Draw one chart of `report_chart`; returns the number of families."""
     families = report_curves(report, x, measure)
-    order = sorted(families, key=lambda family: (family not in _LOUD, list(families).index(family)))
+    order = sorted(families, key=lambda family: (family not in _EMPHASISED, list(families).index(family)))
     for i, family in enumerate(order):
-        points, loud = families[family], family in _LOUD
-        places, values, low, high = (np.array([p[key] for p in points]) for key in ("x", "value", "low", "high"))
-        color, again = COLORS[i % len(COLORS)], i // len(COLORS)  # a second round of colours has hollow, other marks
-        axis.plot(
-            places,
-            values,
-            label=family,
-            marker="osD^vP*X"[(i + again) % 8],
-            markersize=6 if loud else 4.5,
-            color=color,
-            markerfacecolor="white" if again else color,
-            linewidth=2 if loud else 1.1,
-            linestyle=DASHES[(i + again) % len(DASHES)],
-            zorder=3 if loud else 2,
-        )
-        if loud:
-            axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
-            for point in points:
-                axis.annotate(
-                    f"{point['steps']}",
-                    (point["x"], point["value"]),
-                    (0, 7),
-                    fontsize=8,
-                    color=color,
-                    ha="center",
-                    textcoords="offset points",
-                )
-        else:
-            axis.vlines(places, low, high, color=color, linewidth=0.7, alpha=0.6)
-    first = next(iter(report["methods"].values()))
-    if measure == "distance":
-        best, words = (first.get("distribution") or {}).get("kernel_floor"), "real pictures"
-    else:
-        best, words = report["methods"].get("reconstruction", {}).get(measure), "autoencoder"
-    if best:
-        axis.axhline(best["value"], color="0.4", linestyle=":", linewidth=1)
-        axis.annotate(
-            words,
-            (0.005, best["value"]),
-            (0, 2),
-            fontsize=8,
-            color="0.4",
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-        )
+        _draw_family(axis, i, family, families[family])
+    _draw_best(axis, report, measure)
     axis.set_xscale("log", base=2 if x == "evaluations" else 10)
     if x == "evaluations":
         ticks = sorted({p["x"] for points in families.values() for p in points})
@@ -157,10 +108,56 @@ def _report_panel(axis: Axes, report: Mapping[str, Any], x: str, measure: str, t
     return len(families)
 
 
+def _draw_family(axis: Axes, i: int, family: str, points: Sequence[Mapping[str, float]]) -> None:
+    """The i-th curve with its intervals: a band and numbers of steps, or thin bars."""
+    strong = family in _EMPHASISED
+    places, values, low, high = (np.array([p[key] for p in points]) for key in ("x", "value", "low", "high"))
+    color, again = COLORS[i % len(COLORS)], i // len(COLORS)  # a second round of colours has hollow, other marks
+    axis.plot(
+        places,
+        values,
+        label=family,
+        marker="osD^vP*X"[(i + again) % 8],
+        markersize=6 if strong else 4.5,
+        color=color,
+        markerfacecolor="white" if again else color,
+        linewidth=2 if strong else 1.1,
+        linestyle=DASHES[(i + again) % len(DASHES)],
+        zorder=3 if strong else 2,
+    )
+    if not strong:
+        axis.vlines(places, low, high, color=color, linewidth=0.7, alpha=0.6)
+        return
+    axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+    style = {"fontsize": 8, "color": color, "ha": "center", "textcoords": "offset points"}
+    for point in points:
+        axis.annotate(f"{point['steps']}", (point["x"], point["value"]), (0, 7), **style)
+
+
+def _draw_best(axis: Axes, report: Mapping[str, Any], measure: str) -> None:
+    """A dotted line at the best any method can do, where the report has it."""
+    first = next(iter(report["methods"].values()))
+    if measure == "distance":
+        best, words = (first.get("distribution") or {}).get("kernel_floor"), "real pictures"
+    else:
+        best, words = report["methods"].get("reconstruction", {}).get(measure), "autoencoder"
+    if best:
+        axis.axhline(best["value"], color="0.4", linestyle=":", linewidth=1)
+        style = {"fontsize": 8, "color": "0.4", "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axis.annotate(words, (0.005, best["value"]), (0, 2), **style)
+
+
 def _plain(text: str) -> str:
-    """Text for a figure: a dollar sign would begin mathematics, and a letter that the font lacks would be warned of."""
+    """Text for a figure: a dollar sign would begin mathematics, and matplotlib warns of a letter its font lacks."""
     known = characters(PLAIN_FONT)
     return "".join(letter if ord(letter) in known else "\u25a1" for letter in text).replace("$", r"\$")
+
+
+def _caption(read: str, wanted: str) -> tuple[str, str]:
+    """What was read, with a tick where it is right, and its colour."""
+    right = normalise(read) == normalise(wanted)
+    mark, color = ("\u2713", COLORS[2]) if right else ("\u2717", COLORS[3])
+    return f"{_plain(read) or '(nothing)'} {mark}", color
 
 
 def text_zoom(
@@ -170,34 +167,25 @@ def text_zoom(
     texts: Sequence[Sequence[str]],
     count: int = 6,
 ) -> Figure:
-    """The text of the first pictures enlarged: a row for each line, a column for each method, below each crop what was
-    read, with a tick where it is right.
+    """The text of the first pictures enlarged: a row per line, a column per method, below each crop what was read, with
+    a tick where it is right.
 
     images: (B, H, W, 3) uint8 by method. polygons, texts: of each picture's lines. report: of `evaluate`, whose `read`
     is in the order of the lines; a method that it lacks has no words below. count: rows at most.
     """
-    from anytext_lcm.judging.reading import (
-        normalise,
-        rectify,  # onnxruntime takes a second to import, for this figure alone
-    )
-
     places = [(picture, line) for picture, words in enumerate(texts) for line in range(len(words))][:count]
-    figure, axes = new_figure(0.62 * len(places) + 0.45, len(places), len(images))
-    for column, (name, pictures) in enumerate(images.items()):
-        read = report["methods"].get(name, {}).get("read")
-        for row, (picture, line) in enumerate(places):
-            axis: Axes = axes[row, column]
-            axis.imshow(rectify(pictures[picture], polygons[picture][line]), interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            wanted = texts[picture][line]
-            if read is not None:
-                right = normalise(read[row]) == normalise(wanted)
-                mark = "\u2713" if right else "\u2717"
-                words = f"{_plain(read[row]) or '(nothing)'} {mark}"
-                axis.set_xlabel(words, fontsize=8, color=COLORS[2] if right else COLORS[3], labelpad=2)
-            if row == 0:
-                axis.set_title(name, fontsize=8)
-            if column == 0:
-                axis.set_ylabel(_plain(wanted), fontsize=8, rotation=0, ha="right", va="center")
+    wanted = [texts[picture][line] for picture, line in places]
+    read = {name: report["methods"].get(name, {}).get("read") for name in images}
+    figure = picture_grid(
+        [[rectify(drawn[picture], polygons[picture][line]) for drawn in images.values()] for picture, line in places],
+        [_plain(text) for text in wanted],
+        list(images),
+        size=0.62,
+        captions=[
+            [("", "black") if read[name] is None else _caption(read[name][row], text) for name in images]
+            for row, text in enumerate(wanted)
+        ],
+    )
+    for axis in figure.axes:
+        axis.set_ylabel(axis.get_ylabel(), fontsize=8, rotation=0, ha="right", va="center")
     return figure

@@ -1,8 +1,4 @@
-"""
-Colours obeyed: the background's and the text's.
-"""
-
-from __future__ import annotations
+"""Are colours obeyed: the background's and the text's?"""
 
 from collections.abc import Mapping, Sequence
 
@@ -29,7 +25,7 @@ def nearest_colour(rgb: Sequence[float], palette: Palette = COLORS) -> str:
 
 
 def text_mask(polygons: Sequence[np.ndarray], size: tuple[int, int], grow: int = 3) -> np.ndarray:
-    """Where the lines are, `grow` pixels more on each side: bool of size (H, W)."""
+    """Mask of the lines, `grow` pixels more on each side: bool of size (H, W)."""
     mask = np.zeros(size, dtype=np.uint8)
     for polygon in polygons:
         cv2.fillPoly(mask, [np.asarray(polygon, dtype=np.int32).reshape(-1, 1, 2)], 1)
@@ -37,7 +33,7 @@ def text_mask(polygons: Sequence[np.ndarray], size: tuple[int, int], grow: int =
 
 
 def background_colour(image: np.ndarray, exclude: np.ndarray | None = None) -> np.ndarray:
-    """Median colour (3,) of a picture (H, W, 3) uint8 outside `exclude` (H, W), the text and objects."""
+    """Median colour (3,) of a picture (H, W, 3) uint8 outside the mask `exclude` (H, W). Raises ValueError."""
     keep = np.ones(image.shape[:2], dtype=bool) if exclude is None else ~np.asarray(exclude, dtype=bool)
     if not keep.any():
         raise ValueError("The mask of text and objects leaves no background to look at.")
@@ -47,7 +43,7 @@ def background_colour(image: np.ndarray, exclude: np.ndarray | None = None) -> n
 def background_obeyed(
     image: np.ndarray, name: str, exclude: np.ndarray | None = None, palette: Palette = COLORS
 ) -> bool:
-    """Whether the background is nearer to the named colour than to the palette's others."""
+    """Whether the background is nearer to the named colour than to the palette's others. Raises ValueError."""
     if name not in palette:
         raise ValueError(f"No colour is called {name!r}; there are {', '.join(palette)}.")
     return nearest_colour(background_colour(image, exclude), palette) == name
@@ -78,7 +74,7 @@ def stroke_colour(image: np.ndarray, polygon: np.ndarray) -> np.ndarray:
 def text_colour_obeyed(
     image: np.ndarray, polygon: np.ndarray, colour: str | Sequence[float], palette: Palette = COLORS
 ) -> bool:
-    """Whether the letters' nearest named colour is the one asked for, given by name or as RGB 0..255."""
+    """Whether the letters' nearest named colour is the wanted one, a name or RGB 0..255. Raises ValueError."""
     if isinstance(colour, str) and colour not in palette:
         raise ValueError(f"No colour is called {colour!r}; there are {', '.join(palette)}.")
     wanted = colour if isinstance(colour, str) else nearest_colour(colour, palette)

@@ -1,8 +1,4 @@
-"""
-Confidence intervals by the bootstrap over prompts.
-"""
-
-from __future__ import annotations
+"""Confidence intervals by the bootstrap over prompts: the lines of one picture stand or fall together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +10,7 @@ from anytext_lcm.judging.reading import LineScores
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the ends of its 95 % interval; n counts what was resampled."""
+    """An estimate with the ends of its 95 % interval; n is the number of groups that were resampled."""
 
     value: float
     low: float
@@ -51,8 +47,8 @@ def bootstrap_mean(values, groups, draws: int = 10_000, seed: int = 0) -> Interv
 def paired_bootstrap(student, teacher, groups, draws: int = 10_000, seed: int = 0) -> Interval:
     """Retention: mean of the student over mean of the teacher on the same lines, with its interval.
 
-    student, teacher: (N,) values of the same N lines; groups: (N,) prompts. Both are resampled together, so
-    that what is hard for both does not widen the interval. Raises ValueError when the teacher scores nothing.
+    student, teacher: (N,) values of the same N lines; groups: (N,) prompts. Both are resampled together, so that what
+    is hard for both does not widen the interval. Raises ValueError when the teacher scores nothing.
     """
     sums = _group_sums(np.asarray(groups), np.asarray(student), np.asarray(teacher))
     total = sums.sum(axis=0)

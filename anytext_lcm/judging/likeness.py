@@ -1,18 +1,18 @@
-"""
-How near drawn pictures are to real ones: kernel distance, diversity, sharpness, same-noise distance.
-"""
-
-from __future__ import annotations
+"""How near drawn pictures are to real ones: kernel distance, diversity, sharpness, same-noise distance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import onnx
 
 from anytext_lcm.judging.intervals import Interval
 from anytext_lcm.judging.reading import as_uint8, model_file, onnx_session
+
+if TYPE_CHECKING:
+    import onnx
 
 _FEATURE_SIZE = 256
 
@@ -21,6 +21,8 @@ class DetectorFeatures:
     """Mean and deviation over space of an inner layer of PP-OCR's text detector: the last at stride 16."""
 
     def __init__(self, threads: int | None = None, batch_size: int = 16):
+        import onnx
+
         model = onnx.load(str(model_file("det")))
         layer = self._end_of_stride_16(model.graph)
         del model.graph.output[:]  # without its head the rest of the network is not run
@@ -30,8 +32,8 @@ class DetectorFeatures:
         self.batch_size = batch_size
 
     @staticmethod
-    def _end_of_stride_16(graph: onnx.GraphProto) -> str:
-        """What the fifth stride-2 convolution takes in has been halved four times."""
+    def _end_of_stride_16(graph: "onnx.GraphProto") -> str:
+        """Name of the input of the fifth stride-2 convolution, which has been halved four times."""
         halving = [
             node.input[0]
             for node in graph.node
@@ -66,10 +68,10 @@ def kernel_distance(
 ) -> Interval:
     """Squared maximum mean discrepancy with kernel (x.y / D + 1)^3: the KID of arXiv:1801.01401.
 
-    a, b: features (N, D), (M, D). Unbiased: 0 on average for equal distributions, hence at times below 0.
-    The interval resamples pictures; one drawn twice is not compared with itself, which would bias it upward.
-    groups (N,): pictures of a that belong together, as of one prompt from several noises; they are not compared with
-    each other either, and are resampled together. Each picture is its own group when not given.
+    a, b: features (N, D), (M, D). Unbiased: 0 on average for equal distributions, hence at times below 0. The interval
+    resamples pictures; one drawn twice is not compared with itself, which would bias it upward. groups (N,): pictures
+    of a that belong together, as of one prompt from several noises; they are not compared with each other, and are
+    resampled together. By default each picture is its own group. Raises ValueError for other shapes.
     """
     _check_features(a, b)
     _, group_of = np.unique(np.arange(len(a)) if groups is None else np.asarray(groups), return_inverse=True)
@@ -107,36 +109,48 @@ class DistributionDistance:
     n: int
 
 
-def distribution_distance(
-    drawn: np.ndarray, real: np.ndarray, seed: int = 0, groups: np.ndarray | None = None
-) -> DistributionDistance:
-    """Distances of features drawn (N, D) from one half of real (M, D), beside those of the other half.
+class RealFeatures:
+    """Features (M, D) of real pictures in two halves: one to compare with, the other for the floor.
 
-    The latter are the floor: what two sets of real pictures are apart by chance. The three sets are cut to
-    one size, so that their intervals are alike, and scaled by the deviations of the reference, so
-    that no channel dominates. The real pictures must not be those whose prompts were drawn: shared texts and
-    layouts would bring the distances below the floor. groups (N,): of drawn pictures, as in `kernel_distance`.
-    Raises ValueError for fewer than 2 drawn or 4 real pictures.
+    The floor is what two sets of real pictures are apart by chance. They must not be the pictures whose prompts were
+    drawn: shared texts and layouts would bring the distances below the floor. Features are scaled by the deviations of
+    the first half, so that no channel dominates. Raises ValueError for M below 4.
     """
-    n = min(len(drawn), len(real) // 2)
-    if n < 2:
-        raise ValueError(f"{len(drawn)} drawn and {len(real)} real pictures: give at least 2 and 4.")
-    reference, floor = real[:n], real[n : 2 * n]
-    centre, scale = reference.mean(axis=0), reference.std(axis=0) + 1e-6
-    reference, floor, drawn = ((x - centre) / scale for x in (reference, floor, drawn[:n]))
-    return DistributionDistance(
-        kernel=kernel_distance(drawn, reference, seed=seed, groups=None if groups is None else groups[:n]),
-        kernel_floor=kernel_distance(floor, reference, seed=seed),
-        n=n,
-    )
+
+    def __init__(self, features: np.ndarray, seed: int = 0):
+        self.n, self.seed = len(features) // 2, seed
+        if self.n < 2:
+            raise ValueError(f"{len(features)} real pictures: give at least 4.")
+        self.deviation = features.std(axis=0)  # of all
+        reference = features[: self.n]
+        self.centre, self.scale = reference.mean(axis=0), reference.std(axis=0) + 1e-6
+        self.reference = self._scaled(reference)
+        self._rest = self._scaled(features[self.n : 2 * self.n])
+
+    def _scaled(self, features: np.ndarray) -> np.ndarray:
+        return (features - self.centre) / self.scale
+
+    @cached_property
+    def floor(self) -> Interval:
+        return kernel_distance(self._rest, self.reference, seed=self.seed)
+
+    def distance(self, drawn: np.ndarray, groups: np.ndarray | None = None) -> DistributionDistance:
+        """Distance of features drawn (N, D) from the first half, beside the floor.
+
+        groups (N,): as in `kernel_distance`. Sets of another size have intervals of another width, so N must be M // 2.
+        Raises ValueError for another N.
+        """
+        if len(drawn) != self.n:
+            raise ValueError(f"{len(drawn)} drawn pictures for {self.n} real ones: give equally many.")
+        kernel = kernel_distance(self._scaled(drawn), self.reference, seed=self.seed, groups=groups)
+        return DistributionDistance(kernel, self.floor, self.n)
 
 
 def diversity(features: np.ndarray, repeats: int, scale: np.ndarray | float = 1.0) -> np.ndarray:
-    """How far pictures of one prompt from different noise are apart: (prompts,), mean distance of pairs, as root mean
-    square over channels.
+    """Mean distance between pictures of one prompt from different noise: (prompts,), root mean square over channels.
 
-    features (repeats * prompts, D), one noise after the other. scale (D,): what a channel is measured in, the same for
-    methods to be compared; the deviations over real pictures suit. Raises ValueError for one repeat.
+    features (repeats * prompts, D), one noise after the other. scale (D,): the unit of each channel, the same for all
+    compared methods; the deviations over real pictures suit. Raises ValueError for one repeat.
     """
     if repeats < 2 or len(features) % repeats:
         raise ValueError(f"{len(features)} pictures are not {repeats} for each prompt, and 2 are needed.")
@@ -158,7 +172,7 @@ def _luma(image: np.ndarray) -> np.ndarray:
 def sharpness(images, masks: Sequence[np.ndarray] | None = None) -> np.ndarray:
     """Variance of the Laplacian of luma (0..255), (B,); inside the masks (H, W) only, when given.
 
-    Blur lowers it; so noise raises it: read it against that of real pictures, not alone.
+    Blur lowers it and noise raises it: compare it with that of real pictures.
     """
     return _over_pixels(images, masks, lambda luma: cv2.Laplacian(luma, cv2.CV_64F), np.var)
 
@@ -178,7 +192,7 @@ def _over_pixels(images, masks, transform, reduce) -> np.ndarray:
 
 
 def same_noise_distance(student, teacher) -> tuple[np.ndarray, np.ndarray]:
-    """How far pictures drawn from one noise are apart: RMSE (B,) in levels of 0..255, PSNR (B,) in dB.
+    """Distance of pictures drawn from the same noise: RMSE (B,) in levels of 0..255, PSNR (B,) in dB.
 
     PSNR is infinite for equal pictures. Raises ValueError when the sets differ in number or size.
     """

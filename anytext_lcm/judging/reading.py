@@ -1,15 +1,8 @@
-"""Judging pictures: is the text readable, are they spread like real ones, sharp, and in the asked colours?
+"""Is the text readable? Lines are cut out, read by PP-OCRv6 and compared with what they should say.
 
-The text is read by PP-OCRv6 and the spread is measured in an inner layer of its text detector; both networks
-are files inside the rapidocr wheel, run here with onnxruntime, so nothing is downloaded. Neither takes part
+The network is a file inside the rapidocr wheel, run here with onnxruntime, so nothing is downloaded. It takes no part
 in drawing, where AnyText2 has a recogniser of its own (PP-OCRv3).
-
-Intervals resample whole prompts, because the lines of one picture stand or fall together.
-
-May import: numpy, cv2, onnx, onnxruntime, rapidfuzz, anytext_lcm.data.
 """
-
-from __future__ import annotations
 
 import importlib.util
 import os
@@ -18,18 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import onnxruntime
 from rapidfuzz.distance import Levenshtein
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 READ_HEIGHT = 48  # pixels: the height PP-OCR's recogniser is trained at
-
-
 _READ_WIDTH = 320  # and the width it pads shorter lines to
-
-
 _TURNED = 1.5  # a line this much higher than wide is read lying
 
 
@@ -61,6 +53,7 @@ def _model_folder() -> Path:
 
 
 def model_file(kind: str) -> Path:
+    """PP-OCR's "det" or "rec" network in the rapidocr wheel. Raises FileNotFoundError."""
     found = sorted(_model_folder().glob(f"PP-OCR*_{kind}_*.onnx"))
     if not found:
         raise FileNotFoundError(
@@ -69,7 +62,10 @@ def model_file(kind: str) -> Path:
     return found[0]
 
 
-def onnx_session(model: str | bytes, threads: int | None) -> onnxruntime.InferenceSession:
+def onnx_session(model: str | bytes, threads: int | None) -> "onnxruntime.InferenceSession":
+    """A session on the CPU. threads: None for up to four."""
+    import onnxruntime  # takes a second, which charts and tables do without
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or min(4, os.cpu_count() or 1)
@@ -79,8 +75,8 @@ def onnx_session(model: str | bytes, threads: int | None) -> onnxruntime.Inferen
 def line_quad(polygon: np.ndarray) -> np.ndarray:
     """The four corners (4, 2) float32 of a text line, clockwise from the start of the text.
 
-    Four points are taken to start where the text starts; another polygon is replaced by the smallest
-    rectangle around it, read along the edge nearest to left-to-right. Raises ValueError for under 3 points.
+    Four points start where the text starts; another polygon is replaced by the smallest rectangle around it, read along
+    the edge nearest to left-to-right. Raises ValueError for under 3 points.
     """
     points = np.asarray(polygon, dtype=np.float32)
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
@@ -125,7 +121,10 @@ def rectify(image: np.ndarray, polygon: np.ndarray, height: int = READ_HEIGHT, m
 
 
 class LineReader:
-    """PP-OCR's recogniser on upright crops; what it reads does not depend on what else is in the batch."""
+    """PP-OCR's recogniser on upright crops.
+
+    Kept beside rapidocr's own pipeline, which pads lines by their batch, so that a reading depends on its neighbours.
+    """
 
     def __init__(self, threads: int | None = None, batch_size: int = 32):
         self.session = onnx_session(str(model_file("rec")), threads)
@@ -135,7 +134,7 @@ class LineReader:
         self.batch_size = batch_size
 
     def read_crops(self, crops: Sequence[np.ndarray]) -> list[str]:
-        """Upright crops (READ_HEIGHT, w, 3) uint8 RGB to their texts."""
+        """Read upright crops (READ_HEIGHT, w, 3) uint8 RGB. Raises ValueError for another height."""
         by_width: dict[int, list[int]] = {}
         for index, crop in enumerate(crops):
             if crop.shape[0] != READ_HEIGHT:
@@ -156,9 +155,10 @@ class LineReader:
         return texts
 
     def read(self, images, polygons: Sequence[Sequence[np.ndarray]]) -> list[list[str]]:
-        """The text found in each polygon of each picture (pictures: as for `as_uint8`).
+        """Read the text in each polygon of each picture (pictures: as for `as_uint8`).
 
-        Give the polygons the text was asked for in: a generator may place it anywhere inside.
+        Give the polygons of the prompt: a generator may place the text anywhere inside. Raises ValueError when there is
+        not one list of polygons per picture.
         """
         images = as_uint8(images)
         if len(images) != len(polygons):
@@ -182,7 +182,7 @@ def ned(wanted: str, read: str) -> float:
 
 @dataclass(frozen=True)
 class LineScores:
-    """One entry a line. `correct` and `ned` look at letters and digits and ignore case; `exact` at all."""
+    """One entry per line. `correct` and `ned` compare letters and digits and ignore case; `exact` compares all."""
 
     wanted: tuple[str, ...]
     read: tuple[str, ...]
@@ -205,10 +205,10 @@ def score_lines(
     texts: Sequence[Sequence[str]],
     groups: Sequence[int] | None = None,
 ) -> LineScores:
-    """Reads every line of every picture and compares it with what it should say.
+    """Read every line of every picture and compare it with what it should say.
 
-    groups: which prompt each picture was drawn for; each picture its own when not given.
-    Raises ValueError when a picture has not one text for each polygon, or when there is no line at all.
+    groups: the prompt of each picture; by default each picture has its own. Raises ValueError when a picture has not
+    one text per polygon, or when there is no line at all.
     """
     groups = list(range(len(texts))) if groups is None else list(groups)
     if not len(polygons) == len(texts) == len(groups):

@@ -1,72 +1,103 @@
-"""A report of `evaluate` as Markdown tables, those of the README: `python -m anytext_lcm.tables REPORT`.
+"""The tables of an evaluation's report: for the terminal, and in Markdown as the README has them."""
 
-Numbers come from the report alone, so no picture is drawn for it. Imports nothing of the package.
-"""
-
-import argparse
-import json
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anytext_lcm.figures.text_table import text_table
+
 HEIGHT_LINES = 10  # a range of heights with fewer lines says nothing and has no column
-
-
-# What the student of the embedded network was to reach: (method, lowest end of its retention's interval).
+# Targets for the student of the embedded network: (method, lowest end of its retention's interval) ...
 RETENTION_TARGETS = (("student-4", 0.97), ("student-8", 0.99), ("student-16", 0.99))
+SPEED_TARGETS = (
+    ("denoise", 20.0),
+    ("end_to_end", 11.0),
+)  # ... and how many times as fast student-4 is as the reference
 
 
-SPEED_TARGETS = (("denoise", 20.0), ("end_to_end", 11.0))  # student-4 over the reference
+def _interval(values: Mapping[str, float] | None, digits: int = 3, none: str = "–") -> str:
+    return none if values is None else f"{values['value']:.{digits}f} [{values['low']:.2f}, {values['high']:.2f}]"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table: the first column to the left, the others to the right."""
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] + ["---:"] * (len(head) - 1), *rows)]
-
-
-def _interval(values: Mapping[str, float] | None, digits: int = 3) -> str:
-    if values is None:
-        return "–"
-    return f"{values['value']:.{digits}f} [{values['low']:.2f}, {values['high']:.2f}]"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _number(value: float | None, form: str, none: str = "–") -> str:
+    return none if value is None else format(value, form)
 
 
 def _names(report: Mapping[str, Any]) -> dict[str, str]:
-    """Method -> how it stands in a table; the reference and its four-step student in bold."""
-    loud = (report["reference"], "student-4")
-    return {name: f"**{name}**" if name in loud else name for name in report["methods"]}
+    """Method -> its name in a table; the reference and its four-step student in bold."""
+    bold = (report["reference"], "student-4")
+    return {name: f"**{name}**" if name in bold else name for name in report["methods"]}
 
 
 def times_of(report: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Keys of the times and of the speed-ups that this hardware is judged by, and their unit."""
+    """Keys of the times and of the speed-ups that count on this hardware, and their unit."""
     if report["hardware"]["device"] == "cpu":
         return "core_seconds_a_picture", "speedup_cores", "core s"
     return "seconds_a_picture", "speedup_wall", "s"
 
 
-def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = (), columns: Sequence[str] = ()) -> list[str]:
+# -- for the terminal -----------------------------------------------------------------------------------
+
+
+def plain_table(report: Mapping[str, Any]) -> str:
+    """The report as one table with its legend."""
+    times, speed, unit = times_of(report)
+    several = report["panel"].get("sampling_seeds", 1) > 1
+    head = ["method", "evals", "s", "faster", "lines right", "retention", "NED", "kernel", "RMSE", "sharp"]
+    head += ["background", "text colour", *(["diversity"] if several else [])]
+    rows = []
+    for name, row in report["methods"].items():
+        colour = row.get("text_colour_obeyed")
+        cells = [
+            name,
+            str(row["evaluations"] or "-"),
+            _number(row[times].get("denoise"), ".3f", "-"),
+            _number(row.get(speed, {}).get("denoise"), ".1f", "-"),
+            _interval(row["accuracy"], none="-"),
+            _interval(row.get("retention"), none="-"),
+            f"{row['ned']['value']:.3f}",
+            _number(row["distribution"] and row["distribution"]["kernel"]["value"], ".3f", "-"),
+            _number(row.get("same_noise", {}).get("rmse"), ".1f", "-"),
+            f"{row['sharpness']['gradient_energy_to_real']:.2f}",
+            f"{row['background_obeyed']['value']:.2f}",
+            _number(colour and colour["value"], ".2f", "-"),
+            *([f"{row['diversity']['value']:.2f}"] if several else []),
+        ]
+        rows.append(cells)
+    panel, distribution = report["panel"], next(iter(report["methods"].values()))["distribution"]
+    floor = _number(distribution and distribution["kernel_floor"]["value"], ".3f", "-")
+    seconds = "seconds of one core" if unit == "core s" else "seconds"
+    words = [
+        f"{panel['prompts']} prompts, {panel['lines']} lines, 95 % intervals over prompts; the same noise for all; "
+        f"s: {seconds} a picture without decoding;",
+        f"retention, faster and RMSE (levels of 255) against {report['reference']}; kernel distance to unseen real "
+        f"pictures, which are {floor} apart themselves;",
+        "sharp: gradient energy at the text over that of the real pictures.",
+    ]
+    if several:
+        words.append(
+            f"{panel['sampling_seeds']} sampling seeds a prompt; diversity: distance of a prompt's pictures from "
+            "different noise, in deviations of real pictures."
+        )
+    return "\n".join([text_table(head, rows, align="lr"), *words])
+
+
+# -- in Markdown ----------------------------------------------------------------------------------------
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return text_table(head, rows, markdown=True, align="lr")
+
+
+def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = (), columns: Sequence[str] = ()) -> str:
     """The first table: what a picture takes, how its text reads, how far the pictures are from real ones.
 
     methods: which of the report's; columns: which of the table's, by their headings; all of them by default.
     """
     times, speed, unit = times_of(report)
     prepare = report["prepare_seconds_a_picture"]["cores" if times.startswith("core") else "wall"]
-    head = [
-        "method",
-        "evaluations",
-        f"denoising, {unit}",
-        f"whole picture, {unit}",
-        "faster, denoising / whole",
-        "lines right",
-        "NED",
-        "retention",
-        "distance to real",
-    ]
+    head = ["method", "evaluations", f"denoising, {unit}", f"whole picture, {unit}", "faster, denoising / whole"]
+    head += ["lines right", "NED", "retention", "distance to real"]
     rows = []
     for name, shown in _names(report).items():
         if methods and name not in methods:
@@ -74,21 +105,20 @@ def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = (), col
         row = report["methods"][name]
         parts, faster = row[times], row.get(speed)
         whole = prepare + sum(parts.values()) if "denoise" in parts else None
-        rows.append(
-            [
-                shown,
-                str(row["evaluations"] or "–"),
-                _number(parts.get("denoise"), ".3f"),
-                _number(whole, ".3f"),
-                "–" if faster is None else f"{faster['denoise']:.1f} / {faster['end_to_end']:.1f}",
-                _interval(row["accuracy"]),
-                f"{row['ned']['value']:.3f}",
-                _interval(row.get("retention")),
-                _interval(row["distribution"] and row["distribution"]["kernel"], 2),
-            ]
-        )
+        cells = [
+            shown,
+            str(row["evaluations"] or "–"),
+            _number(parts.get("denoise"), ".3f"),
+            _number(whole, ".3f"),
+            "–" if faster is None else f"{faster['denoise']:.1f} / {faster['end_to_end']:.1f}",
+            _interval(row["accuracy"]),
+            f"{row['ned']['value']:.3f}",
+            _interval(row.get("retention")),
+            _interval(row["distribution"] and row["distribution"]["kernel"], 2),
+        ]
+        rows.append(cells)
     kept = [place for place, name in enumerate(head) if not columns or name in columns]
-    return table([head[i] for i in kept], ([row[i] for i in kept] for row in rows))
+    return _markdown([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def line_count(bucket: Mapping[str, Any]) -> int:
@@ -96,7 +126,7 @@ def line_count(bucket: Mapping[str, Any]) -> int:
     return bucket.get("lines", bucket["n"])
 
 
-def by_height(report: Mapping[str, Any]) -> list[str]:
+def by_height(report: Mapping[str, Any]) -> str:
     """Lines right by the height of their box in pixels; ranges of few lines are left out. Empty when none is left."""
 
     def words(bucket: Mapping[str, Any]) -> str:
@@ -107,88 +137,78 @@ def by_height(report: Mapping[str, Any]) -> list[str]:
     first = next(iter(report["methods"].values()))["by_height"]
     kept = [bucket["from"] for bucket in first if line_count(bucket) >= HEIGHT_LINES]
     if not kept:
-        return []
+        return ""
     rows = [
         [shown, *(_interval(b) for b in report["methods"][name]["by_height"] if b["from"] in kept)]
         for name, shown in _names(report).items()
     ]
-    return table(["method", *(words(b) for b in first if b["from"] in kept)], rows)
+    return _markdown(["method", *(words(b) for b in first if b["from"] in kept)], rows)
 
 
-def by_kind(report: Mapping[str, Any]) -> list[str]:
-    """Lines right by what they say; empty for a report of an earlier version, which did not ask."""
+def by_kind(report: Mapping[str, Any]) -> str:
+    """Lines right by what they say; empty for a report of an earlier version, which lacks it."""
     kinds = next(iter(report["methods"].values())).get("by_kind", ())
     if not kinds:
-        return []
+        return ""
     rows = [[shown, *map(_interval, report["methods"][name]["by_kind"])] for name, shown in _names(report).items()]
-    return table(["method", *(f"{found['kind']} ({found['lines']} lines)" for found in kinds)], rows)
+    return _markdown(["method", *(f"{found['kind']} ({found['lines']} lines)" for found in kinds)], rows)
 
 
-def likeness(report: Mapping[str, Any]) -> list[str]:
-    """What reading does not see: sharpness, distance from the same noise, diversity, colours."""
+def likeness(report: Mapping[str, Any]) -> str:
+    """What reading does not see: sharpness, distance from the same noise, colours, diversity."""
     several = report["panel"].get("sampling_seeds", 1) > 1
-    head = [
-        "method",
-        "sharpness",
-        "same-noise distance",
-        "background obeyed",
-        "text colour obeyed",
-        *(["diversity"] if several else []),
-    ]
+    head = ["method", "sharpness", "same-noise distance", "background obeyed", "text colour obeyed"]
     rows = []
     for name, shown in _names(report).items():
         row = report["methods"][name]
         colour = row.get("text_colour_obeyed")
-        rows.append(
-            [
-                shown,
-                f"{row['sharpness']['gradient_energy_to_real']:.2f}",
-                _number(row.get("same_noise", {}).get("rmse"), ".0f"),
-                f"{row['background_obeyed']['value']:.2f}",
-                _number(colour and colour["value"], ".2f"),
-                *([f"{row['diversity']['value']:.2f}"] if several else []),
-            ]
-        )
-    return table(head, rows)
+        cells = [
+            shown,
+            f"{row['sharpness']['gradient_energy_to_real']:.2f}",
+            _number(row.get("same_noise", {}).get("rmse"), ".0f"),
+            f"{row['background_obeyed']['value']:.2f}",
+            _number(colour and colour["value"], ".2f"),
+        ]
+        rows.append(cells + ([f"{row['diversity']['value']:.2f}"] if several else []))
+    return _markdown(head + (["diversity"] if several else []), rows)
 
 
-def equal_evaluations(report: Mapping[str, Any]) -> list[str]:
-    """The student against everything that needs no training and asks the UNet as often; empty without such a pair."""
+def equal_evaluations(report: Mapping[str, Any]) -> str:
+    """The student against everything that needs no training at as many evaluations; empty without such a pair."""
     rows = []
     for pair in report.get("equal_evaluations", ()):
         difference, distances = pair["accuracy_difference"], pair["kernel"]
         reads = "more" if difference["low"] > 0 else "fewer" if difference["high"] < 0 else "not told apart"
         nearer = "–" if None in distances else "nearer" if distances[0] < distances[1] else "farther"
-        rows.append(
-            [
-                pair["student"],
-                pair["rival"],
-                str(pair["evaluations"]),
-                "{value:+.3f} [{low:+.2f}, {high:+.2f}]".format(**difference),
-                reads,
-                " to ".join(_number(d, ".2f") for d in distances),
-                nearer,
-            ]
-        )
+        cells = [
+            pair["student"],
+            pair["rival"],
+            str(pair["evaluations"]),
+            "{value:+.3f} [{low:+.2f}, {high:+.2f}]".format(**difference),
+            reads,
+            " to ".join(_number(d, ".2f") for d in distances),
+            nearer,
+        ]
+        rows.append(cells)
     head = ["student", "rival", "evaluations", "lines right, student less rival", "reads", "distance to real", "is"]
-    return table(head, rows) if rows else []
+    return _markdown(head, rows) if rows else ""
 
 
-def targets(report: Mapping[str, Any]) -> list[str]:
-    """What was to be reached, and whether it was, a sentence each; only of methods in the report."""
+def targets(report: Mapping[str, Any]) -> str:
+    """The targets and whether they were reached, a list of sentences; only of methods in the report."""
     lines, methods = [], report["methods"]
 
-    def say(what: str, value: float, form: str, target: float) -> None:
-        lines.append(f"- {what}: {value:{form}} (target {target:g}): {'met' if value >= target else '**not met**'}.")
+    def line(what: str, value: float, form: str, target: float) -> str:
+        return f"- {what}: {value:{form}} (target {target:g}): {'met' if value >= target else '**not met**'}."
 
     for name, target in RETENTION_TARGETS:
         if found := methods.get(name, {}).get("retention"):
-            say(f"Retention of {name}, lower end of its interval", found["low"], ".3f", target)
+            lines.append(line(f"Retention of {name}, lower end of its interval", found["low"], ".3f", target))
     _, speed, _ = times_of(report)
     for phase, target in SPEED_TARGETS:
         if found := methods.get("student-4", {}).get(speed):
             words = "denoising" if phase == "denoise" else "end to end"
-            say(f"student-4 faster than {report['reference']}, {words}", found[phase], ".1f", target)
+            lines.append(line(f"student-4 faster than {report['reference']}, {words}", found[phase], ".1f", target))
     if pairs := [p for p in report.get("equal_evaluations", ()) if re.fullmatch(r"student-\d+", p["student"])]:
         reads = sum(p["accuracy_difference"]["low"] > 0 for p in pairs)
         near = sum(None not in p["kernel"] and p["kernel"][0] < p["kernel"][1] for p in pairs)
@@ -197,22 +217,22 @@ def targets(report: Mapping[str, Any]) -> list[str]:
             f"- Of {len(pairs)} rivals at equal evaluations the student reads more than {reads}, beyond the interval, "
             f"and is nearer to real pictures than {near} (target: all): {verdict}."
         )
-    return lines
+    return "\n".join(lines)
 
 
 def legend(report: Mapping[str, Any]) -> str:
-    """Under which conditions the numbers were measured, in a few sentences."""
+    """The conditions of the measurement, in a few sentences."""
     panel, hardware, settings = report["panel"], report["hardware"], report["settings"]
-    seeds = panel.get("sampling_seeds", 1)
-    distribution = next(iter(report["methods"].values()))["distribution"]
-    floor = (
-        ""
-        if distribution is None
-        else (
-            f" Distance to real is the kernel distance to unseen real pictures; two sets of those are "
+    seeds, floor, diversity = panel.get("sampling_seeds", 1), "", ""
+    if distribution := next(iter(report["methods"].values()))["distribution"]:
+        floor = (
+            " Distance to real is the kernel distance to unseen real pictures; two sets of those are "
             f"{distribution['kernel_floor']['value']:.3f} apart."
         )
-    )
+    if seeds > 1:
+        diversity = (
+            " Diversity is the distance of a prompt's pictures from different noise, in deviations of real pictures."
+        )
     cores = hardware.get("cores")
     device = hardware.get("gpu") or f"{hardware.get('cpu') or 'CPU'}, {cores} core{'s' * (cores != 1)}"
     date = f", {settings['date']}" if settings.get("date") else ""
@@ -224,13 +244,8 @@ def legend(report: Mapping[str, Any]) -> str:
         f"{panel['seed']}; 95 % bootstrap intervals over prompts{by_height_too}; the same noise for every method; "
         f"guidance {settings['guidance_scale']:g}, batch {settings['batch_size']}; {device}; torch "
         f"{report['versions']['torch']}{date}. Retention and speed are relative to {report['reference']}.{floor} "
-        "Sharpness is gradient energy at the text over that of real pictures, the same-noise distance is in levels of "
-        "255."
-        + (
-            " Diversity is the distance of a prompt's pictures from different noise, in deviations of real pictures."
-            if seeds > 1
-            else ""
-        )
+        f"Sharpness is gradient energy at the text over that of real pictures, the same-noise distance is in levels of "
+        f"255.{diversity}"
     )
 
 
@@ -244,28 +259,5 @@ def markdown(report: Mapping[str, Any]) -> str:
         "What reading does not see": likeness(report),
         "Targets": targets(report),
     }
-    blocks = [legend(report)]
-    blocks += [f"### {title}\n\n" + "\n".join(lines) for title, lines in parts.items() if lines]
-    return "\n\n".join(blocks) + "\n"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the tables of a report. Exit code 0, or 2 with one sentence on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m anytext_lcm.tables", description="Prints the Markdown tables of an evaluation once more."
-    )
-    parser.add_argument("report", help="report.json of python -m anytext_lcm.evaluate")
-    path = parser.parse_args(arguments).report
-    try:
-        print(markdown(json.loads(Path(path).read_text(encoding="utf-8"))), end="")
-    except (OSError, ValueError) as error:
-        print(f"error: The report {path} cannot be read ({error}).", file=sys.stderr)
-        return 2
-    except (KeyError, TypeError, AttributeError) as error:
-        print(f"error: {path} has another form than `evaluate` writes ({error!r}).", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    blocks = [f"### {title}\n\n{table}" for title, table in parts.items() if table]
+    return "\n\n".join([legend(report), *blocks]) + "\n"

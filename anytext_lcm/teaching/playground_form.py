@@ -11,6 +11,7 @@ import ipywidgets
 from anytext_lcm.data.mock import COLORS
 from anytext_lcm.drawing import play
 from anytext_lcm.drawing.methods import Method, student_method, teacher_method
+from anytext_lcm.drawing.png import png_bytes, read_upload
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.networks import Defaults
 from anytext_lcm.teaching.explorers import WIDE, choice, slider
@@ -27,28 +28,28 @@ ZOOM = 3  # screen pixels of a pixel, at 128 px
 class LineRow(ipywidgets.VBox):
     """One line of text: what it says, its box by two sliders with two handles each, angle and colour."""
 
-    def __init__(self, wish: play.Wish, size: tuple[int, int], number: int):
+    def __init__(self, box: play.LineBox, size: tuple[int, int], number: int):
         height, width = size
 
         def span(low: int, high: int, end: int, label: str) -> ipywidgets.IntRangeSlider:
             return ipywidgets.IntRangeSlider(value=(low, high), min=0, max=end, description=label, **WIDE)
 
-        self.text = ipywidgets.Text(value=wish.text, description=f"line {number}", placeholder="empty", **WIDE)
-        self.across = span(wish.left, wish.right, width, "left to right")
-        self.down = span(wish.top, wish.bottom, height, "top to bottom")
-        self.angle = ipywidgets.IntSlider(value=round(wish.angle), min=-90, max=90, description="angle", **WIDE)
+        self.text = ipywidgets.Text(value=box.text, description=f"line {number}", placeholder="empty", **WIDE)
+        self.across = span(box.left, box.right, width, "left to right")
+        self.down = span(box.top, box.bottom, height, "top to bottom")
+        self.angle = ipywidgets.IntSlider(value=round(box.angle), min=-90, max=90, description="angle", **WIDE)
         self.color = ipywidgets.Dropdown(
             options=[play.ANY, *COLORS],
-            value=wish.color,
+            value=box.color,
             description="colour",
             **WIDE,
             tooltip="told as numbers; the embedded network follows the caption alone: yellow text on a blue wall",
         )
         super().__init__([self.text, self.across, self.down, self.angle, self.color])
 
-    def wish(self) -> play.Wish:
+    def box(self) -> play.LineBox:
         (left, right), (top, bottom) = self.across.value, self.down.value
-        return play.Wish(self.text.value, left, top, right, bottom, self.angle.value, self.color.value)
+        return play.LineBox(self.text.value, left, top, right, bottom, self.angle.value, self.color.value)
 
 
 class Playground(ipywidgets.VBox):
@@ -70,8 +71,8 @@ class Playground(ipywidgets.VBox):
         self.model, self.reader = model, reader
         self.defaults = play.with_lines(defaults, lines)
         self._scale = max(1, round(ZOOM * 128 / max(defaults.size)))
-        wishes = play.default_wishes(defaults.size, lines)
-        self.rows = [LineRow(wish, defaults.size, i) for i, wish in enumerate(wishes, 1)]
+        boxes = play.default_boxes(defaults.size, lines)
+        self.rows = [LineRow(box, defaults.size, i) for i, box in enumerate(boxes, 1)]
         self.forms = ipywidgets.Tab(self.rows, titles=[f"line {i}" for i in range(1, lines + 1)])
         self.caption = ipywidgets.Text(value=caption, description="caption", **WIDE)
         self.mode = ipywidgets.ToggleButtons(options=["generate", "edit"], description="mode")
@@ -95,7 +96,7 @@ class Playground(ipywidgets.VBox):
         for name, picture in self.pictures.items():
             picture.add_class(f"playground-{name}")
             picture.layout.display = "none"  # until there is one
-        self.played: dict[str, play.Played] = {}
+        self.drawn: dict[str, play.Drawn] = {}
 
         left = [
             self.caption,
@@ -123,8 +124,8 @@ class Playground(ipywidgets.VBox):
             button.on_click(lambda _, name=name: self.press(name))
         self._redraw()
 
-    def wishes(self) -> list[play.Wish]:
-        return [row.wish() for row in self.rows]
+    def boxes(self) -> list[play.LineBox]:
+        return [row.box() for row in self.rows]
 
     def photo(self):
         """The uploaded picture (H, W, 3) uint8 in editing mode, else None. Raises ValueError where it is missing."""
@@ -132,7 +133,7 @@ class Playground(ipywidgets.VBox):
             return None
         if not self.upload.value:
             raise ValueError("Upload a picture to edit, or choose generate.")
-        return play.read_upload(self.upload.value[0]["content"])
+        return read_upload(self.upload.value[0]["content"])
 
     def method(self, name: str) -> Method:
         """The student or the teacher with the steps, sampler and guidance that are set."""
@@ -147,20 +148,14 @@ class Playground(ipywidgets.VBox):
         try:
             for one in ("student", "teacher") if name == "both" else (name,):
                 self.message.value = f"The {one} draws ..."
-                played = play.draw_scene(
-                    self.model,
-                    self.wishes(),
-                    self.caption.value,
-                    self.method(one),
-                    self.seed.value,
-                    self.defaults,
-                    self.reader,
-                    self.photo(),
+                scene = play.Scene(self.caption.value, self.boxes(), self.photo())
+                drawn = play.draw_scene(
+                    self.model, scene, self.method(one), self.seed.value, self.defaults, self.reader
                 )
-                self.played[one] = played
-                self.pictures[one].value = play.png(played.image, self._scale)
+                self.drawn[one] = drawn
+                self.pictures[one].value = png_bytes(drawn.image, self._scale)
                 self.pictures[one].layout.display = ""
-                self.reports[one].value = html.escape(played.report(), quote=False)
+                self.reports[one].value = html.escape(drawn.report(), quote=False)
             self.message.value = ""
         except ValueError as error:
             self.message.value = str(error)
@@ -170,8 +165,8 @@ class Playground(ipywidgets.VBox):
 
     def _redraw(self, _change: object = None) -> None:
         try:
-            sketch = play.layout(self.wishes(), self.defaults.size, self.photo(), self._scale)
-            self.sketch.value = play.png(sketch)
+            sketch = play.layout(self.boxes(), self.defaults.size, self.photo(), self._scale)
+            self.sketch.value = png_bytes(sketch)
             self.message.value = ""
         except ValueError as error:
             self.message.value = str(error)

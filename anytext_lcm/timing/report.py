@@ -5,11 +5,11 @@ The speed report as text.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anytext_lcm.judging import tables
+from anytext_lcm.figures.text_table import text_table
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(tables.table(head, rows)) + "\n"
+    return text_table(head, rows, markdown=True, align="lr") + "\n"
 
 
 def _step_row(name: str, report: Mapping[str, Any]) -> list[str]:

@@ -14,11 +14,11 @@ from anytext_lcm import __version__
 from anytext_lcm.adapter.lora import load_adapter
 from anytext_lcm.drawing.cores import describe_hardware
 from anytext_lcm.drawing.methods import student_method, teacher_method, untrained_method
+from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.files import atomic_file, check_writable
 from anytext_lcm.judging.compare import run_method
 from anytext_lcm.judging.intervals import paired_bootstrap
-from anytext_lcm.judging.panel import Panel, PanelJudge, prepare_panel
-from anytext_lcm.judging.tables import table
+from anytext_lcm.judging.panel import Panel, prepare_panel
 from anytext_lcm.model.loading import default_device
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
 from anytext_lcm.training.checkpoints import EMA_FOLDER
@@ -54,10 +54,10 @@ def judge(settings: TrainSettings, adapters: Mapping[str, Path | None], panel: P
     adapters: None is the untrained student. "retention" is against the teacher, "over_default" against the default
     run, both on the same lines; None where the other has no line right.
     """
-    judged, model = PanelJudge(panel, panel.seed), load_teacher(settings).to(default_device())
+    model = load_teacher(settings).to(default_device())
     prepared = prepare_panel(model, panel, settings.negative_prompt)  # no adapter reaches it
     teacher = run_method(model, panel, teacher_method(TEACHER_STEPS, settings.guidance_scale), prepared)
-    reference, measures = judged(teacher.images)
+    reference, measures = panel.judge(teacher.images)
     right, runs = {}, {}
     for name, adapter in adapters.items():
         model = load_teacher(settings).to(default_device())
@@ -66,7 +66,7 @@ def judge(settings: TrainSettings, adapters: Mapping[str, Path | None], panel: P
         runs[name] = {}
         for steps in STUDENT_STEPS:
             method = untrained_method(steps) if adapter is None else student_method(steps)
-            scores, found = judged(run_method(model, panel, method, prepared).images)
+            scores, found = panel.judge(run_method(model, panel, method, prepared).images)
             right[name, steps] = scores.correct
             others = {"retention": reference.correct}
             if name != DEFAULT and (DEFAULT, steps) in right:
@@ -156,7 +156,7 @@ def format_table(results: Mapping[str, Any]) -> str:
     distance = teacher["distribution"]
     return "\n".join(
         [
-            *table(head, rows),
+            text_table(head, rows, markdown=True, align="lr"),
             *failed,
             "",
             f"{panel['lines']} lines of {panel['prompts']} prompts, 95 % intervals over prompts. The teacher's "

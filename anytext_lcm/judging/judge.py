@@ -1,0 +1,146 @@
+"""All measures of the pictures of one panel: reading, distance to real pictures, sharpness, colours."""
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.data.words import kind_of
+from anytext_lcm.drawing.cores import available_cores
+from anytext_lcm.judging import colours, intervals, likeness, reading
+
+if TYPE_CHECKING:
+    from anytext_lcm.judging.panel import Panel
+
+REAL_SEED = 30_000  # of the real pictures that distributions are compared with: other texts and layouts
+DISTRIBUTION_FROM = 8  # prompts; fewer say nothing about a distribution
+
+
+class Judgement(NamedTuple):
+    """What the judge found: scores per line, and all measures as plain numbers, ready for JSON."""
+
+    scores: reading.LineScores
+    measures: dict[str, Any]
+
+
+def unseen_scenes(count: int, seed: int, image_size: int) -> MockDataset:
+    """Scenes with words that no training picture shows, drawn from nothing and without a font hint."""
+    return MockDataset(count, seed, image_size=image_size, max_lines=2, split="test", edit_share=0.0, hint_share=0.0)
+
+
+def real_pictures(count: int, image_size: int = 128, seed: int = 0) -> np.ndarray:
+    """Pictures (count, H, W, 3) uint8 of other texts and layouts than a panel of the same seed."""
+    source = unseen_scenes(count, REAL_SEED + seed, image_size)
+    return np.stack([source.scene(index).image for index in range(count)])
+
+
+class PanelJudge:
+    """Reader, features and real pictures, set up once for all methods of a panel: what `Panel.judge` asks."""
+
+    def __init__(self, panel: "Panel"):
+        self.panel, self.prompt_of = panel, panel.prompt_of
+        self._threads = min(4, available_cores())
+        size = panel.images.shape[1:3]
+        self.masks = [colours.text_mask(polygons, size) for polygons in panel.polygons]
+        self.real_sharpness = self._sharpness(panel.images)
+
+    @cached_property
+    def reader(self) -> reading.LineReader:
+        return reading.LineReader(self._threads)
+
+    @cached_property
+    def features(self) -> likeness.DetectorFeatures:
+        return likeness.DetectorFeatures(self._threads)
+
+    @cached_property
+    def real(self) -> likeness.RealFeatures:
+        """As many pictures to compare with as are drawn, and as many again for the floor."""
+        pictures = real_pictures(2 * len(self.panel), self.panel.images.shape[1], self.panel.seed)
+        return likeness.RealFeatures(self.features(pictures))
+
+    def __call__(self, images: np.ndarray, reference: np.ndarray | None = None) -> Judgement:
+        """Judge pictures of the panel (B, H, W, 3) uint8. reference: the slow teacher's from the same noise."""
+        panel = self.panel
+        scores = reading.score_lines(self.reader, images, panel.polygons, panel.texts, self.prompt_of)
+        sharp = self._sharpness(images)
+        measures = {
+            **read_measures(scores, panel.repeats),
+            "distribution": None,
+            "sharpness": sharp | {f"{k}_to_real": v / self.real_sharpness[k] for k, v in sharp.items()},
+            **self._colours(images),
+            "read": list(scores.read),
+            **self._spread(images, scores),
+        }
+        if reference is not None:
+            rmse, psnr = likeness.same_noise_distance(images, reference)
+            measures["same_noise"] = {
+                "rmse": float(rmse.mean()),
+                "psnr": float(psnr.mean()) if np.isfinite(psnr).all() else None,  # None: equal pictures
+            }
+        return Judgement(scores, measures)
+
+    def _sharpness(self, images: np.ndarray) -> dict[str, float]:
+        return {
+            "laplacian_variance": float(likeness.sharpness(images, self.masks).mean()),
+            "gradient_energy": float(likeness.gradient_energy(images, self.masks).mean()),
+        }
+
+    def _spread(self, images: np.ndarray, scores: reading.LineScores) -> dict[str, Any]:
+        """Distance to real pictures, and with several noises per prompt what differs between them."""
+        repeats, far = self.panel.repeats, len(self.panel) >= DISTRIBUTION_FROM
+        features = self.features(images) if far or repeats > 1 else None
+        measures: dict[str, Any] = {}
+        if far:
+            measures["distribution"] = asdict(self.real.distance(features, self.prompt_of))
+        if repeats > 1:
+            measures["accuracy_by_seed"] = scores.correct.reshape(repeats, -1).mean(axis=1).tolist()
+            distance = likeness.diversity(features, repeats, self.real.deviation)
+            measures["diversity"] = asdict(intervals.bootstrap_mean(distance, np.arange(len(distance))))
+        return measures
+
+    def _colours(self, images: np.ndarray) -> dict[str, Any]:
+        background, text, prompts = [], [], []
+        for index, (image, item) in enumerate(zip(images, self.panel.items, strict=True)):
+            meta = item["meta"]
+            background.append(colours.background_obeyed(image, meta["background"], self.masks[index]))
+            # A caption with two colours does not say which line has which.
+            if not meta["color_given"] and len(set(meta["text_colors"])) > 1:
+                continue
+            for polygon, name in zip(item["condition_polygons"], meta["text_colors"], strict=True):
+                text.append(colours.text_colour_obeyed(image, polygon, name))
+                prompts.append(self.prompt_of[index])
+        measures = {"background_obeyed": asdict(intervals.bootstrap_mean(np.array(background), self.prompt_of))}
+        if text:
+            measures["text_colour_obeyed"] = asdict(intervals.bootstrap_mean(np.array(text), np.array(prompts)))
+        return measures
+
+
+def read_measures(scores: reading.LineScores, repeats: int = 1) -> dict[str, Any]:
+    """Shares of lines right and NED, with intervals over prompts: of all lines, by height, by what they say."""
+    return {
+        **{key: asdict(intervals.bootstrap_mean(getattr(scores, name), scores.group)) for key, name in _READ.items()},
+        "by_height": [
+            {"from": low, "to": None if np.isinf(high) else high, "lines": lines, **asdict(interval)}
+            for low, high, lines, interval in intervals.accuracy_by_height(scores, repeats=repeats)
+        ],
+        "by_kind": by_kind(scores, repeats),
+    }
+
+
+_READ = {"accuracy": "correct", "exact": "exact", "ned": "ned"}  # measure: field of LineScores
+
+
+def by_kind(scores: reading.LineScores, repeats: int = 1) -> list[dict[str, Any]]:
+    """Lines right for each kind of text there is (`words.kind_of`), with how many there are; intervals over prompts.
+
+    repeats: how often each line was drawn, from other noise.
+    """
+    kinds = np.array([kind_of(text) for text in scores.wanted])
+    return [
+        {"kind": kind, "lines": int((kinds == kind).sum()) // repeats}
+        | asdict(intervals.bootstrap_mean(scores.correct[kinds == kind], scores.group[kinds == kind]))
+        for kind in ("words", "numbers", "mixed")
+        if (kinds == kind).any()
+    ]
