@@ -9,6 +9,7 @@ import torch
 from reference_weights import load_reference, relative_error
 from small_models import miniature, reference_model, reference_scene, small_batch
 
+from anytext_lcm.model.conditioning import line_inputs
 from anytext_lcm.model.text_encoder import CHUNK, CONTEXT_LENGTH, TextEncoder, Tokenizer
 
 START, END, STAR = 49406, 49407, 265
@@ -30,14 +31,7 @@ def embeddings(model):
     """One (n_i, 768) per sample of the reference scene."""
     scene = reference_scene()
     with torch.no_grad():
-        return model.embedding_manager.line_embeddings(
-            model.text_predictor,
-            gly_line=scene["gly_line"],
-            positions=scene["positions"],
-            font_hint=scene["font_hint"].float() / 255,
-            color=scene["color"],
-            n_lines=scene["n_lines"],
-        )
+        return model.embedding_manager.line_embeddings(line_inputs(scene), model.text_predictor)
 
 
 def ids(reference, name):
