@@ -21,7 +21,7 @@ from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules, read_picture
 from anytext_lcm.data.batch import collate, validate
 from anytext_lcm.data.convert import FORMATS, write_anyword
 from anytext_lcm.data.index import open_index
-from anytext_lcm.data.lettering import rich_lettering
+from anytext_lcm.data.lettering import varied_text
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import expand, item_bytes
 from anytext_lcm.files import whole_file
@@ -67,7 +67,7 @@ def _mock(options: argparse.Namespace) -> MockDataset:
     if not options.rich:
         return MockDataset(options.mock, seed=options.seed, image_size=options.image_size or 128)
     side = options.image_size or 512
-    return MockDataset(options.mock, options.seed, side, max_lines=5, lettering=rich_lettering())
+    return MockDataset(options.mock, options.seed, side, max_lines=5, text_style=varied_text())
 
 
 def _preview(options: argparse.Namespace) -> None:

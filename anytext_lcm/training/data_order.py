@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.data.packed import Light
+from anytext_lcm.data.packed import PackedDataset
 from anytext_lcm.model.networks import defaults_for
 from anytext_lcm.training.checkpoints import seed_random_state
 from anytext_lcm.training.settings import TrainSettings
@@ -94,7 +94,7 @@ def build_dataset(settings: TrainSettings) -> Dataset:
         named = "Both data sets were named" if settings.use_mock_dataset else "No data set was named"
         raise ValueError(f"{named}; pass --use_mock_dataset or --data_list.")
     if settings.use_mock_dataset:
-        return Light(MockDataset(settings.dataset_size, seed=settings.seed, image_size=side))
+        return PackedDataset(MockDataset(settings.dataset_size, seed=settings.seed, image_size=side))
     fonts = {"fonts": settings.fonts} if settings.fonts else {}
     return AnyWordDataset(
         settings.data_list,
