@@ -218,7 +218,6 @@ def test_editing_shows_the_picture_to_the_model(model):
 @pytest.mark.parametrize(
     "prompts, size, match",
     [
-        ([Prompt("a", (Line("x" * 21, box(0, 0, 100, 50)),))], (128, 128), "limit is 20"),
         ([Prompt("a", PROMPTS[0].lines * 3)], (128, 128), "do not fit 2 slots"),
         ([Prompt("a", ())], (128, 128), "no line of text"),
         ([Prompt("a", (Line("你好", box(0, 0, 100, 50)),))], (128, 128), "no glyph for"),
