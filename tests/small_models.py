@@ -30,7 +30,7 @@ def reference_config(**changes: object) -> DictConfig:
 
 @cache
 def reference_model() -> AnyText2:
-    """The model behind the reference files 13 and 14, with the rule's weights, frozen; every caller gets the same one."""
+    """The model behind the reference files 13 and 14, with the rule's weights, frozen. All callers share it."""
     return fill(AnyText2.from_config(reference_config(), device="cpu")).requires_grad_(False)
 
 
