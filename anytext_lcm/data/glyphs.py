@@ -121,6 +121,7 @@ class _Frame:
 
     @classmethod
     def around(cls, polygon: np.ndarray) -> _Frame:
+        """Frame a polygon (n, 2) int32."""
         center, (w, h), degrees = rectangle(polygon)
         angle = -degrees + (90.0 if w < h else 0.0)
         corners = cv2.boxPoints((center, (w, h), degrees)).astype(np.int64)

@@ -125,6 +125,7 @@ class AnyText2(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the schedule, and so of the whole model."""
         return self.betas.device
 
     @property

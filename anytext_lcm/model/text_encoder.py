@@ -116,6 +116,7 @@ class TextEncoder(nn.Module):
 
     @property
     def text_model(self) -> TextModel:
+        """The tower, at the end of its path in the state dict."""
         return self.transformer.text_model
 
     def chunk(self, ids: Tensor) -> Tensor:
