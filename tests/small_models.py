@@ -1,5 +1,7 @@
 """Whole models for the tests: the reference outputs' small one, and one that is small in every direction."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,13 +28,19 @@ def reference_config(**changes: object) -> DictConfig:
     return config
 
 
-def reference_model(**changes: object) -> AnyText2:
-    """The model behind the reference files 13 and 14, with the rule's weights, frozen."""
-    return fill(AnyText2.from_config(reference_config(**changes), device="cpu")).requires_grad_(False)
+@cache
+def reference_model() -> AnyText2:
+    """The model behind the reference files 13 and 14, with the rule's weights, frozen. All callers share it."""
+    return fill(AnyText2.from_config(reference_config(), device="cpu")).requires_grad_(False)
 
 
 def miniature(**changes: object) -> AnyText2:
     """The embedded teacher's layout at a fraction of its width, with the rule's weights, frozen."""
+    return deepcopy(_miniature(**changes))
+
+
+@cache
+def _miniature(**changes: object) -> AnyText2:
     config = OmegaConf.load(EMBEDDED)
     params = config.model.params
     for part in (params.unet_config, params.control_stage_config):

@@ -220,7 +220,6 @@ def test_editing_shows_the_picture_to_the_model(model):
 @pytest.mark.parametrize(
     "prompts, size, match",
     [
-        ([Prompt("a", (Line("x" * 21, box(0, 0, 50, 25)),))], SIZE, "limit is 20"),
         ([Prompt("a", PROMPTS[0].lines * 3)], SIZE, "do not fit 2 slots"),
         ([Prompt("a", ())], SIZE, "no line of text"),
         ([Prompt("a", (Line("你好", box(0, 0, 50, 25)),))], SIZE, "no glyph for"),

@@ -16,7 +16,7 @@ from test_training import options, student, weights
 from anytext_lcm import cache_latents
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.data.packed import Light, expand
+from anytext_lcm.data.packed import PackedDataset, expand
 from anytext_lcm.training.data_order import seeded_generator
 from anytext_lcm.training.latents import with_latents, write_latents
 from anytext_lcm.training.loop import run_distillation
@@ -24,7 +24,7 @@ from anytext_lcm.training.step import DistillStep
 
 
 def pictures(seed=0, size=3):
-    return Light(MockDataset(size, seed=seed, image_size=SIDE, edit_share=0.0))
+    return PackedDataset(MockDataset(size, seed=seed, image_size=SIDE, edit_share=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_nothing_is_mapped_when_the_folder_gets_its_name(tmp_path, monkeypatch):
 
 
 def test_epochs_that_redraw_share_the_latents_of_a_picture(stored):
-    class Again(Light):
+    class Again(PackedDataset):
         draws_anew_each_epoch = True
 
         def __getitem__(self, index):

@@ -8,9 +8,9 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from anytext_lcm.data import fonts, mock
 from anytext_lcm.data.batch import collate, validate
 from anytext_lcm.data.glyphs import draw_position
-from anytext_lcm.data.lettering import CHINESE_WORDS, Lettering, rich_lettering
+from anytext_lcm.data.lettering import CHINESE_WORDS, TextStyle, varied_text
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.data.packed import Light, item_bytes
+from anytext_lcm.data.packed import PackedDataset, item_bytes
 
 SIDE = 256
 
@@ -47,8 +47,8 @@ def chinese_font(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rich(chinese_font):
-    lettering = Lettering(chinese_share=0.3, chinese_fonts=(chinese_font,))
-    return MockDataset(40, seed=2, image_size=SIDE, max_lines=5, lettering=lettering)
+    style = TextStyle(chinese_share=0.3, chinese_fonts=(chinese_font,))
+    return MockDataset(40, seed=2, image_size=SIDE, max_lines=5, text_style=style)
 
 
 def test_every_kind_of_line_comes_up(rich):
@@ -88,8 +88,8 @@ def test_no_line_is_unreadable(rich):
 
 
 def test_items_do_not_depend_on_order(rich, chinese_font):
-    lettering = Lettering(chinese_share=0.3, chinese_fonts=(chinese_font,))
-    again = MockDataset(9999, seed=2, image_size=SIDE, max_lines=5, lettering=lettering)
+    style = TextStyle(chinese_share=0.3, chinese_fonts=(chinese_font,))
+    again = MockDataset(9999, seed=2, image_size=SIDE, max_lines=5, text_style=style)
     for index in (33, 4):
         one, other = rich[index], again[index]
         assert one["texts"] == other["texts"] and one["img_caption"] == other["img_caption"]
@@ -98,16 +98,16 @@ def test_items_do_not_depend_on_order(rich, chinese_font):
 
 
 def test_five_lines_at_512_weigh_no_more_than_3_mb():
-    lettering = Lettering(line_counts=(5,))
-    dataset = Light(MockDataset(1, image_size=512, max_lines=5, lettering=lettering))
+    style = TextStyle(line_counts=(5,))
+    dataset = PackedDataset(MockDataset(1, image_size=512, max_lines=5, text_style=style))
     assert dataset[0]["n_lines"] == 5 and item_bytes(dataset[0]) <= 3e6
 
 
-def test_rich_lettering_writes_chinese_where_it_can(monkeypatch, chinese_font):
+def test_varied_text_writes_chinese_where_it_can(monkeypatch, chinese_font):
     monkeypatch.setattr("anytext_lcm.data.lettering.find_fonts", lambda text: [chinese_font])
-    assert rich_lettering().chinese_share > 0
+    assert varied_text().chinese_share > 0
     monkeypatch.setattr("anytext_lcm.data.lettering.find_fonts", lambda text: [])
-    assert rich_lettering().chinese_share == 0 and rich_lettering(vertical_share=0).vertical_share == 0
+    assert varied_text().chinese_share == 0 and varied_text(vertical_share=0).vertical_share == 0
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_rich_lettering_writes_chinese_where_it_can(monkeypatch, chinese_font):
 )
 def test_letterings_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
-        Lettering(**options)
+        TextStyle(**options)
 
 
 def test_fonts_are_chosen_by_what_they_hold(chinese_font):
@@ -135,7 +135,7 @@ def test_fonts_are_chosen_by_what_they_hold(chinese_font):
     with pytest.raises(fonts.DrawingError, match="has all characters at once: name one that covers 'a北'"):
         fonts.covering_fonts("a北", both)
     with pytest.raises(fonts.DrawingError, match="No font of Bars.ttf"):
-        Lettering(fonts=(chinese_font,))
+        TextStyle(fonts=(chinese_font,))
 
 
 def test_a_font_of_boxes_is_refused():

@@ -1,7 +1,6 @@
 """Cropping, the line embeddings and the placeholders against reference outputs of upstream AnyText2."""
 
-import gzip
-import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -9,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_weights import REFERENCE, X, blocky, fill, load_reference, relative_error
+from reference_weights import X, blocky, fill, load_reference, relative_error
 
 from anytext_lcm.model.crop import box_size, crop_image, crop_similarity, text_box, umeyama
-from anytext_lcm.model.embedding_manager import EmbeddingManager, PositionEncoder, font_crops
+from anytext_lcm.model.embedding_manager import EmbeddingManager, LineInputs, PositionEncoder, font_crops
 from anytext_lcm.model.recogniser import Recogniser
 
 TINY = dict(scale=0.25, neck_dims=32, hidden_dims=64, num_heads=4, num_classes=97)
@@ -32,13 +31,13 @@ def scene(gold):
     def lines_second(name):
         return torch.from_numpy(gold[name]).transpose(0, 1)
 
-    return {
-        "gly_line": lines_second("gly_line_u8")[..., 0],
-        "positions": lines_second("positions_u8")[..., 0],
-        "color": lines_second("colors_255").float(),
-        "font_hint": torch.from_numpy(gold["font_hint_u8"]).permute(0, 3, 1, 2).float() / 255,
-        "n_lines": torch.from_numpy(gold["n_lines"]),
-    }
+    return LineInputs(
+        gly_line=lines_second("gly_line_u8")[..., 0],
+        positions=lines_second("positions_u8")[..., 0],
+        color=lines_second("colors_255").float(),
+        font_hint=torch.from_numpy(gold["font_hint_u8"]).permute(0, 3, 1, 2).float() / 255,
+        n_lines=torch.from_numpy(gold["n_lines"]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,40 +56,18 @@ def tiny_scene():
     positions = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     for sample, line in ((0, 0), (1, 0), (1, 1)):
         positions[sample, line, 20 * line + 4 : 20 * line + 20, 6:50] = 1
-    return {
-        "gly_line": (torch.rand(2, 3, 80, 512) > 0.8).to(torch.uint8),
-        "positions": positions,
-        "color": torch.tensor([255.0, 0, 20]).expand(2, 3, 3).clone(),
-        "font_hint": torch.rand(2, 1, 64, 64),
-        "n_lines": torch.tensor([1, 2]),
-    }
+    return LineInputs(
+        gly_line=(torch.rand(2, 3, 80, 512) > 0.8).to(torch.uint8),
+        positions=positions,
+        color=torch.tensor([255.0, 0, 20]).expand(2, 3, 3).clone(),
+        font_hint=torch.rand(2, 1, 64, 64),
+        n_lines=torch.tensor([1, 2]),
+    )
 
 
 def tiny_manager(**options):
     torch.manual_seed(5)
     return EmbeddingManager(64, TINY, position_widths=(4, 8, 12, 16, 20), **options)
-
-
-# state dict ------------------------------------------------------------------------------------------------
-
-
-def test_state_dict_is_upstreams():
-    with gzip.open(REFERENCE / "manifest_full.json.gz", "rt") as file:
-        manifest = json.load(file)
-    expected = {k: v for k, v in manifest.items() if k.startswith("embedding_manager.")}
-    with torch.device("meta"):
-        model = EmbeddingManager()
-    parameters = dict(model.named_parameters())
-    mine = {
-        f"embedding_manager.{key}": {
-            "shape": list(value.shape),
-            "dtype": str(value.dtype).removeprefix("torch."),
-            "kind": "parameter" if key in parameters else "buffer",
-        }
-        for key, value in model.state_dict().items()
-    }
-    assert mine == expected
-    assert sum(p.numel() for p in parameters.values()) == 8_743_601
 
 
 # position encoder ------------------------------------------------------------------------------------------
@@ -101,7 +78,7 @@ def test_position_encoder(scene):
     encoder = fill(PositionEncoder(768), "embedding_manager.position_encoder.")
     sample, line = reference["order_sample_line"].T
     with torch.no_grad():
-        out = encoder(scene["positions"][sample, line][:, None].float())
+        out = encoder(scene.positions[sample, line][:, None].float())
         out_noise = encoder(X("encodenet.x", (2, 1, 64, 96)))
     assert relative_error(out, reference["out"]) < 1e-5
     assert relative_error(out_noise, reference["out_noise"]) < 1e-5
@@ -213,24 +190,24 @@ def test_crop_bad_input():
 
 def test_line_embeddings(manager, text_predictor, scene, gold):
     with torch.no_grad():
-        parts = manager.line_embedding_parts(text_predictor, **scene)
-        rows = manager.line_embeddings(text_predictor, **scene)
-        glyphs = manager.encode_glyphs(text_predictor, scene["gly_line"], scene["n_lines"])
-        fonts = manager.encode_fonts(scene["font_hint"], scene["positions"], scene["n_lines"])
+        parts = manager.line_embedding_parts(scene, text_predictor)
+        rows = manager.line_embeddings(scene, text_predictor)
+        glyphs = manager.encode_glyphs(text_predictor, scene.gly_line, scene.n_lines)
+        fonts = manager.encode_fonts(scene.font_hint, scene.positions, scene.n_lines)
     assert [len(r) for r in rows] == gold["n_per_sample"].tolist()
     assert relative_error(torch.cat(rows), gold["embs"]) < 2e-5
     upstream = {"glyph": "proj", "position": "position_encoder", "font": "style_proj", "color": "color_proj"}
     for mine, name in upstream.items():
         assert relative_error(parts[mine], gold[f"part_{name}"]) < 2e-5, mine
-    used = torch.arange(3) < scene["n_lines"][:, None]
+    used = torch.arange(3) < scene.n_lines[:, None]
     assert relative_error(glyphs[used][:, ::10], gold["recog_neck_flat_every10th"]) < 2e-5
     assert relative_error(fonts[used][:, ::10], gold["style_neck_flat_every10th"]) < 2e-5
-    assert (scene["color"][used].numpy() == gold["color_in"]).all()
+    assert (scene.color[used].numpy() == gold["color_in"]).all()
     assert not glyphs[~used].any() and not fonts[~used].any()
 
 
 def test_font_crops(scene, gold):
-    crops = font_crops(scene["font_hint"], scene["positions"], scene["n_lines"])
+    crops = font_crops(scene.font_hint, scene.positions, scene.n_lines)
     assert len(crops) == 5
     for i, crop in enumerate(crops):
         expected = torch.from_numpy(gold[f"style_crop_{i}_legacy"])
@@ -247,27 +224,19 @@ def test_upstream_s_enable_flag_is_refused():
 def test_reference_scene_is_the_stored_one(scene, gold):
     """The glyph pictures belong to the same lines: only used slots carry ink or a position."""
     glyphs = torch.from_numpy(gold["glyphs_u8"]).transpose(0, 1)
-    used = torch.arange(3) < scene["n_lines"][:, None]
+    used = torch.arange(3) < scene.n_lines[:, None]
     assert (glyphs.flatten(2).any(-1) == used).all()
-    assert (scene["positions"].flatten(2).any(-1) == used).all()
+    assert (scene.positions.flatten(2).any(-1) == used).all()
 
 
 def test_cached_features_give_the_same_embeddings(tiny_scene):
     manager, recogniser = tiny_manager().eval(), Recogniser(**TINY).eval()
     with torch.no_grad():
-        rows = torch.cat(manager.line_embeddings(recogniser, **tiny_scene))
-        glyphs = manager.encode_glyphs(recogniser, tiny_scene["gly_line"], tiny_scene["n_lines"])
-        fonts = manager.encode_fonts(tiny_scene["font_hint"], tiny_scene["positions"], tiny_scene["n_lines"])
-        cached = manager.line_embeddings(
-            None,
-            None,
-            tiny_scene["positions"],
-            None,
-            tiny_scene["color"],
-            tiny_scene["n_lines"],
-            glyph_features=glyphs,
-            font_features=fonts,
-        )
+        rows = torch.cat(manager.line_embeddings(tiny_scene, recogniser))
+        glyphs = manager.encode_glyphs(recogniser, tiny_scene.gly_line, tiny_scene.n_lines)
+        fonts = manager.encode_fonts(tiny_scene.font_hint, tiny_scene.positions, tiny_scene.n_lines)
+        given = replace(tiny_scene, gly_line=None, font_hint=None, glyph_features=glyphs, font_features=fonts)
+        cached = manager.line_embeddings(given)
     assert torch.equal(torch.cat(cached), rows)
     assert [r.shape for r in cached] == [(1, 64), (2, 64)]
 
@@ -275,17 +244,17 @@ def test_cached_features_give_the_same_embeddings(tiny_scene):
 def test_unused_slots_do_not_matter(tiny_scene):
     manager, recogniser = tiny_manager().eval(), Recogniser(**TINY).eval()
     with torch.no_grad():
-        rows = torch.cat(manager.line_embeddings(recogniser, **tiny_scene))
-        tiny_scene["gly_line"][:, 2] = 1
-        tiny_scene["positions"][:, 2] = 1
-        tiny_scene["color"][:, 2] = 7
-        assert torch.equal(torch.cat(manager.line_embeddings(recogniser, **tiny_scene)), rows)
+        rows = torch.cat(manager.line_embeddings(tiny_scene, recogniser))
+        tiny_scene.gly_line[:, 2] = 1
+        tiny_scene.positions[:, 2] = 1
+        tiny_scene.color[:, 2] = 7
+        assert torch.equal(torch.cat(manager.line_embeddings(tiny_scene, recogniser)), rows)
 
 
 def test_recogniser_stays_frozen_and_keeps_its_mode(tiny_scene):
     manager, recogniser = tiny_manager().train(), Recogniser(**TINY).train()
     before = {k: v.clone() for k, v in recogniser.state_dict().items()}
-    torch.cat(manager.line_embeddings(recogniser, **tiny_scene)).square().sum().backward()
+    torch.cat(manager.line_embeddings(tiny_scene, recogniser)).square().sum().backward()
     assert recogniser.training and recogniser.backbone.training
     assert all(torch.equal(v, before[k]) for k, v in recogniser.state_dict().items())
     assert all(p.grad is None for p in recogniser.parameters())
@@ -294,9 +263,11 @@ def test_recogniser_stays_frozen_and_keeps_its_mode(tiny_scene):
 
 
 def test_half_precision_embeddings(tiny_scene):
+    names = ("positions", "color", "n_lines", "gly_line", "font_hint")
+    one = LineInputs(**{name: getattr(tiny_scene, name)[:1] for name in names})
     manager, recogniser = tiny_manager().bfloat16().eval(), Recogniser(**TINY).bfloat16().eval()
     with torch.no_grad():
-        rows = torch.cat(manager.line_embeddings(recogniser, **tiny_scene))
+        rows = torch.cat(manager.line_embeddings(one, recogniser))
     assert rows.dtype == torch.bfloat16 and torch.isfinite(rows).all()
 
 
@@ -309,10 +280,10 @@ def test_line_embeddings_bad_input(tiny_scene):
         ({"font_hint": None}, "font_hint"),
         ({"font_hint": torch.zeros(2, 2, 64, 64)}, "does not fit"),
         ({"color": torch.zeros(2, 2, 3)}, "color"),
-        ({"positions": tiny_scene["positions"][0]}, r"\(B,L,H,W\)"),
+        ({"positions": tiny_scene.positions[0]}, r"\(B,L,H,W\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            manager.line_embeddings(recogniser, **{**tiny_scene, **change})
+            manager.line_embeddings(replace(tiny_scene, **change), recogniser)
 
 
 # placeholders ----------------------------------------------------------------------------------------------

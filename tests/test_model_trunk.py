@@ -13,6 +13,7 @@ import pytest
 import torch
 from reference_weights import REFERENCE, X, fill, load_reference, relative_error, weights_for
 
+from anytext_lcm.model.config import TrunkConfig, WriteNetConfig, read_configs
 from anytext_lcm.model.layers import (
     MANY_SCORES,
     BasicTransformerBlock,
@@ -28,7 +29,7 @@ from anytext_lcm.model.unet import UNetModel
 from anytext_lcm.model.writenet import WriteNet
 
 TINY = dict(model_channels=32)  # every other size is Stable Diffusion's, as in the references
-SHIPPED = dict(mid_attnx=True, output_attnx=True, output_attnx_level=[2, 1])
+SHIPPED = dict(mid_attnx=True, output_attnx_levels=(2, 1))
 CHANNELS = [32, 32, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128, 128]
 SIZES = [16, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2, 2]
 # Smaller still, and different wherever the constructors allow it: what the embedded teacher looks like.
@@ -46,7 +47,7 @@ SMALL = dict(
 
 @pytest.fixture(scope="module")
 def unet():
-    return fill(UNetModel(**TINY, **SHIPPED), "model.diffusion_model.")
+    return fill(UNetModel(TrunkConfig(**TINY, **SHIPPED)), "model.diffusion_model.")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def control():
 
 @pytest.fixture(scope="module")
 def writenet():
-    return fill(WriteNet(**TINY), "control_model.")
+    return fill(WriteNet(TrunkConfig(**TINY)), "control_model.")
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,9 @@ def hint_inputs():
 
 def small_pair(**options):
     """A small UNet and WriteNet with rule weights, and inputs for them."""
-    unet = fill(UNetModel(**{**SMALL, "out_channels": 16, **SHIPPED, **options}), "model.diffusion_model.")
-    writenet = fill(WriteNet(**{**SMALL, **options}), "control_model.")
+    trunk = TrunkConfig(**{**SMALL, "out_channels": 16, **SHIPPED, **options})
+    unet = fill(UNetModel(trunk), "model.diffusion_model.")
+    writenet = fill(WriteNet(trunk), "control_model.")
     latents, context = X("small.x", (2, 16, 8, 8)), X("small.ctx", (2, 7, 24))
     glyph = (X("small.glyph", (2, 1, 64, 64)) > 1).float()
     return unet, writenet, latents, torch.tensor([10, 731]), context, glyph
@@ -204,7 +206,7 @@ def test_hint_stacks(writenet, hint_inputs):
 @pytest.mark.parametrize("fast", [True, False])
 def test_residuals(fast, hint_inputs):
     reference = load_reference("04_writenet")
-    net = fill(WriteNet(**TINY, fast_control=fast), "control_model.")
+    net = fill(WriteNet(TrunkConfig(**TINY), WriteNetConfig(fast_control=fast)), "control_model.")
     x, t = X("writenet.x", (2, 4, 16, 16)), torch.from_numpy(reference["t"])
     residuals = net(*hint_inputs, x=x, timesteps=t)
     assert len(residuals) == 13
@@ -230,13 +232,13 @@ def test_samples_do_not_see_each_other(writenet, hint_inputs):
 
 def test_slow_control_wants_latents_and_timesteps(hint_inputs):
     with pytest.raises(ValueError, match="pass x and timesteps"):
-        WriteNet(**TINY, fast_control=False)(*hint_inputs)
+        WriteNet(TrunkConfig(**TINY), WriteNetConfig(fast_control=False))(*hint_inputs)
 
 
 @torch.no_grad()
 def test_zero_convs_start_at_zero_or_at_noise(hint_inputs):
-    assert all(r.abs().max() == 0 for r in WriteNet(**TINY)(*hint_inputs))
-    noisy = WriteNet(**TINY, zero_conv_std=0.05)
+    assert all(r.abs().max() == 0 for r in WriteNet(TrunkConfig(**TINY))(*hint_inputs))
+    noisy = WriteNet(TrunkConfig(**TINY), WriteNetConfig(zero_conv_std=0.05))
     assert all(r.abs().max() > 0 for r in noisy(*hint_inputs))
     assert noisy.middle_block_out[0].weight.std().item() == pytest.approx(0.05, rel=0.05)
     assert noisy.middle_block_out[0].bias.abs().max() == 0
@@ -250,10 +252,10 @@ def test_unet_outputs(unet, unet_inputs, control):
     reference = load_reference("05_unet")
     x, t, ctx = unet_inputs
     control_before = [c.clone() for c in control]
-    only_mid = fill(UNetModel(**TINY, **SHIPPED, only_mid_control=True), "model.diffusion_model.")
-    no_attnx = fill(UNetModel(**TINY), "model.diffusion_model.")
-    everywhere = UNetModel(**TINY, input_attnx=True, mid_attnx=True, output_attnx=True, output_attnx_level=[3, 2, 1, 0])
-    fill(everywhere, "model.diffusion_model.")
+    attnx = dict(input_attnx=True, mid_attnx=True, output_attnx_levels=(3, 2, 1, 0))
+    only_mid = fill(UNetModel(TrunkConfig(**TINY, **SHIPPED), only_mid_control=True), "model.diffusion_model.")
+    no_attnx = fill(UNetModel(TrunkConfig(**TINY)), "model.diffusion_model.")
+    everywhere = fill(UNetModel(TrunkConfig(**TINY, **attnx)), "model.diffusion_model.")
     outputs = {
         "plain": unet(x, t, ctx),
         "control": unet(x, t, ctx, control),
@@ -300,28 +302,50 @@ def test_unet_block_digests(unet, unet_inputs, control):
 
 @pytest.mark.parametrize(
     "prefix, build",
-    [("model.diffusion_model.", lambda: UNetModel(**SHIPPED)), ("control_model.", WriteNet)],
+    [("model.diffusion_model.", UNetModel), ("control_model.", WriteNet)],
     ids=["unet", "writenet"],
 )
 def test_full_size_layout_is_the_checkpoints(prefix, build):
     manifest = json.loads(gzip.decompress((REFERENCE / "manifest_full.json.gz").read_bytes()))
     expected = {key: tuple(entry["shape"]) for key, entry in manifest.items() if key.startswith(prefix)}
     with torch.device("meta"):
-        network = build()
+        network = build(TrunkConfig(**SHIPPED))
     mine = {prefix + key: tuple(value.shape) for key, value in network.state_dict().items()}
     assert mine == expected
     assert not list(network.buffers())
 
 
-def test_upstreams_yaml_keys_are_accepted_and_unknown_ones_are_not():
-    common = dict(image_size=32, use_spatial_transformer=True, use_checkpoint=True, legacy=False, dims=2)
-    with torch.device("meta"):
-        unet = UNetModel(**common, **SHIPPED)
-        WriteNet(**common, glyph_channels=1, position_channels=1, glyph_scale=1, hint_channels=3)
-        assert unet.gradient_checkpointing is False
-        for network in (UNetModel, WriteNet):
-            with pytest.raises(TypeError, match="adm_in_channels"):
-                network(adm_in_channels=1)
+SHARED = dict(model_channels=32, channel_mult=[1, 2], num_heads=2)
+UPSTREAMS = dict(image_size=32, use_spatial_transformer=True, use_checkpoint=True, legacy=False, dims=2)
+
+
+def test_the_yaml_s_two_blocks_become_one_trunk():
+    own = dict(glyph_channels=1, glyph_scale=1, hint_channels=3, glyph_widths=[4, 4, 4], position_widths=[2, 2, 2])
+    attnx = dict(output_attnx=True, output_attnx_level=[2, 1], mid_attnx=True)
+    trunk, writenet = read_configs(SHARED | UPSTREAMS | attnx, SHARED | UPSTREAMS | own)
+    assert trunk == TrunkConfig(
+        model_channels=32, channel_mult=(1, 2), num_heads=2, mid_attnx=True, output_attnx_levels=(2, 1)
+    )
+    assert writenet == WriteNetConfig(glyph_widths=(4, 4, 4), position_widths=(2, 2, 2))
+    assert read_configs(SHARED | {"output_attnx_level": [1]}, SHARED)[0].output_attnx_levels == ()
+
+
+@pytest.mark.parametrize(
+    "unet, writenet, error, message",
+    [
+        ({"adm_in_channels": 1}, {}, TypeError, "unet_config has no setting 'adm_in_channels'"),
+        ({}, {"adm_in_channels": 1}, TypeError, "control_stage_config has no setting 'adm_in_channels'"),
+        ({}, {"mid_attnx": True}, TypeError, "control_stage_config has no setting 'mid_attnx'"),
+        ({"dims": 3}, {}, ValueError, "dims of unet_config is 3, only 2"),
+        ({}, {"glyph_scale": 2}, ValueError, "glyph_scale of control_stage_config is 2, only 1"),
+        ({}, {"use_spatial_transformer": False}, ValueError, "use_spatial_transformer of control_stage_config"),
+        ({}, {"num_heads": 4}, ValueError, "num_heads is 4 in control_stage_config and 2 in unet_config"),
+        ({"context_dim": 64}, {}, ValueError, "context_dim is 768 in control_stage_config and 64 in unet_config"),
+    ],
+)
+def test_settings_that_are_not_built_are_named(unet, writenet, error, message):
+    with pytest.raises(error, match=message):
+        read_configs(SHARED | unet, SHARED | writenet)
 
 
 @torch.no_grad()
@@ -351,7 +375,8 @@ def test_attention_sits_at_the_named_downsampling_factors():
 
 @torch.no_grad()
 def test_hint_widths_decide_the_shrinking():
-    net = WriteNet(**SMALL, glyph_widths=(4, 4, 8, 8, 12), position_widths=(2, 2, 4, 4, 6))
+    own = WriteNetConfig(glyph_widths=(4, 4, 8, 8, 12), position_widths=(2, 2, 4, 4, 6))
+    net = WriteNet(TrunkConfig(**SMALL), own)
     picture, latents = torch.ones(1, 1, 32, 32), torch.ones(1, 16, 8, 8)  # five widths: a factor of four
     assert net(picture, picture, latents, torch.ones(1, 7, 24))[0].shape == (1, 16, 8, 8)
     with pytest.raises(ValueError, match="do not fit"):
@@ -367,11 +392,9 @@ def test_wrong_sizes_are_named():
     with pytest.raises(ValueError, match="norm_groups is 32"):
         group_norm(48)
     with pytest.raises(ValueError, match="num_heads is 7"):
-        UNetModel(**{**SMALL, "num_heads": 7})
+        UNetModel(TrunkConfig(**{**SMALL, "num_heads": 7}))
     with pytest.raises(ValueError, match="same odd number"):
-        WriteNet(**SMALL, glyph_widths=(4, 4), position_widths=(4, 4))
-    with pytest.raises(ValueError, match="glyph_scale"):
-        WriteNet(**SMALL, glyph_scale=2)
+        WriteNetConfig(glyph_widths=(4, 4), position_widths=(4, 4))
 
 
 # --- training and precision -----------------------------------------------------------------------------

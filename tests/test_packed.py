@@ -1,4 +1,4 @@
-"""Light items: the same values after expansion, few bytes, and the literal implementation as the measure."""
+"""Packed items: the same values after expansion, few bytes, and the literal implementation as the measure."""
 
 import numpy as np
 import pytest
@@ -9,10 +9,10 @@ from hypothesis.extra.numpy import arrays
 from literal_item import literal_item
 
 from anytext_lcm.data.anyword import ReadingRules, make_item
-from anytext_lcm.data.batch import FIELDS, LIGHT_FIELDS, TEXT_FIELDS, collate, validate
+from anytext_lcm.data.batch import FIELDS, PACKED_FIELDS, TEXT_FIELDS, collate, validate
 from anytext_lcm.data.glyphs import colored_support, draw_placed_glyph
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.data.packed import Light, expand, item_bytes, pack, unpack_bits
+from anytext_lcm.data.packed import PackedDataset, expand, item_bytes, pack, unpack_bits
 from anytext_lcm.data.records import Annotation, Record
 
 QUADS = (
@@ -70,11 +70,11 @@ def test_values_are_those_of_the_literal_implementation(busy_picture, seed, edit
         assert batch[name] == [theirs[name]]
 
 
-def test_light_batch_has_the_fields_it_says():
-    dataset = Light(MockDataset(3, seed=2, edit_share=0.5))
+def test_a_packed_batch_has_the_fields_it_says():
+    dataset = PackedDataset(MockDataset(3, seed=2, edit_share=0.5))
     batch = collate([dataset[i] for i in range(len(dataset))])
-    assert set(batch) == set(LIGHT_FIELDS) | set(TEXT_FIELDS) | {"condition_polygons", "meta"}
-    for name, field in LIGHT_FIELDS.items():
+    assert set(batch) == set(PACKED_FIELDS) | set(TEXT_FIELDS) | {"condition_polygons", "meta"}
+    for name, field in PACKED_FIELDS.items():
         assert batch[name].dtype == field.dtype, name
     assert batch["positions_packed"].shape == (3, 2, 128, 16) and batch["picture"].shape == (3, 128, 128, 3)
 
@@ -82,7 +82,7 @@ def test_light_batch_has_the_fields_it_says():
 @pytest.mark.parametrize("edit_share", [0.0, 0.5, 1.0])
 def test_packed_and_expanded_mock_items_are_the_same(edit_share):
     dataset = MockDataset(4, seed=7, edit_share=edit_share)
-    packed = Light(dataset)
+    packed = PackedDataset(dataset)
     own = collate([dataset[i] for i in range(4)])
     back = expand(collate([packed[i] for i in range(4)]), "cpu")
     validate(back)

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,16 @@ FORBIDDEN = {
 }
 
 
+@cache
 def modules():
     """(room or command, path, syntax tree) of every file of the package but its own __init__."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if name != "__init__":
-            yield name, path, ast.parse(path.read_text(encoding="utf-8"))
+    paths = sorted(PACKAGE.rglob("*.py"))
+    names = [path.relative_to(PACKAGE).with_suffix("").parts[0] for path in paths]
+    return [
+        (name, path, ast.parse(path.read_text(encoding="utf-8")))
+        for name, path in zip(names, paths, strict=True)
+        if name != "__init__"
+    ]
 
 
 def imports(path, tree):

@@ -60,12 +60,12 @@ def _add_source(parser: argparse.ArgumentParser, records: bool = True) -> None:
 
 
 def _mock(args: argparse.Namespace) -> MockDataset:
-    from anytext_lcm.data.lettering import rich_lettering
+    from anytext_lcm.data.lettering import varied_text
     from anytext_lcm.data.mock import MockDataset
 
     if not args.rich:
         return MockDataset(args.mock, seed=args.seed, image_size=args.image_size or 128)
-    return MockDataset(args.mock, args.seed, args.image_size or 512, max_lines=5, lettering=rich_lettering())
+    return MockDataset(args.mock, args.seed, args.image_size or 512, max_lines=5, text_style=varied_text())
 
 
 def _records(args: argparse.Namespace) -> AnyWordDataset:

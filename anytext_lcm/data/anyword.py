@@ -1,16 +1,14 @@
 """Pictures and their lines from disk, in the layout of AnyWord-3M.
 
-One or several JSONs, each {"data_root": folder, "data_list": [{"img_name", "caption", "wm_score", "annotations":
-[{"polygon", "text", "language", "valid", "color"}]}]}; see `records` for the fields and for what happens to bad ones.
-`make_item` follows `T3DataSet.__getitem__` of AnyText2's t3_dataset.py, with its numbers in bytes and bits
-(`light`), and with these differences, each on purpose:
+A JSON is {"data_root": folder, "data_list": [{"img_name", "caption", "wm_score", "annotations": [{"polygon", "text",
+"language", "valid", "color"}]}]}; `records` has the fields and what happens to bad ones. `make_item` follows
+`T3DataSet.__getitem__` of AnyText2's t3_dataset.py, with its numbers in bytes and bits (`packed`), but for these
+differences:
 
 - nothing is written back into a record, so every epoch sees the same record (upstream's grow);
 - a line that no font can draw, or that has no room, is left to the ignored region (upstream draws black);
 - polygons follow their picture when it is resized (upstream leaves them where they were);
 - every random draw comes from (seed, index), so an item is the same in any worker.
-
-May import: numpy, cv2, Pillow, torch, anytext_lcm.data.*.
 """
 
 from __future__ import annotations
@@ -31,36 +29,39 @@ from anytext_lcm.data.batch import MAX_CHARACTERS, TEXT_PHRASES, UNSPECIFIED_COL
 from anytext_lcm.data.captions import image_caption
 from anytext_lcm.data.font_hints import Shake, hint_from_picture
 from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, covering_fonts, font_path
-from anytext_lcm.data.glyphs import GLYPH_LINE_SIZE, draw_packed_glyph_line, draw_placed_glyph, draw_position
+from anytext_lcm.data.glyphs import draw_position
 from anytext_lcm.data.index import BadRecord, open_index, problem_sentence
 from anytext_lcm.data.masks import ignore_mask, jitter_position
 from anytext_lcm.data.records import Annotation, Problem, Record
+from anytext_lcm.data.slots import Slots
 
 NO_TEXT = Annotation((10, 10, 100, 10, 100, 100, 10, 100), " ", "Latin", True, None)
-"""The line of a picture without text: a blank at upstream's place, so that every item has one."""
+"""The line of a picture without text: a blank, where upstream has it, so that every item has a line."""
 
 MAX_SKIPS = 100
-"""Records in a row whose pictures cannot be read before it is taken for a wrong data_root."""
+"""So many records in a row without a readable picture are taken for a wrong data_root."""
 
 
 @dataclass(frozen=True)
 class ReadingRules:
     """How a record becomes an item; the defaults are those of AnyText2's training (train.py).
 
-    image_size       side of the pictures; others are resized without regard to their aspect
-    max_lines        line slots; of more lines, so many are drawn at random and the others ignored
+    image_size       side of the pictures in pixels; others are resized without regard to their aspect
+    max_lines        line slots; of more lines, so many are chosen at random and the others ignored
     max_characters   of a line's text; what is longer is cut
     edit_share       share of items in editing mode (mask_img_prob)
     hint_share       share of lines with a font hint out of the picture (font_hint_prob)
     hint_area        least and largest share of a line that its hint keeps (font_hint_area)
     hint_shake       shift, turn and scale the hint's crop a little (font_hint_randaug)
-    color_share      share of lines that tell their colour, if the record has one (color_prob)
+    color_share      share of lines whose colour is given, if the record has one (color_prob)
     jitter           grow or shrink position masks a little
     fonts            fonts of glyph lines and placed glyphs, files or names; those that hold a text are used
     random_font      draw among them; otherwise the first (rand_font)
     caption_words    longest caption (trunc_cap); 0 leaves captions alone
-    name_watermarks  tell in the caption whether there is a watermark, where that is known (cap_watermark)
+    name_watermarks  say in the caption whether there is a watermark, where that is known (cap_watermark)
     phrases          openings of text captions, one is drawn
+
+    Raises ValueError for values outside their range, FileNotFoundError for a font that is not there.
     """
 
     image_size: int = 512
@@ -97,7 +98,7 @@ class ReadingRules:
 
 
 class AnyWordDataset(torch.utils.data.Dataset):
-    """Light items (`batch.LIGHT_FIELDS`, TEXT_FIELDS, `problems`) of one or several JSONs in AnyWord's layout.
+    """Packed items (`batch.PACKED_FIELDS`, TEXT_FIELDS, `problems`) of one or several JSONs in AnyWord's layout.
 
     Arguments
         data_list   path of a JSON, or several
@@ -110,8 +111,11 @@ class AnyWordDataset(torch.utils.data.Dataset):
         index_dir   where indices are kept, if not beside the JSONs
         progress    called with the number of records read while an index is built
 
-    `dataset[i]` may be asked for i beyond its length: the record is that of i modulo the length, with other draws.
-    The training does so from epoch to epoch (`draws_anew_each_epoch`).
+    An index may exceed the length: the record is that of the index modulo the length, with other draws. The training
+    counts on from epoch to epoch like this (`draws_anew_each_epoch`).
+
+    Raises FileNotFoundError or ValueError for a JSON that is missing, damaged or without records; reading an item
+    raises BadRecord if strict, and FileNotFoundError after MAX_SKIPS records without a picture.
     """
 
     draws_anew_each_epoch = True
@@ -163,7 +167,7 @@ class AnyWordDataset(torch.utils.data.Dataset):
         )
 
     def record(self, place: int) -> tuple[int, Record]:
-        """The number of the JSON and the record, for 0 <= place < len."""
+        """Read the record at 0 <= place < len: the number of its JSON, and the record."""
         source = bisect_right(self._ends, place)
         if source == len(self._ends):
             raise IndexError(f"Index {place} is outside the data set of {len(self)} items.")
@@ -171,7 +175,7 @@ class AnyWordDataset(torch.utils.data.Dataset):
         return source, self.indices[source][int(chosen[place - self._ends[source] + len(chosen)])]
 
     def picture_path(self, source: int, record: Record) -> Path:
-        """Where the picture of a record is."""
+        """The path of a record's picture; source is the number of its JSON."""
         return self.roots[source] / record.img_name
 
     def _root(self, number: int, data_root: str | Path | None) -> Path:
@@ -192,7 +196,7 @@ class AnyWordDataset(torch.utils.data.Dataset):
 def make_item(
     record: Record, picture: np.ndarray, rules: ReadingRules, rng: np.random.Generator
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """A record and its picture (H, W, 3) uint8 RGB as a light item, and what was wrong with its lines.
+    """Make a packed item of a record and its picture (H, W, 3) uint8 RGB; also returns what was wrong with its lines.
 
     rng draws everything that is left to chance. Neither record nor picture is changed.
     """
@@ -201,32 +205,17 @@ def make_item(
     if picture.shape[:2] != (side, side):
         picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR)
     edit = bool(rng.random() < rules.edit_share)
+    lines, ignored, problems = _choose_lines(record, stretch, rules, rng)
 
-    lines, ignored, problems = [], [], []
-    for annotation in record.annotations:
-        points = annotation.points
-        if (stretch != 1).any():
-            points = np.rint(points * stretch).astype(np.int32)
-        if not _reaches_inside(points, side):
-            problems.append(Problem(record.number, "outside", f"{annotation.text!a} at {annotation.polygon[:2]}"))
-        elif annotation.valid:
-            lines.append((annotation, points))
-        else:
-            ignored.append(points)
-    if len(lines) > rules.max_lines:
-        order = rng.permutation(len(lines))
-        ignored += [lines[i][1] for i in order[rules.max_lines :]]
-        lines = [lines[i] for i in order[: rules.max_lines]]
-
-    slots = _Slots(rules)
+    slots = Slots(rules.max_lines, (side, side), packed=True)
     for annotation, points in lines:
         try:
-            slots.add(annotation, points, picture, rng)
+            _add_line(slots, annotation, points, picture, rules, rng)
         except DrawingError as error:
             problems.append(Problem(record.number, "glyph", str(error)))
             ignored.append(points)
-    if not slots.texts:
-        slots.add(NO_TEXT, NO_TEXT.points, picture, rng)
+    if not len(slots):
+        _add_line(slots, NO_TEXT, NO_TEXT.points, picture, rules, rng)
     # Editing paints the holes alone, so there is nothing to ignore.
     inv_mask = ignore_mask([] if edit else ignored, (side, side))
     phrase = rules.phrases[int(rng.integers(0, len(rules.phrases)))]
@@ -236,66 +225,58 @@ def make_item(
         "edit": edit,
         "inv_mask_packed": np.packbits(inv_mask, axis=-1),
         "img_caption": caption,
-        "text_caption": text_caption(len(slots.texts), phrase),
+        "text_caption": text_caption(len(slots), phrase),
     }, problems
 
 
-class _Slots:
-    """The lines of an item as they are drawn, one slot after the other."""
+def _choose_lines(
+    record: Record, stretch: np.ndarray, rules: ReadingRules, rng: np.random.Generator
+) -> tuple[list[tuple[Annotation, np.ndarray]], list[np.ndarray], list[Problem]]:
+    """The lines to draw, at most max_lines, with polygons times stretch (x, y); polygons to ignore; problems."""
+    lines, ignored, problems = [], [], []
+    for annotation in record.annotations:
+        points = annotation.points
+        if (stretch != 1).any():
+            points = np.rint(points * stretch).astype(np.int32)
+        if not _reaches_inside(points, rules.image_size):
+            problems.append(Problem(record.number, "outside", f"{annotation.text!a} at {annotation.polygon[:2]}"))
+        elif annotation.valid:
+            lines.append((annotation, points))
+        else:
+            ignored.append(points)
+    if len(lines) > rules.max_lines:
+        order = rng.permutation(len(lines))
+        ignored += [lines[i][1] for i in order[rules.max_lines :]]
+        lines = [lines[i] for i in order[: rules.max_lines]]
+    return lines, ignored, problems
 
-    def __init__(self, rules: ReadingRules) -> None:
-        self.rules, side, slots = rules, rules.image_size, rules.max_lines
-        self.glyphs = np.zeros((slots, side, side), np.uint8)
-        self.positions = np.zeros((slots, side, side // 8), np.uint8)
-        self.gly_line = np.zeros((slots, GLYPH_LINE_SIZE[0], GLYPH_LINE_SIZE[1] // 8), np.uint8)
-        self.color = np.zeros((slots, 3), np.float32)
-        self.font_hint = np.zeros((1, side, side), np.uint8)
-        self.texts: list[str] = []
-        self.languages: list[str] = []
-        self.polygons: list[np.ndarray] = []
 
-    def add(self, annotation: Annotation, points: np.ndarray, picture: np.ndarray, rng: np.random.Generator) -> None:
-        """Fill the next slot; raises DrawingError if the text cannot be drawn, and the slot goes to the next line."""
-        rules, slot, size = self.rules, len(self.texts), picture.shape[:2]
-        text = annotation.text[: rules.max_characters]
-        fonts = covering_fonts(text, rules.fonts)
-        font = fonts[int(rng.integers(0, len(fonts)))] if rules.random_font else fonts[0]
-        upright = draw_packed_glyph_line(text, font)  # kept below: a line without room must leave its slot empty
-        draw_placed_glyph(text, points, font, size, out=self.glyphs[slot], color=annotation.color)
-        self.gly_line[slot] = upright
-
-        position = draw_position(points, size)
-        if rules.jitter:
-            position = jitter_position(position, points, rng.random())
-        self.positions[slot] = np.packbits(position, axis=-1)
-
-        told = annotation.color is not None and not (rng.random() < 1 - rules.color_share)
-        self.color[slot] = annotation.color if told else UNSPECIFIED_COLOR
-        if rules.hint_share and not (rng.random() < 1 - rules.hint_share):
-            keep, start = rng.uniform(*rules.hint_area), rng.uniform(0, 1)
-            shake = Shake.draw(rng) if rules.hint_shake else None
-            hint_from_picture(picture, points, keep, start, shake, out=self.font_hint[0])
-        self.texts.append(text)
-        self.languages.append(annotation.language)
-        self.polygons.append(points)
-
-    def fields(self) -> dict[str, Any]:
-        """The fields of the item that stem from its lines."""
-        return {
-            "glyphs": self.glyphs,
-            "positions_packed": self.positions,
-            "gly_line_packed": self.gly_line,
-            "font_hint": self.font_hint,
-            "color": self.color,
-            "n_lines": len(self.texts),
-            "texts": self.texts,
-            "language": self.languages,
-            "polygons": self.polygons,
-        }
+def _add_line(
+    slots: Slots,
+    annotation: Annotation,
+    points: np.ndarray,
+    picture: np.ndarray,
+    rules: ReadingRules,
+    rng: np.random.Generator,
+) -> None:
+    """Fill the next slot. Raises DrawingError if the text cannot be drawn; the slot is left to the next line then."""
+    text, size = annotation.text[: rules.max_characters], picture.shape[:2]
+    fonts = covering_fonts(text, rules.fonts)
+    font = fonts[int(rng.integers(0, len(fonts)))] if rules.random_font else fonts[0]
+    slots.draw(text, points, font, annotation.color)
+    position = draw_position(points, size)
+    if rules.jitter:
+        position = jitter_position(position, points, rng.random())
+    given = annotation.color is not None and not (rng.random() < 1 - rules.color_share)
+    if rules.hint_share and not (rng.random() < 1 - rules.hint_share):
+        keep, start = rng.uniform(*rules.hint_area), rng.uniform(0, 1)
+        shake = Shake.draw(rng) if rules.hint_shake else None
+        hint_from_picture(picture, points, keep, start, shake, out=slots.font_hint[0])
+    slots.keep(text, annotation.language, points, position, annotation.color if given else UNSPECIFIED_COLOR)
 
 
 def _reaches_inside(points: np.ndarray, side: int) -> bool:
-    """Whether the polygon covers a pixel of the picture; drawn only where its bounding box leaves a doubt."""
+    """Whether the polygon covers a pixel of the picture; it is drawn only if its bounding box leaves a doubt."""
     low, high = points.min(axis=0), points.max(axis=0)
     if low.min() >= 0 and high.max() < side:
         return True
@@ -303,13 +284,13 @@ def _reaches_inside(points: np.ndarray, side: int) -> bool:
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises OSError for a missing or a truncated file."""
+    """Read a picture as (H, W, 3) uint8 RGB. Raises OSError for a missing or truncated file."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def _chosen(index, wm_thresh: float) -> np.ndarray | range:
-    """Places of the records to use: those without too sure a watermark."""
+    """Places of the records to use: those whose wm_score is not above wm_thresh."""
     places: np.ndarray | range = range(len(index))
     scores = index.column("wm_score")
     if scores.null_count < len(scores):

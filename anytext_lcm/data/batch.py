@@ -1,14 +1,11 @@
-"""The batch: what the data sets, the training and the pipeline agree on.
+"""The batch: the contract between data sets, training and drawing.
 
-Names are those of AnyText2's t3_dataset.py; the layout is dense where upstream keeps lists, so that a batch
-is collated once and moved to a device in one go. L is the number of line slots (`max_lines`); slots beyond a
-picture's lines are zero everywhere and are not read, since `n_lines` says how many count.
+FIELDS is the contract. `build_conditioning` makes an item of lines of text, `collate` makes a batch of items, and
+`validate` holds a batch to the contract. Items are the same without the leading B, as numpy arrays. PACKED_FIELDS is
+the compact form of the same batch that workers send (bytes and bits).
 
-FIELDS below is the contract, `validate` holds a batch to it, `collate` makes one out of items,
-`build_conditioning` makes an item out of lines of text. Items are the same without the
-leading B, as numpy arrays. LIGHT_FIELDS is what the same batch may weigh on its way from a worker to the device.
-
-May import: numpy, torch, anytext_lcm.data.fonts, anytext_lcm.data.glyphs, anytext_lcm.data.masks.
+Names are those of AnyText2's t3_dataset.py. The layout is dense where upstream keeps lists, so that a batch moves to a
+device in one go. L is the number of line slots (`max_lines`); slots from `n_lines` on are zero and are not read.
 """
 
 from __future__ import annotations
@@ -22,17 +19,18 @@ import numpy as np
 import torch
 
 from anytext_lcm.data.fonts import PLAIN_FONT
-from anytext_lcm.data.glyphs import draw_glyph_line, draw_placed_glyph, draw_position
+from anytext_lcm.data.glyphs import draw_placed_glyph, draw_position
 from anytext_lcm.data.masks import cut_holes, union
+from anytext_lcm.data.slots import Slots
 
 MAX_CHARACTERS = 20
-"""Longest text of a line, as in upstream's training data."""
+"""Longest text of a line, in characters, as in upstream's training data."""
 
 UNSPECIFIED_COLOR = (500, 500, 500)
 """Upstream's way to leave the colour to the model."""
 
 PLACEHOLDER = "*"
-"""Stands for one line in a caption; its token embedding is replaced by that of the line."""
+"""Stands for one line in a text caption; its token embedding is replaced by that of the line."""
 
 TEXT_PHRASES = (
     "Text says ",
@@ -65,33 +63,33 @@ FIELDS: dict[str, Field] = {
     "glyphs": Field("BLHW", torch.uint8, 0, 255, "each line drawn in its polygon"),
     "positions": Field("BLHW", torch.uint8, 0, 1, "each line's filled polygon"),
     "gly_line": Field("BL80,512", torch.uint8, 0, 1, "each line drawn upright, for the recogniser"),
-    "font_hint": Field("B1HW", torch.uint8, 0, 255, "the lines in the font that is wanted; 0 = no wish"),
+    "font_hint": Field("B1HW", torch.uint8, 0, 255, "the lines in the wanted font; 0 = no wish"),
     "color": Field("BL3", torch.float32, 0, 500, "text colour, RGB 0..255, or 500, 500, 500 = any"),
     "n_lines": Field("B", torch.int64, 1, 1024, "how many of the L slots are used"),
 }
 """The tensors of a batch."""
 
-LIGHT_FIELDS: dict[str, Field] = {
+PACKED_FIELDS: dict[str, Field] = {
     "picture": Field("BHW3", torch.uint8, 0, 255, "the picture, RGB; img = picture / 127.5 - 1"),
     "edit": Field("B", torch.bool, 0, 1, "editing: masked_img is the picture with holes; else it is all -1"),
-    "positions_packed": Field("BLHw", torch.uint8, 0, 255, "positions, eight pixels a byte, the first highest"),
+    "positions_packed": Field("BLHw", torch.uint8, 0, 255, "positions, eight pixels per byte, the first highest"),
     "gly_line_packed": Field("BL80,64", torch.uint8, 0, 255, "gly_line likewise"),
     "inv_mask_packed": Field("B1Hw", torch.uint8, 0, 255, "inv_mask likewise"),
     **{name: FIELDS[name] for name in ("glyphs", "font_hint", "color", "n_lines")},
 }
-"""The tensors of a light batch, as it may leave a worker: w = W / 8, a quarter of the bytes. `light.expand` makes
-FIELDS of them, on the device. TEXT_FIELDS are the same in both."""
+"""The tensors of a packed batch, a quarter of the bytes: w = W / 8. `packed.expand` makes FIELDS of them, on the
+device. TEXT_FIELDS are the same in both."""
 
 TEXT_FIELDS: dict[str, str] = {
     "img_caption": "list of B strings: what is in the picture, no text in it",
-    "text_caption": "list of B strings: a phrase and one '*' a line, 'Text says * , * . '",
+    "text_caption": "list of B strings: a phrase and one '*' per line, 'Text says * , * . '",
     "texts": "B lists of n_lines strings: what is written",
     "language": "B lists of n_lines strings: 'Latin', 'Chinese', ...",
     "polygons": "B lists of n_lines (4, 2) int arrays: where the text is; x, y, clockwise from top left",
 }
 """The lists of a batch. Items may carry more (`condition_polygons`, `meta`, `problems`); collate keeps it as lists."""
 
-_STACKED = FIELDS | LIGHT_FIELDS
+_STACKED = FIELDS | PACKED_FIELDS
 
 
 @dataclass(frozen=True)
@@ -99,11 +97,13 @@ class Line:
     """One line of text that is wanted in a picture.
 
     text      1..20 characters
-    polygon   (n, 2) x, y in pixels; where the text is to be
+    polygon   (n, 2), x and y in pixels, n >= 3; where the text is to be
     color     RGB 0..255, None = any
     hint_font font (file or name) in which the line is drawn into the font hint, None = no wish
     language  as in AnyWord-3M
     font      font of its glyphs, None = that of the call
+
+    Raises ValueError for too long a text, a polygon of another shape, a colour outside.
     """
 
     text: str
@@ -112,6 +112,32 @@ class Line:
     hint_font: str | Path | None = None
     language: str = "Latin"
     font: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.text) > MAX_CHARACTERS:
+            raise ValueError(
+                f"A line has {len(self.text)} characters, the limit is {MAX_CHARACTERS}: "
+                f"shorten or split {self.text!r}."
+            )
+        shape = np.shape(self.polygon)
+        if len(shape) != 2 or shape[1] != 2 or shape[0] < 3:
+            raise ValueError(f"The polygon of line {self.text!r} needs 3 or more (x, y) points, its shape is {shape}.")
+        if self.color is not None:
+            color = np.asarray(self.color, np.float32)
+            if color.shape != (3,) or not ((color >= 0) & (color <= 255)).all():
+                raise ValueError(
+                    f"The colour of line {self.text!r} must be three numbers 0..255, got {color.tolist()}."
+                )
+
+    def pixels(self, size: tuple[int, int]) -> np.ndarray:
+        """The polygon as (n, 2) int32; ValueError where it leaves a picture of `size` = (height, width)."""
+        polygon = np.asarray(self.polygon).astype(np.int32)
+        (height, width), (right, bottom) = size, polygon.max(axis=0)
+        if polygon.min() < 0 or right > width or bottom > height:
+            raise ValueError(
+                f"The polygon of line {self.text!r} leaves the picture of {width} x {height}: move it inside."
+            )
+        return polygon
 
 
 def build_conditioning(
@@ -123,11 +149,11 @@ def build_conditioning(
     image: np.ndarray | None = None,
     phrase: str = TEXT_PHRASES[0],
 ) -> dict[str, Any]:
-    """Turn lines of text into the fields of an item that do not need the picture to be known.
+    """Turn lines of text into the fields of an item that need no picture, or only a picture to edit.
 
     Arguments
         lines     1..max_lines lines
-        size      height and width of the picture
+        size      height H and width W of the picture, in pixels
         max_lines number of slots L
         font      font of glyph lines and placed glyphs
         mode      "generate" (masked_img is -1 throughout) or "edit" (image with holes where the text goes)
@@ -135,7 +161,7 @@ def build_conditioning(
         phrase    opening of the text caption
 
     Returns every field of FIELDS and TEXT_FIELDS but `img` and `img_caption`, and `condition_polygons`.
-    Raises ValueError for too many lines, too long a text, characters the font lacks, polygons outside.
+    Raises ValueError for too many lines, characters the font lacks, polygons outside, no room for a letter.
     """
     height, width = size
     if not lines:
@@ -148,58 +174,35 @@ def build_conditioning(
         found = "none" if image is None else f"shape {image.shape}"
         raise ValueError(f"Mode 'edit' needs an image of shape (3, {height}, {width}), got {found}.")
 
-    glyphs = np.zeros((max_lines, height, width), np.uint8)
-    positions = np.zeros((max_lines, height, width), np.uint8)
-    gly_line = np.zeros((max_lines, 80, 512), np.uint8)
-    color = np.zeros((max_lines, 3), np.float32)
-    font_hint = np.zeros((1, height, width), np.uint8)
-    polygons = []
-    for slot, line in enumerate(lines):
-        polygon = _checked_polygon(line, slot, size)
-        if len(line.text) > MAX_CHARACTERS:
-            raise ValueError(
-                f"Line {slot + 1} has {len(line.text)} characters, the limit is {MAX_CHARACTERS}: "
-                f"shorten or split {line.text!r}."
-            )
-        own = font if line.font is None else line.font
-        glyphs[slot] = draw_placed_glyph(line.text, polygon, own, size)
-        positions[slot] = draw_position(polygon, size)
-        gly_line[slot] = draw_glyph_line(line.text, own)
-        color[slot] = UNSPECIFIED_COLOR if line.color is None else _checked_color(line.color, slot)
+    slots = Slots(max_lines, size)
+    for line in lines:
+        polygon = line.pixels(size)
+        slots.draw(line.text, polygon, font if line.font is None else line.font)
         if line.hint_font is not None:
             wish = draw_placed_glyph(line.text, polygon, line.hint_font, size)
-            np.maximum(font_hint[0], wish, out=font_hint[0])
-        polygons.append(polygon)
-
-    hint = union(positions)
+            np.maximum(slots.font_hint[0], wish, out=slots.font_hint[0])
+        color = UNSPECIFIED_COLOR if line.color is None else line.color
+        slots.keep(line.text, line.language, polygon, draw_position(polygon, size), color)
+    hint = union(slots.positions)
     masked = cut_holes(image, hint) if mode == "edit" else np.full((3, height, width), -1.0, np.float32)
-    return {
+    return slots.fields() | {
         "masked_img": masked,
         "hint": hint,
         "inv_mask": np.zeros((1, height, width), np.uint8),
-        "glyphs": glyphs,
-        "positions": positions,
-        "gly_line": gly_line,
-        "font_hint": font_hint,
-        "color": color,
-        "n_lines": len(lines),
         "text_caption": text_caption(len(lines), phrase),
-        "texts": [line.text for line in lines],
-        "language": [line.language for line in lines],
-        "polygons": polygons,
-        "condition_polygons": polygons,
+        "condition_polygons": slots.polygons,
     }
 
 
 def text_caption(n_lines: int, phrase: str = TEXT_PHRASES[0]) -> str:
-    """'Text says * , * . ' for two lines."""
+    """Make the text caption, 'Text says * , * . ' for two lines."""
     return phrase + " , ".join([PLACEHOLDER] * n_lines) + " . "
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stack items to a batch: FIELDS and LIGHT_FIELDS become tensors, everything else a list with one entry an item.
+    """Stack items to a batch: FIELDS and PACKED_FIELDS become tensors, everything else a list with one entry per item.
 
-    Raises ValueError when items differ in size or in the number of line slots.
+    Raises ValueError for no items and for items that differ in size or number of line slots.
     """
     if not items:
         raise ValueError("A batch needs at least one item, got none.")
@@ -221,24 +224,13 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def validate(batch: Mapping[str, Any]) -> str:
-    """Hold a batch to FIELDS and TEXT_FIELDS: ValueError names the first field that breaks it, and how.
+    """Hold a batch to FIELDS and TEXT_FIELDS. Raises ValueError naming the first field that breaks it, and how.
 
     Returns the contract as a table, with the shapes and ranges of this batch beside what is allowed.
     """
-    for name in (*FIELDS, *TEXT_FIELDS):
-        if name not in batch:
-            raise ValueError(f"The batch lacks the field {name!r}: see FIELDS in anytext_lcm/data/batch.py.")
-    for name, field in FIELDS.items():
-        value = batch[name]
-        if not isinstance(value, torch.Tensor) or value.dtype != field.dtype:
-            found = str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(f"{name!r} must be a tensor of {field.dtype}, got {found}.")
-    image = batch["img"]
-    if image.ndim != 4:
-        raise ValueError(f"'img' must have shape (B, 3, H, W), got {tuple(image.shape)}.")
-    if batch["positions"].ndim != 4:
-        raise ValueError(f"'positions' must have shape (B, L, H, W), got {tuple(batch['positions'].shape)}.")
-    sizes = {"B": image.shape[0], "L": batch["positions"].shape[1], "H": image.shape[2], "W": image.shape[3]}
+    _validate_types(batch)
+    image, positions = batch["img"], batch["positions"]
+    sizes = {"B": image.shape[0], "L": positions.shape[1], "H": image.shape[2], "W": image.shape[3]}
     for name, field in FIELDS.items():
         value, wanted = batch[name], _expected_shape(field.shape, sizes)
         if tuple(value.shape) != wanted:
@@ -251,6 +243,22 @@ def validate(batch: Mapping[str, Any]) -> str:
             raise ValueError(f"{name!r} has {len(batch[name])} entries for a batch of {sizes['B']}.")
     _validate_lines(batch, sizes["B"], sizes["L"])
     return _table(batch)
+
+
+def _validate_types(batch: Mapping[str, Any]) -> None:
+    """Every field is there and has its type; picture and positions have four dimensions, which name the sizes."""
+    for name in (*FIELDS, *TEXT_FIELDS):
+        if name not in batch:
+            raise ValueError(f"The batch lacks the field {name!r}: see FIELDS in anytext_lcm/data/batch.py.")
+    for name, field in FIELDS.items():
+        value = batch[name]
+        if not isinstance(value, torch.Tensor) or value.dtype != field.dtype:
+            found = str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(f"{name!r} must be a tensor of {field.dtype}, got {found}.")
+    for name in ("img", "positions"):
+        if batch[name].ndim != 4:
+            letters = ", ".join(FIELDS[name].shape)
+            raise ValueError(f"{name!r} must have shape ({letters}), got {tuple(batch[name].shape)}.")
 
 
 def _table(batch: Mapping[str, Any]) -> str:
@@ -291,23 +299,3 @@ def _expected_shape(letters: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     if letters == "BL80,512":
         return sizes["B"], sizes["L"], 80, 512
     return tuple(sizes[letter] if letter in sizes else int(letter) for letter in letters)
-
-
-def _checked_color(color: Sequence[float], slot: int) -> np.ndarray:
-    color = np.asarray(color, np.float32)
-    if color.shape != (3,) or not ((color >= 0) & (color <= 255)).all():
-        raise ValueError(f"The colour of line {slot + 1} must be three numbers 0..255, got {color.tolist()}.")
-    return color
-
-
-def _checked_polygon(line: Line, slot: int, size: tuple[int, int]) -> np.ndarray:
-    polygon = np.asarray(line.polygon)
-    if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3:
-        raise ValueError(f"The polygon of line {slot + 1} needs 3 or more (x, y) points, it has shape {polygon.shape}.")
-    polygon = polygon.astype(np.int32)
-    (height, width), (right, bottom) = size, polygon.max(axis=0)
-    if polygon.min() < 0 or right > width or bottom > height:
-        raise ValueError(
-            f"The polygon of line {slot + 1} ({line.text!r}) leaves the picture of {width} x {height}: move it inside."
-        )
-    return polygon

@@ -1,4 +1,4 @@
-"""What an item costs to make and to collate, and example sets to measure on, whose index can be made large."""
+"""Measure what an item costs to make and to collate; example sets to measure on, whose index can be made large."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _QUADS = (
 
 
 def example_record(number: int) -> dict[str, Any]:
-    """A record with five lines, level, turned and vertical, as AnyWord's JSON has it; each number another one."""
+    """Make a record of AnyWord's JSON with five lines, level, turned and vertical; each number another one."""
     lines = [
         {
             "polygon": [[x + number % 17, y + number % 23] for x, y in zip(quad[::2], quad[1::2], strict=True)],
@@ -47,7 +47,7 @@ def example_record(number: int) -> dict[str, Any]:
 
 
 def example_set(folder: Path, count: int = 8) -> AnyWordDataset:
-    """Records of five lines with pictures of 512 px as JPEG, in AnyWord's layout, written to a folder."""
+    """Write records of five lines with JPEGs of 512 px to a folder, in AnyWord's layout, and open them."""
     rng = np.random.default_rng(0)
     for number in range(8):
         coarse = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
@@ -58,7 +58,7 @@ def example_set(folder: Path, count: int = 8) -> AnyWordDataset:
 
 
 def write_records(path: Path, count: int) -> None:
-    """A JSON of `count` example records."""
+    """Write a JSON of `count` example records."""
     with path.open("w", encoding="utf-8") as file:
         file.write('{"data_root": ".", "data_list": [')
         for number in range(count):
@@ -67,22 +67,22 @@ def write_records(path: Path, count: int) -> None:
 
 
 def large_set(folder: Path, rows: int, tell: Callable[[str], None]) -> Path:
-    """A JSON whose index has `rows` records of five lines: one batch is read from JSON and written again and again.
+    """Write a JSON with an index of `rows` records of five lines, and return the path of the JSON.
 
-    The index is what counts here and has its full size; the JSON holds one batch. Returns the path of the JSON.
+    The JSON holds one batch; the index repeats it and has its full size. tell is called with a line of timings.
     """
     path = folder / "large.json"
     write_records(path, ROWS)
     start = time.process_time()
     index = open_index(path)
     spent = time.process_time() - start
-    tell(f"index from JSON: {ROWS} records, {spent / ROWS * 1e6:.3g} microseconds of CPU a record")
+    tell(f"index from JSON: {ROWS} records, {spent / ROWS * 1e6:.3g} microseconds of CPU per record")
     enlarge_index(index.folder, rows)
     return path
 
 
 def enlarge_index(folder: Path, rows: int) -> None:
-    """Writes the only batch of an index again and again until there are `rows` records."""
+    """Repeat the only batch of an index until there are `rows` records; ValueError unless it is a whole batch."""
     index = RecordIndex(folder)
     if len(index) != ROWS:
         raise ValueError(f"An index to enlarge needs {ROWS} records, a whole batch, {folder} has {len(index)}.")
@@ -100,10 +100,10 @@ def enlarge_index(folder: Path, rows: int) -> None:
 
 
 def measure_items(dataset: AnyWordDataset, count: int, batch_size: int = 4) -> dict[str, float]:
-    """MB an item as it leaves a worker, ms to read and make it and to collate it, and items a CPU second.
+    """Measure MB per item as it leaves a worker, ms to read and make and to collate it, and items per CPU second.
 
     The items are read from disk, made and collated in batches; a first batch is not counted. The bytes are those of the
-    arrays; CPU seconds are those of this process, so that other work on the machine does not count.
+    arrays. CPU seconds are those of this process, so that other work on the machine does not count.
     """
     weight = spent = making = 0.0
     for first in range(-batch_size, count, batch_size):

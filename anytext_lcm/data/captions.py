@@ -1,8 +1,6 @@
-"""The image caption, as AnyText2 makes it out of a record's (t3_dataset.py, `load_data` and `truncate_string`).
+"""The image caption, as AnyText2 makes it of a record's (t3_dataset.py, `load_data` and `truncate_string`).
 
 The text caption is `batch.text_caption`.
-
-May import: numpy.
 """
 
 from __future__ import annotations
@@ -10,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 MAX_CAPTION = 500
-"""Characters of a caption that are looked at; Chinese has no spaces, so a limit in words alone would not hold."""
+"""Characters of a caption that are read; Chinese has no spaces, so a limit in words alone would not hold."""
 
 WATERMARK_SCORE = 0.5
-"""Above it a picture is said to have watermarks."""
+"""Above it the caption says that there are watermarks."""
 
 
 def image_caption(
@@ -24,18 +22,18 @@ def image_caption(
     name_watermarks: bool = True,
     placeholder: str = "*",
 ) -> str:
-    """A record's caption made ready: watermarks named, no placeholder in it, not too long.
+    """Prepare a record's caption: watermarks named, no placeholder in it, not too long.
 
     Arguments
         caption          as in the record
-        wm_score         how surely there is a watermark, 0..1, None = not known
+        wm_score         probability of a watermark, 0..1, None = not known
         max_words        longest caption in words; 0 leaves caption and its end as they are
-        rng              draws the sentences that stay
+        rng              chooses the sentences that stay
         name_watermarks  append " with watermarks " or " no watermarks " where the score is known
 
-    A '*' would take the embedding of a text line in the text encoder, so it becomes a space. The record stays as it is
-    (upstream writes the result back, so that a caption grows by ". " at every access).
+    A '*' becomes a space, because it would take the embedding of a text line in the text encoder.
     """
+    # Upstream writes the result back into the record, so that a caption grows by ". " at every access.
     if name_watermarks and wm_score is not None:
         caption += " with watermarks " if wm_score > WATERMARK_SCORE else " no watermarks "
     caption = caption.replace(placeholder, " ")
@@ -43,9 +41,9 @@ def image_caption(
 
 
 def shorten(caption: str, max_words: int, rng: np.random.Generator) -> str:
-    """At most max_words words: the first sentence, then others in random order, the last one cut.
+    """Shorten to max_words words: the first sentence, then others in random order, the last one cut.
 
-    A caption that is short enough comes back as it is, but for what exceeds MAX_CAPTION characters.
+    Of a caption that is short enough only what exceeds MAX_CAPTION characters is cut.
     """
     caption = caption[:MAX_CAPTION]
     if len(caption.split()) <= max_words:

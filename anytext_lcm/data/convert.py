@@ -1,9 +1,7 @@
-"""A data set of the contract written to disk in AnyWord-3M's layout.
+"""Write a data set of the contract to disk in AnyWord-3M's layout.
 
-FOLDER/data.json and FOLDER/imgs/00000000.png, ... The polygons are those a model is told (`condition_polygons`), so
+FOLDER/data.json and FOLDER/imgs/00000000.png, ... The polygons are those of the condition (`condition_polygons`), so
 that `AnyWordDataset` makes the same masks of them.
-
-May import: numpy, Pillow, torch, anytext_lcm.outputs, anytext_lcm.data.batch.
 """
 
 from __future__ import annotations
@@ -25,11 +23,11 @@ FORMATS = {"png": {}, "jpg": {"quality": 95}}
 
 
 def write_anyword(dataset: Dataset, folder: str | Path, count: int | None = None, image_format: str = "png") -> Path:
-    """Write the first `count` items (None: all), complete or not at all. Returns the path of the JSON.
+    """Write the first `count` items (None: all), complete or not at all, and return the path of the JSON.
 
-    What an item draws anew each time (mode, phrase of the text caption, font hint) is not in AnyWord's layout and is
-    left to the reader. Raises ValueError for a format that is none, for items with ignored regions, whose polygons
-    are not known, and for a folder that holds other files.
+    Mode, phrase of the text caption and font hint are not in AnyWord's layout: the reader draws them anew.
+    Raises ValueError for an unknown format, for items with ignored regions, whose polygons are not known, and for a
+    folder that holds other files.
     """
     if image_format not in FORMATS:
         raise ValueError(f"Picture format {image_format!r} is unknown: choose {' or '.join(FORMATS)}.")
@@ -50,7 +48,10 @@ def write_anyword(dataset: Dataset, folder: str | Path, count: int | None = None
 
 
 def record_of(item: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The record of an item of the contract: an entry of AnyWord's data_list."""
+    """Make an entry of AnyWord's data_list of an item of the contract; `name` is its picture's path.
+
+    Raises ValueError for an item with ignored regions.
+    """
     if np.any(item["inv_mask"]):
         raise ValueError(f"The item for {name} has ignored regions, and their polygons are not known.")
     annotations = []

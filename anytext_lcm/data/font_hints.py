@@ -1,10 +1,7 @@
-"""The font hint: dark strokes of the picture under a line, which show the font without naming it.
+"""The font hint out of a picture: dark strokes under a line, which show the font without naming it.
 
-Where the font is known (the mock data, a user's choice) the hint is the placed glyph in that font,
-`glyphs.draw_placed_glyph`; where only a picture is there (AnyWord-3M, "mimic") it is cut out of it here. Rules:
-`draw_font_hint` of AnyText2's t3_dataset.py.
-
-May import: numpy, cv2, anytext_lcm.data.glyphs.
+For a known font (mock data, a user's choice) the hint is the placed glyph in that font, `glyphs.draw_placed_glyph`. For
+AnyWord-3M it is cut out of the picture here, by the rules of `draw_font_hint` of AnyText2's t3_dataset.py.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ class Shake:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Shake:
-        """Upstream's ranges: 10 degrees, 10 pixels and a tenth each way."""
+        """Draw within upstream's ranges: 10 degrees, 10 pixels and a tenth each way."""
         return cls(rng.uniform(-10, 10), rng.uniform(-10, 10), rng.uniform(-10, 10), rng.uniform(0.9, 1.1))
 
 
@@ -47,16 +44,16 @@ def hint_from_picture(
     shake: Shake | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Strokes darker than their surroundings within the polygon: (H, W) uint8, 0 or 255.
+    """Find the strokes within a polygon that are darker than their surroundings: (H, W) uint8, 0 or 255.
 
     Arguments
         picture  (H, W, 3) uint8 RGB
         polygon  (n, 2) int, x and y; what lies outside the picture is cut off. It is not changed (upstream does)
         keep     share of the long side that is kept; the rest is blacked out. Even at 1 a line one pixel wide
-                 goes, as upstream's polygon filling has it
+                 goes, because of how upstream fills polygons
         start    where the blackened piece starts, 0..1 of the way it can go
-        shake    change of the crop before the threshold, None = as it is
-        out      (H, W) uint8, the hints so far, to which this one is added, instead of a new array
+        shake    change of the crop before the threshold, None = none
+        out      (H, W) uint8, the hints so far, to which this one is added; None: a new array
     """
     height, width = picture.shape[:2]
     polygon = np.clip(np.asarray(polygon), 0, (width - 1, height - 1)).astype(np.int32)

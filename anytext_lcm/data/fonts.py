@@ -1,9 +1,7 @@
 """The fonts every machine with matplotlib has, and the check that a font can write a text.
 
-Nothing is downloaded: matplotlib ships DejaVu, STIX and Computer Modern as TrueType files. Its folder is
-found without importing matplotlib, because that import takes longer than drawing many pictures.
-
-May import: the standard library, Pillow, fontTools, matplotlib (to look for the system's fonts).
+Nothing is downloaded: matplotlib ships DejaVu, STIX and Computer Modern as TrueType files. Its folder is found without
+importing matplotlib, because that import takes longer than drawing many pictures.
 """
 
 from __future__ import annotations
@@ -17,11 +15,11 @@ from PIL import ImageFont
 
 
 class DrawingError(ValueError):
-    """A text cannot be drawn as asked: a missing glyph, no room, no text. Says which, and what to do."""
+    """A text cannot be drawn: a missing glyph, no room, no text. The message says which, and what to do."""
 
 
 PLAIN_FONT = "DejaVuSans.ttf"
-"""The font of glyph lines and placed glyphs when nobody asks for another."""
+"""The default font of glyph lines and placed glyphs."""
 
 UPRIGHT_FONTS = (
     "DejaVuSans.ttf",
@@ -52,7 +50,7 @@ Computer Modern's roman, italic and typewriter have strokes of less than two pix
 
 @lru_cache(maxsize=1)
 def font_directory() -> Path:
-    """The folder of matplotlib's TrueType files; FileNotFoundError when matplotlib is not installed."""
+    """Find the folder of matplotlib's TrueType files; FileNotFoundError when matplotlib is not installed."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("matplotlib is not installed, so its fonts are missing: install matplotlib.")
@@ -64,10 +62,9 @@ def font_directory() -> Path:
 
 @lru_cache(maxsize=256)
 def font_path(font: str | Path) -> Path:
-    """Path of a font given as a file path or as the name of one of matplotlib's fonts ("DejaVuSans.ttf").
+    """Find a font given as a file path or as the name of one of matplotlib's fonts ("DejaVuSans.ttf").
 
-    Raises FileNotFoundError when there is no such file. (Upstream takes a missing font for "no glyph" and
-    draws black.)
+    Raises FileNotFoundError when there is no such file. (Upstream takes a missing font for "no glyph" and draws black.)
     """
     path = Path(font)
     if path.is_file():
@@ -83,10 +80,11 @@ def font_path(font: str | Path) -> Path:
 
 @lru_cache(maxsize=512)
 def load_font(font: str | Path, size: int) -> ImageFont.FreeTypeFont:
-    """The font at `size` pixels an em, with Pillow's own choice of layout engine (libraqm, as upstream).
+    """Open a font at `size` pixels per em, with Pillow's own choice of layout engine (libraqm, as in upstream).
 
-    Cached; an open font takes about 0.1 MB, so the cache is bounded.
+    Raises DrawingError below 1 pixel, FileNotFoundError if there is no such font.
     """
+    # Cached; an open font takes about 0.1 MB, so the cache is bounded.
     if size < 1:
         raise DrawingError(f"Font size {size} is below 1 pixel: give a larger polygon or size.")
     return ImageFont.truetype(str(font_path(font)), size)
@@ -94,8 +92,8 @@ def load_font(font: str | Path, size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=64)
 def characters(font: str | Path) -> frozenset[int]:
-    """Code points the font has a glyph for, read from its character map."""
-    from fontTools.ttLib import TTFont  # slow to import, wanted once a font
+    """Read the code points that the font has a glyph for from its character map."""
+    from fontTools.ttLib import TTFont  # slow to import, needed once per font
 
     path = font_path(font)
     with TTFont(path, lazy=True, fontNumber=0) as file:
@@ -103,7 +101,7 @@ def characters(font: str | Path) -> frozenset[int]:
 
 
 def require_glyphs(font: str | Path, text: str) -> None:
-    """Raise DrawingError naming the font and the characters of `text` it cannot draw."""
+    """Raise DrawingError naming the font and the characters of `text` that it lacks, if any."""
     if font_path(font).name.startswith("LastResort"):
         raise DrawingError(f"Font {font_path(font).name} draws a box for any character: choose another font.")
     known = characters(font)
@@ -121,10 +119,7 @@ def covers(font: str | Path, text: str) -> bool:
 
 
 def covering_fonts(text: str, fonts: Sequence[str | Path]) -> list[str | Path]:
-    """Those of `fonts` that can write the text, in their order.
-
-    Raises DrawingError naming fonts and characters when there is none.
-    """
+    """Choose those of `fonts` that can write the text, in their order; DrawingError when there is none."""
     able = [font for font in fonts if covers(font, text)]
     if not able:
         known = frozenset().union(*(characters(font) for font in fonts))
@@ -137,14 +132,14 @@ def covering_fonts(text: str, fonts: Sequence[str | Path]) -> list[str | Path]:
 
 @lru_cache(maxsize=1)
 def system_fonts() -> tuple[Path, ...]:
-    """The scalable fonts of this machine by name; which ones there are differs from machine to machine."""
-    from matplotlib.font_manager import findSystemFonts  # slow to import, wanted once
+    """List the scalable fonts of this machine by name."""
+    from matplotlib.font_manager import findSystemFonts  # slow to import, needed once
 
     return tuple(sorted((Path(path) for path in findSystemFonts()), key=lambda path: (path.name, path)))
 
 
 def find_fonts(text: str) -> list[Path]:
-    """The system's fonts that hold every character of the text. Empty when there is none."""
+    """List the system's fonts that hold every character of the text, maybe none."""
     able = []
     for path in system_fonts():
         try:

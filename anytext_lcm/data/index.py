@@ -1,19 +1,21 @@
 """The index of a data set: its records cleaned once and kept as columns, memory-mapped.
 
-An AnyWord JSON of 3 million records takes minutes and many GB to load as Python objects, and again so in every
-worker. The index is an Arrow file beside it, `NAME.index/`, built once; opening it reads a few kB, and all processes
-of a machine share its pages. It is built anew when the JSON's size or time of change differs.
+An AnyWord JSON of 3 million records takes minutes and many GB to load as Python objects, in every worker again. The
+index is a folder beside it, `NAME.index/`, built once. Opening it reads a few kB, and all processes of a machine share
+its pages. It is rebuilt when the JSON's size or time of change differs.
 
-    about.json      where it was made from, counts, data_root
-    records.arrow   one row a record that is left
-    problems.arrow  one row a problem: number, kind, detail
+    about.json      source, its size and time, counts, data_root
+    records.arrow   one row per record that is kept
+    problems.arrow  one row per problem: number, kind, detail
 
-May import: pyarrow, filelock, anytext_lcm.outputs, anytext_lcm.data.json_stream, anytext_lcm.data.records.
+`datasets` would write such files too, but it brings pandas, fsspec and multiprocess, and when to rebuild would stay a
+rule of our own.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from anytext_lcm.data.records import Annotation, Problem, Record, clean
 from anytext_lcm.files import atomic_folder, check_writable
 
 VERSION = 1
-"""Goes up when the columns or the rules of `records` change; an index of another version is built anew."""
+"""Goes up when the columns or the rules of `records` change; an index of another version is rebuilt."""
 
 ROWS = 16_384
 """Records of one Arrow batch."""
@@ -59,7 +61,7 @@ class BadRecord(ValueError):
 
 @dataclass(frozen=True)
 class About:
-    """What about.json says."""
+    """Content of about.json: the JSON's size in bytes and time of change, records read and kept, problems by kind."""
 
     version: int
     source: str
@@ -72,9 +74,10 @@ class About:
 
 
 class RecordIndex:
-    """The records of one JSON, read from its index where they are needed.
+    """The records of one JSON, read from its index when they are needed.
 
-    `index[i]` is the i-th record that was kept. Pickled by its path, so that workers map the same file.
+    `index[i]` is the i-th record that was kept; IndexError beyond. It is pickled by its path, so that workers map the
+    same file.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -103,11 +106,11 @@ class RecordIndex:
         return Record(row["number"], row["img_name"], row["caption"], row["wm_score"], annotations)
 
     def batch(self, number: int) -> pa.RecordBatch:
-        """ROWS records, or what is left at the end, as they lie on disk."""
+        """Map the batch of records `number` as it lies on disk: ROWS records, fewer at the end."""
         return self._reader.get_batch(number)
 
     def problems(self, limit: int | None = None) -> list[Problem]:
-        """What was wrong with the file's records, in their order; at most `limit`."""
+        """Read what was wrong with the file's records, in their order; at most `limit`."""
         found: list[Problem] = []
         with pa.memory_map(str(self.folder / "problems.arrow")) as file:
             reader = pa.ipc.open_file(file)
@@ -119,7 +122,7 @@ class RecordIndex:
         return found
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A column as it lies on disk, for counts and filters."""
+        """Map a column of RECORDS as it lies on disk, for counts and filters."""
         place = RECORDS.get_field_index(name)
         batches = [self.batch(i) for i in range(self._reader.num_record_batches)]
         return pa.chunked_array([batch.column(place) for batch in batches], type=RECORDS.field(place).type)
@@ -129,7 +132,7 @@ class RecordIndex:
 
 
 def index_folder(source: str | Path, index_dir: str | Path | None = None) -> Path:
-    """Where the index of a JSON is: beside it, or in index_dir."""
+    """Name the folder of a JSON's index: beside the JSON, or in index_dir."""
     source = Path(source)
     return (source.parent if index_dir is None else Path(index_dir)) / f"{source.stem}.index"
 
@@ -140,10 +143,11 @@ def open_index(
     strict: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> RecordIndex:
-    """The index of a JSON, built if it is not there or out of date. One process builds, others wait for it.
+    """Open the index of a JSON; build it if it is missing or out of date. One process builds, others wait for it.
 
-    progress(records read) is called now and then while building. Raises BadRecord for the first problem if strict,
-    FileNotFoundError for a missing JSON, ValueError if it is no JSON or the folder cannot be written.
+    progress is called with the number of records read, every ROWS records.
+    Raises BadRecord for the first problem if strict, FileNotFoundError for a missing JSON, ValueError if it is no JSON
+    or the folder cannot be written.
     """
     source = Path(source)
     if not source.is_file():
@@ -175,63 +179,58 @@ def build_index(
     source = Path(source)
     stat = source.stat()
     head, raws = read_records(source)
-    read = kept = 0
-    counts: dict[str, int] = {}
     with atomic_folder(folder, mark="about.json") as temporary:
         with (
             _Table(temporary / "records.arrow", RECORDS) as rows,
             _Table(temporary / "problems.arrow", PROBLEMS) as found,
         ):
-            for raw in raws:
-                record, problems = clean(raw, read)
-                read += 1
+            counts: Counter[str] = Counter()
+            read = 0
+            for read, raw in enumerate(raws, start=1):
+                record, problems = clean(raw, read - 1)
                 if problems and strict:
                     raise BadRecord(problem_sentence(source, problems[0]))
                 for problem in problems:
-                    counts[problem.kind] = counts.get(problem.kind, 0) + 1
+                    counts[problem.kind] += 1
                     found.add(problem.number, problem.kind, problem.detail)
                 if record is not None:
-                    kept += 1
-                    rows.add(
-                        record.number,
-                        record.img_name,
-                        record.caption,
-                        record.wm_score,
-                        [(a.polygon, a.text, a.language, a.valid, a.color) for a in record.annotations],
-                    )
+                    lines = [(a.polygon, a.text, a.language, a.valid, a.color) for a in record.annotations]
+                    rows.add(record.number, record.img_name, record.caption, record.wm_score, lines)
                 if progress is not None and read % ROWS == 0:
                     progress(read)
         root = head.get("data_root")
         about = About(
-            VERSION,
-            source.name,
-            stat.st_size,
-            stat.st_mtime_ns,
-            root if isinstance(root, str) else None,
-            read,
-            kept,
-            counts,
+            version=VERSION,
+            source=source.name,
+            size=stat.st_size,
+            modified_ns=stat.st_mtime_ns,
+            data_root=root if isinstance(root, str) else None,
+            records=read,
+            kept=rows.added,
+            problems=dict(counts),
         )
         (temporary / "about.json").write_text(json.dumps(vars(about), indent=1), encoding="utf-8")
 
 
 def problem_sentence(source: str | Path, problem: Problem) -> str:
-    """One line that names file, record, field and what is wrong."""
+    """Write one line that names file, record, field and what is wrong."""
     return f"{source}, record {problem.number}, {problem.kind}: {problem.detail}"
 
 
 class _Table:
-    """Rows to an Arrow file, a batch at a time."""
+    """Writes rows to an Arrow file in batches of ROWS."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.schema = schema
         self.file = pa.OSFile(str(path), "wb")
         self.writer = pa.ipc.new_file(self.file, schema)
         self.columns: list[list[Any]] = [[] for _ in schema]
+        self.added = 0
 
     def add(self, *values: Any) -> None:
         for column, value in zip(self.columns, values, strict=True):
             column.append(value)
+        self.added += 1
         if len(self.columns[0]) == ROWS:
             self.flush()
 

@@ -1,11 +1,15 @@
-"""The records of an AnyWord JSON one by one, without holding the file in memory.
+"""Read the records of an AnyWord JSON one by one, without holding the file in memory.
 
-The file is one object with a short head and the long array `data_list`. A decoder from the standard library reads it
-through a window, so that 3 million records take a few MB. Other than a usual reader it goes on where a record is
-damaged: raw control characters stay in their strings, bytes that are no UTF-8 arrive as lone surrogates (Python's
-"surrogateescape"), NaN as nan, and an object with a key given twice as a `DoubledDict`, so that the caller can decide.
+The file is one object with a short head and the long array `data_list`. The standard library's decoder reads it through
+a window, so that 3 million records take a few MB. It goes on where a record is damaged, so that the caller can decide:
 
-May import: the standard library.
+- raw control characters stay in their strings;
+- bytes that are no UTF-8 arrive as lone surrogates (Python's "surrogateescape");
+- NaN arrives as nan, an integer of any length as int;
+- a byte order mark at the start is skipped;
+- an object with a key given twice arrives as a `DoubledDict`.
+
+ijson is not used because it fails on the first four and says nothing of doubled keys: one bad record would stop a run.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Window:
-    """Text of a file from `position` on, read as far as needed."""
+    """Text of a file from `position` on, read as far as needed; name begins its error messages."""
 
     def __init__(self, file: BinaryIO, name: str):
         self.file, self.name = file, name
@@ -46,7 +50,7 @@ class _Window:
         self.text, self.position, self.ended = "", 0, False
 
     def more(self) -> bool:
-        """Reads on, at least as much as there is already; False at the end of the file."""
+        """Read on, at least as much as there is already; False at the end of the file."""
         if self.ended:
             return False
         read = self.file.read(max(_CHUNK, len(self.text) - self.position))
@@ -56,7 +60,7 @@ class _Window:
         return True
 
     def peek(self) -> str:
-        """The next character that is not space; '' at the end."""
+        """Return the next character that is not space, without taking it; '' at the end."""
         while True:
             while self.position < len(self.text) and self.text[self.position] in _SPACE:
                 self.position += 1
@@ -66,12 +70,14 @@ class _Window:
                 return ""
 
     def take(self, sign: str, where: str) -> None:
+        """Take the next character. Raises ValueError unless it is `sign`."""
         found = self.peek()
         if found != sign:
             raise ValueError(f"{self.name} is no complete JSON: {where} wants {sign!r}, got {found or 'its end'!r}.")
         self.position += 1
 
     def value(self, where: str) -> Any:
+        """Take the next JSON value. Raises ValueError where the text is no JSON."""
         self.peek()
         while True:
             try:
@@ -91,10 +97,10 @@ class _Window:
 
 
 def read_records(path: str | Path) -> tuple[dict[str, Any], Iterator[Any]]:
-    """What stands beside `data_list`, and the elements of `data_list` in their order.
+    """Read what stands beside `data_list`, and iterate over the elements of `data_list`.
 
-    The first, {"data_root": ...}, is complete once the elements have been read: the file may have it at its end.
-    Raises FileNotFoundError, and (while reading) ValueError where the file stops being JSON, naming the record.
+    The first, {"data_root": ...}, is complete once the elements have been read, because the file may have it at its
+    end. Raises FileNotFoundError, and (while reading) ValueError naming the record where the file stops being JSON.
     """
     path = Path(path)
     if not path.is_file():

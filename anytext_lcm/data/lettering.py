@@ -1,10 +1,7 @@
 """More kinds of text for the mock pictures: up to five lines, vertical ones, Chinese, fonts of one's own.
 
-`MockDataset(size, lettering=rich_lettering(), max_lines=5, image_size=512)` draws them; without a lettering the data
-set draws what it always drew. The rules that keep text readable are the same: lines apart from each other, far from
-their background in luma, and no smaller than said.
-
-May import: numpy, cv2, Pillow, anytext_lcm.data.*.
+`MockDataset(size, text_style=varied_text(), max_lines=5, image_size=512)` draws them. The rules that keep text readable
+are those of `mock`: lines apart from each other, far from their background in luma, and no smaller than given.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from anytext_lcm.data import ink, mock
+from anytext_lcm.data import ink, layout
 from anytext_lcm.data.fonts import TEXT_FONTS, covering_fonts, covers, find_fonts, load_font
 from anytext_lcm.data.records import chinese_kind
 from anytext_lcm.data.words import split_of
@@ -38,7 +35,7 @@ _TRIES = 40  # crowded draws of so many lines before one line fewer is drawn
 
 
 @dataclass(frozen=True)
-class Lettering:
+class TextStyle:
     """What kinds of lines a mock picture has. Lengths are pixels of a 128-pixel picture, and scale with it.
 
     line_counts     numbers of lines, one is drawn; those above the data set's max_lines are not
@@ -48,6 +45,8 @@ class Lettering:
     chinese_share   share of lines in Chinese
     fonts           fonts of Latin text, names or files
     chinese_fonts   fonts of Chinese text
+
+    Raises ValueError for a value outside its range and for a font that lacks characters.
     """
 
     line_counts: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -70,55 +69,52 @@ class Lettering:
         if not 0 <= self.max_angle <= 45:
             raise ValueError(f"max_angle is {self.max_angle}, it must be 0..45 degrees.")
         for font in self.fonts if self.chinese_share < 1 else ():
-            covering_fonts(mock.LETTERS_AND_DIGITS, [font])
+            covering_fonts(layout.LETTERS_AND_DIGITS, [font])
         if self.chinese_share and not self.chinese_fonts:
             raise ValueError("Chinese lines need chinese_fonts: name a font file, or see fonts.find_fonts.")
         for font in self.chinese_fonts if self.chinese_share else ():
             if not any(covers(font, word) for word in CHINESE_WORDS):
                 covering_fonts(CHINESE_WORDS[0], [font])
 
-    def layout(self, rng: np.random.Generator, size: int, max_lines: int, split: str) -> list[mock.Block]:
-        """The lines of a picture in their places, from top to bottom; they do not overlap and stay inside."""
+    def place_lines(self, rng: np.random.Generator, size: int, max_lines: int, split: str) -> list[layout.Block]:
+        """Draw the lines of a picture of size x size and place them, from top to bottom, inside and without overlap.
+
+        Of a crowded number of lines one fewer is drawn. Raises ValueError where not even one has room.
+        """
         counts = [count for count in self.line_counts if count <= max_lines] or [max_lines]
         n_lines = counts[int(rng.integers(len(counts)))]
         while n_lines:
             for _ in range(_TRIES):
-                blocks: list[mock.Block] = []
-                taken = np.zeros((size, size), np.uint8)
-                for _ in range(n_lines):
-                    block = self._place(rng, size, split, taken)
-                    if block is None:
-                        break
-                    blocks.append(block)
-                if len(blocks) == n_lines:
-                    return sorted(blocks, key=lambda block: float(block.quad[:, 1].mean()))
+                blocks = layout.place_all(n_lines, size, lambda taken: self._place(rng, size, split, taken))
+                if blocks is not None:
+                    return blocks
             n_lines -= 1
         raise ValueError(f"No line of {self.heights[0]} pixels has room in the picture: lower heights.")
 
-    def _place(self, rng: np.random.Generator, size: int, split: str, taken: np.ndarray) -> mock.Block | None:
+    def _place(self, rng: np.random.Generator, size: int, split: str, taken: np.ndarray) -> layout.Block | None:
         scale = size / 128.0
         chinese, vertical = rng.random() < self.chinese_share, rng.random() < self.vertical_share
         turned = not vertical and rng.random() < self.rotated_share
         angle = rng.uniform(-self.max_angle, self.max_angle) if turned else 0.0
         fonts = self.chinese_fonts if chinese else self.fonts
         font = fonts[int(rng.integers(len(fonts)))]
-        text = _chinese_text(rng, split, font) if chinese else mock.draw_text(rng, split)
+        text = _chinese_text(rng, split, font) if chinese else layout.draw_text(rng, split)
         wished = rng.uniform(*self.heights) * scale
         em = int(wished / _box_em(font, chinese) * ink.SUPERSAMPLING)
         mask = _stacked(text, font, em) if vertical else ink.draw_ink(text, font, em)
         transform, width, height = ink.ink_frame(mask, 1.0, 0.0)
-        width, height = width + 2 * mock.MARGIN * scale, height + 2 * mock.MARGIN * scale
-        slack = rng.uniform(0, mock.MAX_SLACK * scale, 4)
+        width, height = width + 2 * layout.MARGIN * scale, height + 2 * layout.MARGIN * scale
+        slack = rng.uniform(0, layout.MAX_SLACK * scale, 4)
         wide, high = width + slack[0] + slack[2], height + slack[1] + slack[3]
         # A squarish polygon would be taken for vertical text, and the other way round.
-        if (high < mock.MIN_ASPECT * wide) if vertical else (wide < mock.MIN_ASPECT * high):
+        if (high < layout.MIN_ASPECT * wide) if vertical else (wide < layout.MIN_ASPECT * high):
             return None
         turn = ink.rotation(angle)
-        placed = ink.find_place(rng, size, taken, width, height, slack, turn, mock.GAP * scale)
+        placed = ink.find_place(rng, size, taken, width, height, slack, turn, layout.GAP * scale)
         if placed is None:
             return None
         middle, quad, condition_quad = placed
-        return mock.Block(
+        return layout.Block(
             text=text,
             font=font,
             font_height=round(em / ink.SUPERSAMPLING * _box_em(font, chinese), 2),
@@ -130,13 +126,13 @@ class Lettering:
         )
 
 
-def rich_lettering(**options) -> Lettering:
-    """All kinds of lines; Chinese among them if a font of this machine has it (so machines may differ)."""
+def varied_text(**options) -> TextStyle:
+    """Make a TextStyle of all kinds of lines, with Chinese if a font of this machine has it, so machines may differ."""
     if "chinese_fonts" not in options and (found := find_fonts(CHINESE_SAMPLE)):
         options["chinese_fonts"] = (found[0],)
     if options.get("chinese_fonts"):
         options.setdefault("chinese_share", 0.25)
-    return Lettering(**options)
+    return TextStyle(**options)
 
 
 def _chinese_text(rng: np.random.Generator, split: str, font: str | Path) -> str:

@@ -1,9 +1,7 @@
 """Position masks and what follows from them: jitter, ignored regions, the picture with holes.
 
-All masks are uint8, 0 or 1, and nothing is changed in place. Rules: AnyText2's t3_dataset.py (`draw_pos`,
-`draw_inv_mask`, `get_hint`), which works in float64 and returns (H, W, 1).
-
-May import: numpy, cv2, anytext_lcm.data.glyphs.
+All masks are uint8, 0 or 1, and nothing is changed in place. The rules are those of AnyText2's t3_dataset.py
+(`draw_pos`, `draw_inv_mask`, `get_hint`), which works in float64 and returns (H, W, 1).
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ def jitter_position(mask: np.ndarray, polygon: np.ndarray, draw: float) -> np.nd
         draw     uniform in 0..1: below 0.7 nothing changes, then dilate, erode (each 0.1), dilate twice,
                  erode twice (each 0.05), by 3 x 3
 
-    A small line is not eroded; as upstream has it, its draws of "erode" fall through to "dilate twice".
+    A small line is not eroded. As in upstream, its draws of "erode" fall through to "dilate twice".
     """
     if draw < 0.7:
         return mask
@@ -46,16 +44,13 @@ def jitter_position(mask: np.ndarray, polygon: np.ndarray, draw: float) -> np.nd
 
 
 def union(masks: np.ndarray) -> np.ndarray:
-    """(n, H, W) masks to (1, H, W): 1 where any of them is. Upstream sums and clips to 0..1."""
+    """Join masks (n, H, W): (1, H, W), 1 where any of them is. (Upstream sums and clips to 0..1.)"""
     return masks.max(axis=0, keepdims=True)
 
 
 def ignore_mask(polygons: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """(1, H, W), 1 inside polygons whose loss must not count.
-
-    Made anew for every access. Upstream appends to the record's own list, so an epoch ignores more than the
-    one before.
-    """
+    """Draw the mask of what the loss must not count: (1, H, W), 1 inside the polygons; size = (H, W)."""
+    # Upstream appends to the record's own list, so each epoch ignores more than the one before.
     mask = np.zeros(size, np.uint8)
     for polygon in polygons:
         np.maximum(mask, draw_position(polygon, size), out=mask)
@@ -63,5 +58,5 @@ def ignore_mask(polygons: Iterable[np.ndarray], size: tuple[int, int]) -> np.nda
 
 
 def cut_holes(image: np.ndarray, hint: np.ndarray) -> np.ndarray:
-    """The picture of editing mode: (3, H, W) float32 -1..1 with -1 where hint (1, H, W) is 1."""
+    """Make the picture of editing mode: (3, H, W) float32 -1..1 with -1 where hint (1, H, W) is 1."""
     return np.where(hint == 1, np.float32(-1), np.clip(image, -1, 1)).astype(np.float32)

@@ -1,7 +1,4 @@
-"""A look at a data set: a sheet of its items, and what can be counted.
-
-May import: numpy, cv2, Pillow, pyarrow, torch, anytext_lcm.data.*.
-"""
+"""Look at a data set: a sheet of its items, and counts."""
 
 from __future__ import annotations
 
@@ -39,20 +36,20 @@ def sheet(batch: Mapping[str, Any]) -> np.ndarray:
 
 
 def counts(dataset: AnyWordDataset) -> str:
-    """Records, lines, languages and problems of each JSON, in words."""
+    """Count records, lines, languages and problems of each JSON, in a line of text per JSON."""
     return "\n".join(
         f"{source}: {_counts(index)}" for source, index in zip(dataset.sources, dataset.indices, strict=True)
     )
 
 
 def problems(dataset: AnyWordDataset, each: int = 3) -> str:
-    """The first `each` problems of each kind and JSON, a line each; empty if there are none."""
+    """List the first `each` problems of each kind and JSON, one per line; empty if there are none."""
     lines = []
     for source, index in zip(dataset.sources, dataset.indices, strict=True):
-        told: Counter[str] = Counter()
+        seen: Counter[str] = Counter()
         for problem in index.problems():
-            told[problem.kind] += 1
-            if told[problem.kind] <= each:
+            seen[problem.kind] += 1
+            if seen[problem.kind] <= each:
                 lines.append(f"{source}, record {problem.number}, {problem.kind}: {problem.detail}")
     return "\n".join(lines)
 
@@ -77,14 +74,14 @@ def _counts(index: RecordIndex) -> str:
     valid, languages = pc.struct_field(flat, "valid"), pc.struct_field(flat, "language")
     spoken = pc.value_counts(pc.filter(languages, valid)).to_pylist()
     spoken.sort(key=lambda entry: -entry["counts"])
-    told = [
+    counted = [
         f"{about.records} records, {about.kept} kept",
         f"{len(flat)} lines, at most {pc.max(lines).as_py() or 0} in a picture",
         f"{len(flat) - (pc.sum(valid).as_py() or 0)} lines ignored",
         "languages " + (", ".join(f"{e['values']} {e['counts']}" for e in spoken) or "none"),
         "problems " + (", ".join(f"{kind} {count}" for kind, count in sorted(about.problems.items())) or "none"),
     ]
-    return "; ".join(told)
+    return "; ".join(counted)
 
 
 def _bytes(image) -> np.ndarray:

@@ -1,10 +1,8 @@
-"""A record of AnyWord-3M, and the rules that make any JSON value one or say why not.
+"""A record of AnyWord-3M, and the rules that make a record of any JSON value.
 
-A record that cannot be used is left out, a part of it that is wrong is mended or left out, and each time a `Problem`
-names record, field and what was done; so no record stops a run. RULES below is the list. Reading is upstream's
-(AnyText2's t3_dataset.py, `load_data`) where a record is as published.
-
-May import: numpy, cv2, opencc, anytext_lcm.data.json_stream.
+A record that cannot be used is left out, a wrong part of it is mended or left out, and a `Problem` names record, field
+and what is wrong. So no record stops a run. RULES is the list. A record as published is read as upstream reads it
+(AnyText2's t3_dataset.py, `load_data`).
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ RULES = {
     "annotations": "not a list: the record is left out, as what is written in the picture is not known",
     "annotation": "not an object: left out",
     "polygon": "missing, fewer than 3 points, not finite numbers, beyond 30000 or without area: the line is left out; "
-    "self-crossing: its convex hull. (An empty list is AnyWord's way to have no place: left out without a word)",
+    "self-crossing: its convex hull. (AnyWord has an empty list for no place: left out, and no problem)",
     "text": "missing, not text, empty or not UTF-8: the loss does not look there; control characters become spaces; "
     "over 200 characters: cut",
     "language": "missing or unknown: by the script of the text",
@@ -53,8 +51,8 @@ RULES = {
 }
 """What is done about a problem, by its kind. The last three show when the picture is read."""
 
-MAX_TEXT = 200
-MAX_COORDINATE = 30_000
+MAX_TEXT = 200  # characters
+MAX_COORDINATE = 30_000  # pixels; the index stores 16 bits
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SCRIPTS = (
     ("Japanese", re.compile(r"[\u3040-\u30ff]")),
@@ -79,10 +77,10 @@ class Problem:
 class Annotation:
     """A line of text in a picture.
 
-    polygon   x0, y0, x1, y1, ... integers, pixels of the picture's file
+    polygon   x0, y0, x1, y1, ... integers, in pixels of the picture's file
     text      as written, or "" where it is not known
     language  one of LANGUAGES
-    valid     False: what is there is not to be learned
+    valid     False: the loss does not look there
     color     RGB 0..255, None = not specified
     """
 
@@ -94,7 +92,7 @@ class Annotation:
 
     @property
     def points(self) -> np.ndarray:
-        """(n, 2) int32."""
+        """The polygon as (n, 2) int32, x and y."""
         return np.array(self.polygon, np.int32).reshape(-1, 2)
 
 
@@ -110,7 +108,10 @@ class Record:
 
 
 def clean(raw: Any, number: int) -> tuple[Record | None, list[Problem]]:
-    """A value of data_list as a Record (None: it is left out), and what was wrong with it."""
+    """Make a Record (None: it is left out) of a value of data_list; also returns what was wrong with it.
+
+    number: its place in data_list.
+    """
     problems: list[Problem] = []
 
     def note(kind: str, detail: str) -> None:
@@ -145,7 +146,7 @@ def clean(raw: Any, number: int) -> tuple[Record | None, list[Problem]]:
 
 
 def script_language(text: str) -> str:
-    """One of LANGUAGES, by the script of the characters; "Latin" where none is known."""
+    """Name one of LANGUAGES by the script of the characters; "Latin" where none is known."""
     for language, pattern in _SCRIPTS:
         if pattern.search(text):
             return chinese_kind(text) if language == "Chinese" else language
@@ -153,7 +154,7 @@ def script_language(text: str) -> str:
 
 
 def chinese_kind(text: str) -> str:
-    """ "Chinese_tra" if simplifying changes the text, else "Chinese_sim"."""
+    """Name the kind of Chinese: "Chinese_tra" if simplifying changes the text, else "Chinese_sim"."""
     return "Chinese_tra" if _simplifier().convert(text) != text else "Chinese_sim"
 
 

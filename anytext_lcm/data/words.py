@@ -1,7 +1,4 @@
-"""Words of 3 to 6 letters that the mock data set writes, and the rule that keeps some of them for testing.
-
-May import: the standard library.
-"""
+"""Words of 3 to 6 letters that the mock data set writes, and the rule that keeps some of them for testing."""
 
 from __future__ import annotations
 
@@ -87,12 +84,12 @@ WORDS = tuple(
 
 
 def split_of(text: str) -> str:
-    """ "train" or "test": a checksum of the lower-cased text decides, hence alike for all casings."""
+    """Assign a text to "train" or "test" by a checksum of its lower-cased form, so alike for all casings."""
     return "test" if zlib.crc32(text.lower().encode()) % TEST_SHARE == 0 else "train"
 
 
 def kind_of(text: str) -> str:
-    """Of a line of the mock data: "words", "numbers" or "mixed", letters and digits that nobody can guess."""
+    """Name the kind of a line of the mock data: "words", "numbers" or "mixed", random letters and digits."""
     return "numbers" if text.isdigit() else "words" if text.lower() in WORDS else "mixed"
 
 

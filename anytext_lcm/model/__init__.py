@@ -1,7 +1,8 @@
 """AnyText2 in its checkpoint's own layout: the module tree is the state dict.
 
 It imports torch, omegaconf and transformers' tokenizer, and the rooms lcm and files.
-Read `networks.py` for which networks there are, then `anytext2.py`.
+Read `networks.py` for which networks there are, then `anytext2.py`: `config.py` has their sizes, `conditioning.py` what
+they are conditioned on, `unet.py` and `writenet.py` the two denoising networks.
 """
 
 from typing import Any

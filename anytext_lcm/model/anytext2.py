@@ -1,12 +1,11 @@
 """AnyText2 as one module whose state dict is the published checkpoint's, and the calls made on it.
 
-Imports torch, OmegaConf and this room. No call leaves anything behind in the model: what upstream caches in
-fields (control residuals, line embeddings, the sampler's toggle) is returned to the caller here.
+No call leaves anything behind in the model: what upstream caches in fields (control residuals, line embeddings, the
+sampler's toggle) is returned to the caller. The tokenizer alone is read on first use and kept.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,71 +13,21 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from anytext_lcm.model.checkpoint import load_strict, read_state_dict
+from anytext_lcm.model.conditioning import Conditioning, check_fields, is_blank, line_inputs
+from anytext_lcm.model.config import read_configs
 from anytext_lcm.model.embedding_manager import EmbeddingManager
 from anytext_lcm.model.recogniser import Recogniser
+from anytext_lcm.model.stored_schedule import SCHEDULE_BUFFERS, schedule_buffers
 from anytext_lcm.model.text_encoder import TextEncoder, Tokenizer
 from anytext_lcm.model.unet import UNetModel
 from anytext_lcm.model.vae import AutoencoderKL, sample_posterior
 from anytext_lcm.model.writenet import WriteNet
 
 PARAMETERIZATIONS = ("eps", "v")
-SCHEDULE_BUFFERS = (
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-    "logvar",
-)
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Everything the two networks are told about a picture.
-
-    image_context (B, 77k, D) feeds the UNet, text_context (B, 77, D) WriteNet; glyphs (B, 1, H, W) 0/1;
-    positions (B, 1, H, W) summed over lines, so 2 where two overlap; masked_latents (B, C, H/8, W/8), scaled.
-    """
-
-    image_context: Tensor
-    text_context: Tensor
-    glyphs: Tensor
-    positions: Tensor
-    masked_latents: Tensor
-
-    def __len__(self) -> int:
-        return self.glyphs.shape[0]
-
-    def __getitem__(self, rows) -> "Conditioning":
-        return Conditioning(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
-
-    def chunk(self, parts: int) -> list["Conditioning"]:
-        """Splits the batch evenly: undoes `cat` of conditionings of one size."""
-        split = {name: getattr(self, name).chunk(parts) for name in self.__dataclass_fields__}
-        return [Conditioning(**{name: values[i] for name, values in split.items()}) for i in range(parts)]
-
-    @staticmethod
-    def cat(parts: list["Conditioning"]) -> "Conditioning":
-        """Joins batches. Image contexts of different length are tiled to a common one, which is exact: a
-        softmax over keys that are all repeated equally often gives the same average of values.
-        """
-        length = math.lcm(*(p.image_context.shape[1] for p in parts))
-        parts = [
-            replace(p, image_context=p.image_context.repeat(1, length // p.image_context.shape[1], 1)) for p in parts
-        ]
-        names = Conditioning.__dataclass_fields__
-        return Conditioning(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
 
 
 class _Wrapper(nn.Module):
-    """Upstream's DiffusionWrapper: only here for the name `model.diffusion_model`."""
+    """Upstream's DiffusionWrapper, for the name `model.diffusion_model` in the state dict."""
 
     def __init__(self, unet: UNetModel):
         super().__init__()
@@ -86,7 +35,10 @@ class _Wrapper(nn.Module):
 
 
 class AnyText2(nn.Module):
-    """The whole network (upstream `cldm/cldm.py`, ControlLDM). Build it with `from_config`."""
+    """The whole network (upstream `cldm/cldm.py`, ControlLDM). Build it with `from_config`.
+
+    B pictures of H x W pixels have latents of C channels and h x w = H/8 x W/8.
+    """
 
     def __init__(self, params: Mapping, tokenizer_root: Path = Path(".")):
         super().__init__()
@@ -96,16 +48,16 @@ class AnyText2(nn.Module):
             raise ValueError(f"parameterization must be one of {PARAMETERIZATIONS}, not {self.parameterization!r}.")
         self.latent_channels = int(params["channels"])
         self._schedule = (int(params["timesteps"]), params["linear_start"], params["linear_end"])
-        for name, value in schedule_buffers(*self._schedule).items():
+        for name, value in schedule_buffers(*self._schedule).items():  # 13 for the checkpoint; one is computed with
             self.register_buffer(name, value)
         text = dict(params["cond_stage_config"]["params"])
         self._tokenizer_folder = _resolve(Path(text["version"]), tokenizer_root)
         self._tokenizer: Tokenizer | None = None
         manager = dict(params["embedding_manager_config"]["params"])
         recogniser = dict(manager.pop("recogniser", {}))
-        unet = UNetModel(only_mid_control=params.get("only_mid_control", False), **params["unet_config"]["params"])
-        self.model = _Wrapper(unet)
-        self.control_model = WriteNet(**params["control_stage_config"]["params"])
+        trunk, own = read_configs(params["unet_config"]["params"], params["control_stage_config"]["params"])
+        self.model = _Wrapper(UNetModel(trunk, params.get("only_mid_control", False)))
+        self.control_model = WriteNet(trunk, own)
         self.first_stage_model = AutoencoderKL(**params["first_stage_config"]["params"])
         self.cond_stage_model = TextEncoder(**text)
         self.embedding_manager = EmbeddingManager(recogniser=recogniser, **_known(manager))
@@ -113,9 +65,9 @@ class AnyText2(nn.Module):
 
     @classmethod
     def from_config(cls, config: str | Path | DictConfig | Mapping, device: str | torch.device = "cpu") -> "AnyText2":
-        """Builds the network from upstream's yaml format, with fresh weights, in eval mode.
+        """Build the network from upstream's yaml format, with fresh weights, in eval mode.
 
-        config: a path, or what OmegaConf.load gives. device "meta" builds without memory.
+        config: a path, or what OmegaConf.load returns. The device "meta" builds without memory.
         Raises FileNotFoundError for a missing file and ValueError for one that does not describe a model.
         """
         root, where = Path("."), "The configuration"
@@ -145,12 +97,12 @@ class AnyText2(nn.Module):
             raise ValueError(f"{where} does not describe an AnyText2 model: {error}.") from error
 
     def load_checkpoint(self, path: str | Path) -> "AnyText2":
-        """Loads a `.ckpt` or `.safetensors` file strictly (see `checkpoint.py`); fp16 or fp32. Returns self.
+        """Load a `.ckpt` or `.safetensors` file strictly (see `checkpoint.py`), fp16 or fp32, and return self.
 
-        A half-precision file has rounded the schedule too, 1 - abar at t = 1 by 15 %; there the yaml's exact
-        one stays.
+        Raises FileNotFoundError or ValueError; nothing is loaded then.
         """
         state = read_state_dict(path)
+        # A half-precision file has rounded the schedule too, 1 - abar at t = 1 by 15 %: the yaml's exact one stays.
         for name, exact in schedule_buffers(*self._schedule, device="cpu").items():
             stored = state.get(name)
             if stored is None or stored.dtype == torch.float32 or stored.shape != exact.shape:
@@ -161,7 +113,7 @@ class AnyText2(nn.Module):
         return self
 
     def _apply(self, fn, recurse: bool = True) -> "AnyText2":
-        """As any module's, but `.half()` and `.to(torch.bfloat16)` leave the schedule in fp32."""
+        """Convert as any module does, but leave the schedule in fp32."""
         exact = {name: self._buffers[name] for name in SCHEDULE_BUFFERS}
         super()._apply(fn, recurse)
         for name, value in exact.items():
@@ -173,15 +125,17 @@ class AnyText2(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the schedule, and so of the whole model."""
         return self.betas.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The networks' dtype; schedule arithmetic is fp32 whatever it is."""
+        """Dtype of the networks; the schedule is fp32 whatever it is."""
         return self.control_model.fuse_block_za.weight.dtype
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the yaml's folder, read on first use; FileNotFoundError or ValueError if it does not fit."""
         if self._tokenizer is None:
             tokenizer = Tokenizer(self._tokenizer_folder)
             if tokenizer.placeholder_id != self.embedding_manager.placeholder_id:
@@ -201,28 +155,18 @@ class AnyText2(nn.Module):
         generator: torch.Generator | None = None,
         blank: tuple[Tensor, Tensor] | None = None,
     ) -> Conditioning:
-        """A batch (fields of `anytext_lcm.data.batch`) -> Conditioning.
+        """Encode a batch (fields of `anytext_lcm.data.batch`).
 
-        `masked_latents` in the batch spares the encoder; `glyph_features` and `font_features` spare the
-        recognisers. generator draws the posterior noise of the masked picture. blank: as in `masked_moments`. Raises
-        ValueError when a field is missing or a caption has more placeholders than the picture has lines (unless it has
-        one line).
+        `masked_latents` in the batch spares the encoder; `glyph_features` and `font_features` spare the recognisers.
+        generator draws the posterior noise of the masked picture. blank: as in `masked_moments`.
+        Raises ValueError when a field is missing, or when a caption has more placeholders than the picture has lines
+        and it has more than one line.
         """
-        needed = {"positions", "glyphs", "color", "n_lines", "img_caption", "text_caption"}
-        needed |= set() if "masked_latents" in batch else {"masked_img"}
-        if missing := sorted(needed - set(batch)):
-            raise ValueError(f"The batch lacks {', '.join(missing)}; anytext_lcm.data.batch makes complete batches.")
+        check_fields(batch)
         on_device = {k: v.to(self.device) for k, v in batch.items() if isinstance(v, Tensor)}
-        embeddings = self.embedding_manager.line_embeddings(
-            self.text_predictor,
-            gly_line=on_device.get("gly_line"),
-            positions=on_device["positions"],
-            font_hint=on_device["font_hint"].float() / 255 if "font_hint" in on_device else None,
-            color=on_device["color"],
-            n_lines=batch["n_lines"],
-            glyph_features=on_device.get("glyph_features"),
-            font_features=on_device.get("font_features"),
-        )
+        # n_lines is read as numbers, so it stays where it is.
+        lines = line_inputs(on_device | {"n_lines": batch["n_lines"]})
+        embeddings = self.embedding_manager.line_embeddings(lines, self.text_predictor)
         masked = on_device.get("masked_latents")
         if masked is None:
             moments = self.masked_moments(batch["masked_img"], blank)
@@ -236,8 +180,10 @@ class AnyText2(nn.Module):
         )
 
     def uncondition(self, conditioning: Conditioning, negative_prompt: str = "") -> Conditioning:
-        """The branch that guidance pushes away from: the negative prompt as image caption and an empty text
-        caption, with glyphs, positions and masked latents kept, as upstream deploys it.
+        """Make the branch that guidance pushes away from, as upstream does.
+
+        The negative prompt is its image caption and the text caption is empty; glyphs, positions and masked latents
+        stay.
         """
         size = len(conditioning)
         image = self.image_context(self.tokenizer.image_ids([negative_prompt]), None)
@@ -245,7 +191,7 @@ class AnyText2(nn.Module):
         return replace(conditioning, image_context=image.expand(size, -1, -1), text_context=text.expand(size, -1, -1))
 
     def image_context(self, ids: Tensor, embeddings: list[Tensor] | None) -> Tensor:
-        """ids (B, T) of whole image captions -> (B, 77k, D); '*' takes line embeddings, across chunks too."""
+        """Encode whole image captions, ids (B, T), as (B, 77k, D); '*' takes line embeddings, across chunks too."""
         chunks = self.cond_stage_model.chunk(ids.to(self.device))
         counters, contexts = [0] * len(ids), []
         for chunk in chunks.unbind(1):
@@ -254,7 +200,7 @@ class AnyText2(nn.Module):
         return torch.cat(contexts, dim=1)
 
     def text_context(self, ids: Tensor, embeddings: list[Tensor] | None) -> Tensor:
-        """ids (B, 77) of text captions -> (B, 77, D); the placeholder counter starts at 0 again."""
+        """Encode text captions, ids (B, 77), as (B, 77, D); '*' takes line embeddings, from the first line on."""
         return self._encode(ids.to(self.device), embeddings, [0] * len(ids))[0]
 
     def _encode(self, ids: Tensor, embeddings: list[Tensor] | None, counters: list[int]) -> tuple[Tensor, list[int]]:
@@ -269,20 +215,20 @@ class AnyText2(nn.Module):
     def control(
         self,
         conditioning: Conditioning,
-        strength: float = 1.0,
         latents: Tensor | None = None,
         timesteps: Tensor | None = None,
+        strength: float = 1.0,
     ) -> list[Tensor]:
-        """WriteNet's residuals times strength: one per input block, one for the middle (13 at full size).
+        """Compute WriteNet's residuals times strength: one per input block, one for the middle block (13 at full size).
 
-        With `fast_control` (shipped) they depend on the conditioning alone: compute them once a picture and
-        branch. latents and timesteps are needed only without it.
+        With `fast_control` (as released) they depend on the conditioning alone, so one call serves all sampling steps.
+        latents (B, C, h, w) and timesteps (B,) are needed only without it.
         """
         c = conditioning
         residuals = self.control_model(
             c.glyphs, c.positions, c.masked_latents, c.text_context, x=latents, timesteps=timesteps
         )
-        return residuals if strength == 1.0 else [r * strength for r in residuals]
+        return residuals if strength == 1.0 else [strength * residual for residual in residuals]
 
     def predict_noise(
         self,
@@ -293,11 +239,17 @@ class AnyText2(nn.Module):
         attnx_scale: float = 1.0,
         encoded: list[Tensor] | None = None,
     ) -> Tensor:
-        """latents (B, C, h, w), timesteps int64 (B,), residuals of `control` -> eps (B, C, h, w) in fp32. encoded: what
-        the UNet's input blocks answer to these latents, timesteps and captions, when that is known already.
+        """Predict the noise eps, (B, C, h, w) in fp32.
 
-        A network trained on v (Salimans & Ho 2022, appendix D) is converted here, eps = sqrt(abar) v + sqrt(1
-        - abar) x, so that every caller meets eps.
+        Arguments
+            latents      (B, C, h, w), scaled
+            timesteps    (B,) int64
+            control      residuals of `control`, or None for none
+            attnx_scale  weight of the extra attention
+            encoded      what the UNet's `encode` returns for these latents, timesteps and captions, if it is known
+
+        The output v of a network trained on velocity (Salimans & Ho 2022, appendix D) is converted:
+        eps = sqrt(abar) v + sqrt(1 - abar) x.
         """
         output = self.model.diffusion_model(
             latents.to(self.dtype),
@@ -313,29 +265,29 @@ class AnyText2(nn.Module):
         return abar.sqrt() * output + (1 - abar).sqrt() * latents.float()
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """images (B, 3, H, W) in -1..1 -> a sample of the posterior times scale_factor, fp32 (never the mean,
-        as upstream).
+        """Encode images (B, 3, H, W) in -1..1 as latents (B, C, h, w) fp32.
+
+        A sample of the posterior times scale_factor, never the mean, as in upstream.
         """
         mean, logvar = self.first_stage_model.encode(images.to(self.device, self.dtype))
         return self.scale_factor * sample_posterior(mean.float(), logvar.float(), generator)
 
     @torch.no_grad()
     def blank_moments(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Mean and log variance, (1, C, h, w) each, unscaled, of the posterior of a picture that is -1 everywhere: the
-        masked picture of all that is drawn from nothing.
+        """Compute mean and log variance, (1, C, h, w) each, unscaled, of the posterior of an all -1 picture.
 
-        At full size they cost more than a call of the UNet, so a run computes them once and hands them on as `blank`.
-        They hold as long as the autoencoder's weights, device and precision stay.
+        That is the masked picture of text-to-image. At full size it costs more than a call of the UNet, so a run
+        computes it once and passes it on as `blank`. It holds while the autoencoder's weights, device and precision do.
         """
         return self.first_stage_model.encode(
             torch.full((1, 3, height, width), -1.0, device=self.device, dtype=self.dtype)
         )
 
     def masked_moments(self, images: Tensor, blank: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """masked pictures (B, 3, H, W) -> mean and log variance of their latents' posterior, fp32, unscaled.
+        """Compute mean and log variance, (B, C, h, w) each, fp32, unscaled, of masked pictures (B, 3, H, W).
 
-        Pictures to be drawn from nothing are all -1 and share their moments: blank, what `blank_moments` returns for
-        this size, or else one of them is encoded here.
+        Pictures that are all -1 share their moments: blank, which `blank_moments` returns for this size. Without it one
+        of them is encoded here.
         """
         empty = is_blank(images)
         drawn, edited = (rows.nonzero().flatten() for rows in (empty, ~empty))
@@ -349,49 +301,16 @@ class AnyText2(nn.Module):
         return tuple(torch.cat(kind).float()[back] for kind in (parts[::2], parts[1::2]))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """scaled latents (B, C, h, w) -> images (B, 3, 8h, 8w), about -1..1, fp32."""
+        """Decode scaled latents (B, C, h, w) as images (B, 3, 8h, 8w), about -1..1, fp32."""
         return self.first_stage_model.decode((latents / self.scale_factor).to(self.dtype)).float()
 
 
-def is_blank(images: Tensor) -> Tensor:
-    """masked pictures (B, 3, H, W) -> bool (B,): those that are -1 everywhere, so to be drawn from nothing."""
-    return (images == -1).flatten(1).all(dim=1)
-
-
-def schedule_buffers(
-    timesteps: int, start: float, end: float, device: torch.device | str | None = None
-) -> dict[str, Tensor]:
-    """The 13 buffers upstream stores (`ldm/models/diffusion/ddpm.py`), each (timesteps,): fp64 kept as
-    fp32.
-    """
-    betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64, device=device) ** 2
-    abar = torch.cumprod(1 - betas, dim=0)
-    previous = torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
-    variance = betas * (1 - previous) / (1 - abar)
-    buffers = {
-        "betas": betas,
-        "alphas_cumprod": abar,
-        "alphas_cumprod_prev": previous,
-        "sqrt_alphas_cumprod": abar.sqrt(),
-        "sqrt_one_minus_alphas_cumprod": (1 - abar).sqrt(),
-        "log_one_minus_alphas_cumprod": (1 - abar).log(),
-        "sqrt_recip_alphas_cumprod": (1 / abar).sqrt(),
-        "sqrt_recipm1_alphas_cumprod": (1 / abar - 1).sqrt(),
-        "posterior_variance": variance,
-        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
-        "posterior_mean_coef1": betas * previous.sqrt() / (1 - abar),
-        "posterior_mean_coef2": (1 - previous) * (1 - betas).sqrt() / (1 - abar),
-        "logvar": torch.zeros_like(betas),
-    }
-    return {name: value.float() for name, value in buffers.items()}
-
-
 def _resolve(folder: Path, root: Path) -> Path:
-    """A relative folder is looked for in the working directory first, as upstream does, then in root."""
+    """Look for a relative folder in the working directory first, as upstream does, then in root."""
     return folder if folder.is_absolute() or folder.exists() else root / folder
 
 
 def _known(manager: dict) -> dict:
-    """Upstream's yaml carries settings of branches that its checkpoint does not use; only ours go on."""
+    """The settings that are read; upstream's yaml has more, of branches that its checkpoint does not use."""
     ours = ("token_dim", "enable_flag", "position_widths", "placeholder_id")
     return {k: manager[k] for k in ours if k in manager}

@@ -1,4 +1,4 @@
-"""Reading checkpoint files and loading them strictly, all or nothing. Imports torch and safetensors alone."""
+"""Read checkpoint files and load them strictly, all or nothing."""
 
 import pickle
 import zipfile
@@ -13,11 +13,11 @@ OPTIONAL_KEYS = ("cond_stage_model.transformer.text_model.embeddings.position_id
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """A `.safetensors` file or a pickled checkpoint (`.ckpt`, `.pt`, `.pth`, `.bin`) as name -> tensor.
+    """Read a `.safetensors` file or a pickled checkpoint (`.ckpt`, `.pt`, `.pth`, `.bin`) as name -> tensor.
 
-    Files are memory-mapped. Pickles are read with `weights_only=True`, so that a foreign file cannot run
-    code; entries wrapped in `state_dict` (once or twice, as upstream's loader allows) are unwrapped. Raises
-    FileNotFoundError or ValueError.
+    Files are memory-mapped. Pickles are read with `weights_only=True`, so that a foreign file cannot run code. Entries
+    under `state_dict` (once or twice, as upstream's loader allows) are unwrapped.
+    Raises FileNotFoundError for a missing file, ValueError for one that is damaged or holds no state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,11 +62,10 @@ def _listing(names: list[str]) -> str:
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
-    """Loads every tensor or none: names and shapes are compared before the first one is touched.
+    """Load every tensor or none: names and shapes are compared before the first one is touched.
 
-    Values are converted to the model's dtypes. Parameters on the meta device receive the tensors themselves,
-    so a full model is never held twice. Raises ValueError that names the missing, unexpected and mis-shaped
-    keys.
+    Values are converted to the model's dtypes. Parameters on the meta device receive the tensors themselves, so a full
+    model is never held twice. Raises ValueError naming missing, unexpected and mis-shaped keys; source begins it.
     """
     state = {k: v for k, v in state.items() if k not in OPTIONAL_KEYS}
     own = model.state_dict()

@@ -1,10 +1,7 @@
 """Cutting one text line upright out of a picture (AnyText2 cldm/recognizer.py, `crop_image`).
 
-The rounding below is part of the network's input distribution: corners truncated to integers, and normalised
-coordinates computed with the width W and not W - 1. The similarity is Umeyama's (IEEE PAMI 13(4), 1991,
-equations 34-43), written out because upstream leans on a private function of scikit-image.
-
-May import: torch, numpy, opencv.
+The rounding below is part of the network's input distribution: corners are truncated to integers, and coordinates are
+normalised by the width W, not W - 1.
 """
 
 from __future__ import annotations
@@ -19,10 +16,10 @@ MASK_THRESHOLD = 127
 
 
 def text_box(mask: np.ndarray) -> np.ndarray:
-    """Corners of the smallest rotated rectangle round the largest blob of a mask.
+    """Find the smallest rotated rectangle round the largest blob of a mask (H, W) uint8, inside > 127.
 
-    mask (H,W) uint8, inside > 127 -> (4,2) int64: top left, top right, bottom right, bottom left. An empty
-    mask gives the box (0,0)-(100,100), as upstream does. Corners may lie outside the picture.
+    Returns corners (4, 2) int64: top left, top right, bottom right, bottom left; they may lie outside the picture. An
+    empty mask has the box (0, 0)-(100, 100), as in upstream. Raises ValueError for another dtype or shape.
     """
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f"text_box: mask {mask.dtype} {mask.shape} is not uint8 (H,W) with values 0..255.")
@@ -40,7 +37,7 @@ def text_box(mask: np.ndarray) -> np.ndarray:
 
 
 def box_size(box: np.ndarray) -> tuple[float, float]:
-    """Width and height of a box (4,2) in the order of `text_box`: the longer of each pair of sides."""
+    """Measure width and height of a box (4, 2) of `text_box` in pixels: the longer of each pair of sides."""
     top_left, top_right, bottom_right, bottom_left = np.asarray(box, dtype=np.float32)
 
     def length(a: np.ndarray, b: np.ndarray) -> float:
@@ -52,11 +49,12 @@ def box_size(box: np.ndarray) -> tuple[float, float]:
 
 
 def umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least-squares similarity (rotation, one scale, shift; no reflection) from points (N,2) to (N,2) ->
-    (3,3).
+    """Fit a similarity (3, 3) (rotation, one scale, shift; no reflection) from points (N, 2) to points (N, 2).
 
-    Points that all coincide have no similarity; then rotation and scale are taken as 1.
+    Least squares: Umeyama, IEEE PAMI 13(4), 1991, equations 34 to 43. If all source points coincide, rotation and scale
+    are 1. Raises ValueError for two sets of points that do not match.
     """
+    # Written out because upstream leans on a private function of scikit-image.
     source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
     if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 2 or not len(source):
         raise ValueError(f"umeyama: points {source.shape} and {target.shape} are not two equal sets (N,2).")
@@ -75,18 +73,17 @@ def umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def crop_similarity(box: np.ndarray) -> np.ndarray:
-    """The similarity (3,3) in pixels that brings a box (4,2) to an upright rectangle at the origin."""
+    """Fit the similarity (3, 3) in pixels that brings a box (4, 2) to an upright rectangle at the origin."""
     width, height = box_size(box)
     upright = np.array([[0, 0], [width, 0], [width, height], [0, height]])
     return umeyama(box, upright)
 
 
 def crop_image(image: Tensor, mask: np.ndarray | Tensor) -> Tensor:
-    """The text line under a mask, turned upright.
+    """Cut out the text line under a mask and turn it upright.
 
-    image (C,H,W) float 0..255; mask (H,W) uint8, inside > 127. Returns (C,h,w) in 0..255 on the image's
-    device, never larger than the image. Sides below one pixel become one pixel (upstream fails on them
-    later).
+    image (C, H, W) 0..255; mask (H, W) uint8, inside > 127. Returns (C, h, w) 0..255 on the image's device, never
+    larger than the image and with sides of at least one pixel. Raises ValueError where the two sizes differ.
     """
     if isinstance(mask, Tensor):
         mask = mask.detach().cpu().numpy()

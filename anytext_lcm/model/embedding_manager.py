@@ -1,32 +1,49 @@
 """One vector per text line, put where a caption says '*' (AnyText2 cldm/embedding_manager.py).
 
-line embedding = glyph + position + font + colour. Upstream keeps the vectors and a counter per sample as
-fields that `encode_text` fills and the text encoder consumes; here both are passed in and out, so nothing can
-go stale.
-
-May import: torch and its neighbours `crop`, `recogniser`.
+line embedding = glyph + position + font + colour. Upstream keeps the vectors and a counter per sample in fields; here
+both are passed in and returned, so nothing can go stale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .crop import crop_image
-from .recogniser import Recogniser
+from anytext_lcm.model.crop import crop_image
+from anytext_lcm.model.recogniser import Recogniser
 
 POSITION_WIDTHS = (16, 32, 64, 128, 256)
 
 
-class PositionEncoder(nn.Module):
-    """A position mask of any size -> one vector: stride-2 convolutions with SiLU, then the mean over the
-    picture.
+@dataclass(frozen=True)
+class LineInputs:
+    """What the embeddings of B pictures' lines are made of, in L line slots; slots beyond n_lines are not read.
+
+    positions   (B, L, H, W), 0 or 1
+    color       (B, L, 3), RGB 0..255, or 500 for unspecified
+    n_lines     (B,) int64, 1..L
+    gly_line    (B, L, 80, 512), 0 or 1; None where glyph_features stand in for it
+    font_hint   (B, 1 or 3, H, W), 0..1, all 0 for no hint; None where font_features stand in for it
+    glyph_features, font_features  (B, L, 40 * neck_dims) of `encode_glyphs` and `encode_fonts`
     """
+
+    positions: Tensor
+    color: Tensor
+    n_lines: Tensor
+    gly_line: Tensor | None = None
+    font_hint: Tensor | None = None
+    glyph_features: Tensor | None = None
+    font_features: Tensor | None = None
+
+
+class PositionEncoder(nn.Module):
+    """A position mask of any size -> one vector: stride-2 convolutions with SiLU, then the mean over the picture."""
 
     def __init__(self, out_channels: int, widths: Sequence[int] = POSITION_WIDTHS):
         super().__init__()
@@ -38,7 +55,7 @@ class PositionEncoder(nn.Module):
         self.conv2 = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N,1,H,W) 0/1 -> (N,out_channels)."""
+        """Encode masks x (N, 1, H, W), 0 or 1, as (N, out_channels)."""
         x = F.silu(self.conv1(x))
         for conv in self.conv_list:
             x = F.silu(conv(x))
@@ -53,7 +70,7 @@ def _projection(in_features: int, out_features: int) -> nn.Sequential:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards every sub-module is in the mode it was in."""
+    """Eval mode inside; on exit every sub-module is in the mode it was in."""
     training = [child for child in module.modules() if child.training]
     module.eval()
     try:
@@ -66,11 +83,14 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 class EmbeddingManager(nn.Module):
     """Builds line embeddings and writes them over the placeholder tokens.
 
-    token_dim: width of the text encoder. recogniser: keyword arguments of `Recogniser`, for the font
-    predictor inside and for the size of the features of the text predictor, which is passed to the calls and
-    must be built alike. placeholder_id: token id of '*'. An absent font is encoded as a black crop and an absent
-    colour as (500,500,500), as the released network was trained; upstream's enable_flag, which would leave the two
-    parts out, raises ValueError.
+    token_dim       width of the text encoder
+    recogniser      keyword arguments of `Recogniser`, for the font predictor inside; the text predictor, which is
+                    passed to the calls, must be built alike
+    placeholder_id  token id of '*'
+    position_widths of the position encoder
+
+    An absent font is encoded as a black crop and an absent colour as (500, 500, 500), as the released network was
+    trained. Upstream's enable_flag, which would leave the two parts out, raises ValueError.
     """
 
     def __init__(
@@ -94,10 +114,9 @@ class EmbeddingManager(nn.Module):
 
     @torch.no_grad()
     def encode_glyphs(self, text_predictor: Recogniser, gly_line: Tensor, n_lines: Tensor) -> Tensor:
-        """Features of the drawn glyph lines: gly_line (B,L,80,512) 0/1, n_lines (B,) -> (B,L,40*neck), unused
-        rows 0.
+        """Compute features of glyph lines (B, L, 80, 512), 0 or 1: (B, L, 40 * neck_dims), unused rows 0.
 
-        Never in train mode and without gradient: the recogniser is frozen, so the result may be cached.
+        The recogniser is frozen: it runs in eval mode without gradient, so the result may be cached.
         """
         used = _used_lines(gly_line, n_lines, "gly_line")
         lines = gly_line[used].float().mul(255)[:, None].expand(-1, 3, -1, -1)
@@ -105,95 +124,63 @@ class EmbeddingManager(nn.Module):
             features = text_predictor.neck_features(lines)
         return _scatter(features, used)
 
-    def encode_fonts(
-        self,
-        font_hint: Tensor,
-        positions: Tensor,
-        n_lines: Tensor,
-    ) -> Tensor:
-        """Features of the font hint under each line: -> (B,L,40*neck), unused rows 0.
+    def encode_fonts(self, font_hint: Tensor, positions: Tensor, n_lines: Tensor) -> Tensor:
+        """Compute features of the font hint under each line: (B, L, 40 * neck_dims), unused rows 0.
 
-        font_hint (B,1|3,H,W) 0..1, positions (B,L,H,W) 0/1. Follows the train or eval mode of the font predictor.
+        Arguments as in `LineInputs`. The font predictor runs in the mode (train or eval) that it is in.
         """
         used = _used_lines(positions, n_lines, "positions")
         crops = font_crops(font_hint, positions, n_lines)
         return _scatter(self.font_predictor.neck_features(crops), used)
 
-    def line_embeddings(
-        self,
-        text_predictor: Recogniser | None,
-        gly_line: Tensor | None,
-        positions: Tensor,
-        font_hint: Tensor | None,
-        color: Tensor,
-        n_lines: Tensor,
-        *,
-        glyph_features: Tensor | None = None,
-        font_features: Tensor | None = None,
-    ) -> list[Tensor]:
-        """One (n_i, token_dim) tensor per sample, rows in the order of the lines.
+    def line_embeddings(self, inputs: LineInputs, text_predictor: Recogniser | None = None) -> list[Tensor]:
+        """Compute one (n_lines, token_dim) tensor per picture, rows in the order of the lines.
 
-        gly_line (B,L,80,512) 0/1; positions (B,L,H,W) 0/1; font_hint (B,1|3,H,W) 0..1; color (B,L,3) 0..255,
-        or 500 for unspecified; n_lines (B,). glyph_features and font_features (B,L,40*neck), from
-        `encode_glyphs` and `encode_fonts`, stand in for text_predictor with gly_line and for font_hint, which
-        may then be None. Raises ValueError for shapes that do not belong together or something missing.
+        text_predictor is needed where inputs have no glyph_features. Raises ValueError for shapes that do not belong
+        together or something missing.
         """
-        parts = self.line_embedding_parts(
-            text_predictor,
-            gly_line,
-            positions,
-            font_hint,
-            color,
-            n_lines,
-            glyph_features=glyph_features,
-            font_features=font_features,
-        )
+        parts = self.line_embedding_parts(inputs, text_predictor)
         rows = parts["glyph"] + parts["position"] + parts["font"] + parts["color"]
-        return list(rows.split(n_lines.tolist()))
+        return list(rows.split(inputs.n_lines.tolist()))
 
-    def line_embedding_parts(
-        self,
-        text_predictor: Recogniser | None,
-        gly_line: Tensor | None,
-        positions: Tensor,
-        font_hint: Tensor | None,
-        color: Tensor,
-        n_lines: Tensor,
-        *,
-        glyph_features: Tensor | None = None,
-        font_features: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The four summands of `line_embeddings`, each (sum of n_i, token_dim), samples outer and lines
-        inner.
-        """
-        used = _used_lines(positions, n_lines, "positions")
-        weight = self.proj[0].weight
-
-        if glyph_features is None:
-            if text_predictor is None or gly_line is None:
-                raise ValueError("line_embeddings: give text_predictor and gly_line, or glyph_features.")
-            glyph_features = self.encode_glyphs(text_predictor, gly_line, n_lines)
-        if font_features is None:
-            if font_hint is None:
-                raise ValueError("line_embeddings: give font_hint (all zero for no hint), or font_features.")
-            font_features = self.encode_fonts(font_hint, positions, n_lines)
-        features = {"glyph_features": glyph_features, "font_features": font_features, "color": color}
-        for name, value in features.items():
+    def line_embedding_parts(self, inputs: LineInputs, text_predictor: Recogniser | None = None) -> dict[str, Tensor]:
+        """Compute the four summands of `line_embeddings`, (sum of n_lines, token_dim) each, pictures outer."""
+        used = _used_lines(inputs.positions, inputs.n_lines, "positions")
+        glyph_features, font_features = self._features(inputs, text_predictor)
+        for name, value in (
+            ("glyph_features", glyph_features),
+            ("font_features", font_features),
+            ("color", inputs.color),
+        ):
             if value.shape[:2] != used.shape:
                 raise ValueError(
                     f"line_embeddings: {name} {tuple(value.shape)} does not match the {tuple(used.shape)} "
                     "samples and lines of positions."
                 )
+        weight = self.proj[0].weight
 
         def rows(value: Tensor) -> Tensor:
             return value[used.to(value.device)].to(device=weight.device, dtype=weight.dtype)
 
         return {
             "glyph": self.proj(rows(glyph_features)),
-            "position": self.position_encoder(rows(positions)[:, None]),
+            "position": self.position_encoder(rows(inputs.positions)[:, None]),
             "font": self.style_proj(rows(font_features)),
-            "color": self.color_proj(rows(color)),  # raw 0..500, unnormalised: so the network was trained
+            "color": self.color_proj(rows(inputs.color)),  # raw 0..500, unnormalised: so the network was trained
         }
+
+    def _features(self, inputs: LineInputs, text_predictor: Recogniser | None) -> tuple[Tensor, Tensor]:
+        """Of glyph lines and of fonts, computed where they are not given."""
+        glyphs, fonts = inputs.glyph_features, inputs.font_features
+        if glyphs is None:
+            if text_predictor is None or inputs.gly_line is None:
+                raise ValueError("line_embeddings: give text_predictor and gly_line, or glyph_features.")
+            glyphs = self.encode_glyphs(text_predictor, inputs.gly_line, inputs.n_lines)
+        if fonts is None:
+            if inputs.font_hint is None:
+                raise ValueError("line_embeddings: give font_hint (all zero for no hint), or font_features.")
+            fonts = self.encode_fonts(inputs.font_hint, inputs.positions, inputs.n_lines)
+        return glyphs, fonts
 
     def replace(
         self,
@@ -202,13 +189,17 @@ class EmbeddingManager(nn.Module):
         embeddings: Sequence[Tensor],
         counters: Sequence[int],
     ) -> tuple[Tensor, list[int]]:
-        """Writes line embeddings over the placeholder tokens.
+        """Write line embeddings over the placeholder tokens of a chunk of captions.
 
-        token_ids (B,T), token_embeds (B,T,D), embeddings: (n_i,D) per sample, counters: lines each sample has
-        used up already (0 at the start of a caption). Every placeholder takes the next line; spare lines are
-        left for the next chunk of a long caption, whose call gets the counters returned here. A single line
-        left over serves all placeholders of the chunk, as upstream does; otherwise too few lines raise
-        ValueError. Returns new embeddings (B,T,D) and new counters; the inputs stay as they are.
+        Arguments
+            token_ids     (B, T)
+            token_embeds  (B, T, D)
+            embeddings    (n_lines, D) per sample
+            counters      lines each sample has used up in earlier chunks, 0 at the start of a caption
+
+        Every placeholder takes the next line. A single line left over serves all placeholders of the chunk, as in
+        upstream; otherwise too few lines raise ValueError. Returns new embeddings (B, T, D) and new counters, for the
+        next chunk; the inputs stay as they are.
         """
         batch = token_ids.shape[0]
         if token_embeds.shape[:2] != token_ids.shape or len(embeddings) != batch or len(counters) != batch:
@@ -237,9 +228,7 @@ class EmbeddingManager(nn.Module):
 
 
 def font_crops(font_hint: Tensor, positions: Tensor, n_lines: Tensor) -> list[Tensor]:
-    """The font hint under each used line, upright: font_hint (B,1|3,H,W) 0..1, positions (B,L,H,W) -> (3,h,w)
-    0..255.
-    """
+    """Cut the font hint under each used line out upright: one (3, h, w) 0..255 per line; arguments of `LineInputs`."""
     used = _used_lines(positions, n_lines, "positions")
     if (
         font_hint.ndim != 4
@@ -257,7 +246,7 @@ def font_crops(font_hint: Tensor, positions: Tensor, n_lines: Tensor) -> list[Te
 
 
 def _used_lines(lines: Tensor, n_lines: Tensor, name: str) -> Tensor:
-    """Which of the (B,L) line slots are filled, on the CPU or wherever `lines` lives."""
+    """Which of the (B, L) line slots are filled, on the device of `lines`."""
     if lines.ndim != 4 or n_lines.shape != lines.shape[:1]:
         raise ValueError(f"{name} {tuple(lines.shape)} and n_lines {tuple(n_lines.shape)} are not (B,L,H,W) and (B,).")
     slots = lines.shape[1]
@@ -267,6 +256,6 @@ def _used_lines(lines: Tensor, n_lines: Tensor, name: str) -> Tensor:
 
 
 def _scatter(rows: Tensor, used: Tensor) -> Tensor:
-    """Rows (N,F) into their slots of (B,L,F), zero elsewhere; differentiable in rows."""
+    """Put rows (N, F) into their slots of (B, L, F), zero elsewhere; differentiable in rows."""
     dense = rows.new_zeros(*used.shape, rows.shape[-1])
     return dense.masked_scatter(used.to(rows.device)[..., None], rows)

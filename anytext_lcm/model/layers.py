@@ -1,7 +1,7 @@
 """Building blocks of the denoising trunk: residual blocks, attention, resampling, timestep embedding.
 
-Imports torch alone. Module names are the checkpoint's own, so the state dict is the layout. Upstream:
-AnyText2's `ldm/modules/attention.py` and, in `ldm/modules/diffusionmodules/`, `openaimodel.py` and `util.py`.
+Module names are the checkpoint's. Upstream: AnyText2's `ldm/modules/attention.py` and, in
+`ldm/modules/diffusionmodules/`, `openaimodel.py` and `util.py`.
 """
 
 import math
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Cosines, then sines, of t at `dim // 2` geometric frequencies from 1 down to almost 1 / max_period.
+    """Embed timesteps (B,), integer or fractional, as (B, dim) float32; an odd `dim` ends in a column of zeros.
 
-    timesteps: (B,) integer or fractional. Returns (B, dim) float32; an odd `dim` ends in a column of zeros.
-    Upstream: `timestep_embedding` in ldm/modules/diffusionmodules/util.py.
+    Cosines, then sines, of t at `dim // 2` geometric frequencies from 1 down to almost 1 / max_period.
     """
     half = dim // 2
     index = torch.arange(half, dtype=torch.float32, device=timesteps.device)
@@ -26,14 +25,14 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
 
 
 def zero_module(module: nn.Module) -> nn.Module:
-    """`module` with all parameters zero: the branch it ends starts as no change at all."""
+    """Set all parameters of `module` to zero and return it, so that the branch it ends starts as no change."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def group_norm(channels: int, eps: float = 1e-5, groups: int = 32) -> nn.GroupNorm:
-    """Group normalisation; raises ValueError where `groups` does not divide `channels`."""
+    """Build a group norm; raises ValueError where `groups` does not divide `channels`."""
     if channels % groups:
         raise ValueError(
             f"norm_groups is {groups} but a layer has {channels} channels: choose a divisor of every width "
@@ -92,17 +91,16 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-MANY_SCORES = 2**19  # a head: 1024 x 1024 are more, 4096 pixels by one caption's 77 tokens are fewer
+MANY_SCORES = 2**19  # per head: 1024 x 1024 are more, 4096 pixels by one caption's 77 tokens are fewer
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention, (B, heads, tokens, head size) each; torch's fused kernel but for training on a CPU with few
-    tokens.
+    """Softmax attention of (B, heads, tokens, head size) each.
 
-    There the fused kernel's backward made the embedded UNet's step 25 % slower than the two products written out
-    (2 heads of 32, 256 tokens, torch 2.13). With 4096 tokens each way the products take two to three times as long as
-    the kernel, and hold the scores.
+    Uses the fused kernel, except when training on a CPU with few tokens, where the explicit formula is faster.
     """
+    # The kernel's backward made the embedded UNet's step 25 % slower than the formula (2 heads of 32, 256 tokens, torch
+    # 2.13). With 4096 tokens each way the formula takes two to three times as long, and keeps the scores in memory.
     few = q.shape[-2] * k.shape[-2] <= MANY_SCORES
     if not (few and q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad):
         return F.scaled_dot_product_attention(q, k, v)
@@ -165,9 +163,9 @@ class FeedForward(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, attention to the context, feed-forward, each added to its normalised input.
 
-    With `attnx` a second pair of attentions (AnyText2's AttnX) follows the first, weighted by `attnx_scale`.
-    Upstream's comment calls the pair parallel, its code runs it one after the other on the updated tokens; so
-    does this. x: (B, n, dim), context: (B, m, context_dim). Returns (B, n, dim).
+    With `attnx` a second pair of attentions (AnyText2's AttnX) follows the first, weighted by `attnx_scale`. Upstream's
+    comment calls the pair parallel; its code, and this one, runs it after the first, on the updated tokens.
+    x: (B, n, dim), context: (B, m, context_dim). Returns (B, n, dim).
     """
 
     def __init__(self, dim: int, num_heads: int, context_dim: int, attnx: bool = False):

@@ -1,6 +1,4 @@
-"""
-Load a network with its weights, ready to draw.
-"""
+"""Load a network with its weights, ready to draw."""
 
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from anytext_lcm.model.anytext2 import AnyText2
 
 
 def default_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -20,16 +19,19 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> AnyText2:
-    """A teacher from its yaml and its weights, ready to draw. Raises FileNotFoundError or ValueError."""
+    """Load a teacher from its yaml and its weights, frozen, networks in `dtype` and schedule in fp32.
+
+    device: by default `default_device()`. Raises FileNotFoundError or ValueError.
+    """
     model = AnyText2.from_config(config).load_checkpoint(checkpoint).requires_grad_(False)
     for network in model.children():  # the schedule, buffers of the model itself, stays in fp32
         network.to(dtype)
-    # A convolution reads and writes pixels with their channels beside each other; so nothing is reordered in between.
+    # Convolutions read and write pixels with their channels beside each other, so nothing is reordered in between.
     return model.to(default_device() if device is None else device, memory_format=torch.channels_last)
 
 
 def load_embedded_teacher(device: str | torch.device | None = None) -> AnyText2:
-    """The small teacher that comes with the package, fp32. Raises FileNotFoundError when it is not there."""
+    """Load the small teacher that comes with the package, fp32. Raises FileNotFoundError when it is not there."""
     if not networks.EMBEDDED_CHECKPOINT.is_file():
         raise FileNotFoundError(
             f"The embedded teacher {networks.EMBEDDED_CHECKPOINT} is missing; rebuild it with "
@@ -41,5 +43,5 @@ def load_embedded_teacher(device: str | torch.device | None = None) -> AnyText2:
 def load_chosen(
     config: str | Path, checkpoint: str | Path | None, device: str | torch.device | None = None
 ) -> AnyText2:
-    """A teacher, by default with the weights that its yaml names. Raises as `networks.checkpoint_for`."""
+    """Load a teacher, by default with the weights that its yaml names. Raises as `networks.checkpoint_for` does."""
     return load_model(config, networks.checkpoint_for(config, "--ckpt") if checkpoint is None else checkpoint, device)

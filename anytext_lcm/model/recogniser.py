@@ -1,11 +1,8 @@
 """The line recogniser of PP-OCRv3: MobileNetV1Enhance, a small SVTR encoder, a CTC head.
 
 AnyText2 uses it twice with separate weights: `text_predictor` turns a drawn glyph line into features, the
-`font_predictor` inside the embedding manager does the same for a crop of the font hint. Attribute names are
-those of upstream's state dict (AnyText2 ocr_recog/RecModel.py, RecMv1_enhance.py, RecSVTR.py; PaddleOCR
-PP-OCRv3).
-
-May import: torch only.
+`font_predictor` inside the embedding manager does so for a crop of the font hint. Attribute names are those of the
+state dict. Upstream: AnyText2 ocr_recog/RecModel.py, RecMv1_enhance.py, RecSVTR.py; PaddleOCR PP-OCRv3.
 """
 
 from __future__ import annotations
@@ -88,7 +85,7 @@ class DepthwiseSeparable(nn.Module):
 
 
 class Backbone(nn.Module):
-    """MobileNetV1Enhance: (B,3,48,320) -> (B,out_channels,1,40)."""
+    """MobileNetV1Enhance: (B, 3, 48, 320) -> (B, out_channels, 1, 40)."""
 
     def __init__(self, scale: float = 0.5):
         super().__init__()
@@ -138,6 +135,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with SiLU in between: (B, n, dim) -> (B, n, dim)."""
+
     def __init__(self, dim: int, hidden: int, dropout: float):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -188,7 +187,7 @@ class SVTREncoder(nn.Module):
 
 
 class Neck(nn.Module):
-    """The encoder under the name the state dict gives it, read out as a sequence: -> (B,40,dims)."""
+    """The encoder under its name in the state dict, read out as a sequence: (B, C, 1, 40) -> (B, 40, dims)."""
 
     def __init__(self, encoder: SVTREncoder):
         super().__init__()
@@ -199,6 +198,8 @@ class Neck(nn.Module):
 
 
 class Head(nn.Module):
+    """Neck features (B, 40, dims) -> logits (B, 40, num_classes)."""
+
     def __init__(self, dims: int, num_classes: int):
         super().__init__()
         self.fc = nn.Linear(dims, num_classes)
@@ -208,10 +209,10 @@ class Head(nn.Module):
 
 
 class Recogniser(nn.Module):
-    """Reads one text line per image.
+    """Reads one text line per image. The defaults are AnyText2's.
 
-    The defaults are AnyText2's. `scale` multiplies the widths of the backbone; 8 * scale must be whole (0.25,
-    0.5).
+    scale multiplies the widths of the backbone. Raises ValueError unless 8 * scale is whole (0.25, 0.5) and num_heads
+    divides hidden_dims.
     """
 
     def __init__(
@@ -239,35 +240,35 @@ class Recogniser(nn.Module):
 
     @property
     def feature_size(self) -> int:
-        """Length of one line's flattened neck features, 40 * neck_dims."""
+        """Length of the flattened neck features of a line, 40 * neck_dims."""
         return TIME_STEPS * self.neck_dims
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """x (B,3,48,320) in -1..1 -> {"ctc_neck": (B,40,neck_dims), "ctc": logits (B,40,num_classes)}."""
+        """Read x (B, 3, 48, 320) in -1..1: {"ctc_neck": (B, 40, neck_dims), "ctc": logits (B, 40, num_classes)}.
+
+        Raises ValueError for another shape.
+        """
         if x.ndim != 4 or tuple(x.shape[1:]) != (3, IMAGE_HEIGHT, IMAGE_WIDTH):
             raise ValueError(f"Recogniser: input {tuple(x.shape)} is not (B,3,48,320), use preprocess().")
         neck = self.neck(self.backbone(x))
         return {"ctc_neck": neck, "ctc": self.head(neck)}
 
     def neck_features(self, images: Sequence[Tensor] | Tensor) -> Tensor:
-        """Images as `preprocess` takes them -> features (N, 40 * neck_dims), time-major.
-
-        All images go through in one batch. Upstream sorts them by aspect and takes six at a time, which makes
-        no difference in eval mode and in train mode lets the statistics of BatchNorm depend on the
-        neighbours.
-        """
+        """Compute features (N, 40 * neck_dims), time-major, of images as `preprocess` takes them."""
+        # In one batch. Upstream sorts by aspect and takes six at a time: no difference in eval mode, while in train
+        # mode the statistics of BatchNorm then depend on the neighbours.
         parameter = self.head.fc.weight
         x = preprocess(images).to(device=parameter.device, dtype=parameter.dtype)
         return self.neck(self.backbone(x)).flatten(1)
 
 
 def preprocess(images: Sequence[Tensor] | Tensor) -> Tensor:
-    """Brings text crops to the recogniser's format (AnyText2 cldm/recognizer.py).
+    """Bring text crops to the recogniser's format, (N, 3, 48, 320) float in -1..1 (AnyText2 cldm/recognizer.py).
 
-    images: tensors (3,h,w) in 0..255 of any sizes, or one (N,3,h,w). Tall crops (h > 1.2 w) are turned by 90
-    degrees counter-clockwise; then height 48, width at most 320, -1..1. The rest up to width 320 is 0, which
-    is mid-grey: upstream pads after normalising and the networks were trained on that. Returns (N,3,48,320)
-    float.
+    images: tensors (3, h, w) in 0..255 of any sizes, or one (N, 3, h, w). Tall crops (h > 1.2 w) are turned by 90
+    degrees counter-clockwise. The height becomes 48 and the width at most 320; the rest up to 320 is 0, which is
+    mid-grey: upstream pads after normalising, and the networks were trained on that.
+    Raises ValueError for other shapes and for no images.
     """
     if isinstance(images, Tensor):
         if images.ndim != 4:
@@ -295,15 +296,16 @@ def _preprocess_equal(images: Tensor) -> Tensor:
 
 
 def encode_text(text: str, characters: Sequence[str]) -> list[int]:
-    """Text -> class ids; characters the dictionary lacks become the last class, the space, as upstream does."""
+    """Turn text into class ids; characters the dictionary lacks become the last class, the space, as in upstream."""
     ids = {character: index for index, character in enumerate(characters) if index > 0}
     space = len(characters) - 1
     return [ids.get(character, space) for character in text]
 
 
 def greedy_decode(ids: Sequence[int] | Tensor) -> tuple[list[int], list[int]]:
-    """Best class per time step (T,), or logits (T,classes) -> (ids without repeats and blanks, their time
-    steps).
+    """Decode the best class per time step (T,), or logits (T, classes).
+
+    Returns the ids without repeats and blanks, and the time step of each.
     """
     if isinstance(ids, Tensor):
         ids = (ids.argmax(-1) if ids.ndim == 2 else ids).tolist()
@@ -318,14 +320,15 @@ def greedy_decode(ids: Sequence[int] | Tensor) -> tuple[list[int], list[int]]:
 
 
 def decode_text(ids: Sequence[int] | Tensor, characters: Sequence[str]) -> str:
-    """Best classes or logits of one image -> the text read, by greedy CTC decoding."""
+    """Read the text of one image from its best classes (T,) or logits (T, classes), by greedy CTC decoding."""
     return "".join(characters[index] for index in greedy_decode(ids)[0])
 
 
 def ctc_loss(logits: Tensor, targets: Sequence[Sequence[int]], weight: float = 1.0) -> Tensor:
-    """CTC loss per image (B,), divided by the number of time steps as upstream does (cldm/recognizer.py).
+    """Compute the CTC loss per image, (B,), divided by the number of time steps as in upstream (cldm/recognizer.py).
 
-    logits (B,T,classes); targets: class ids of each image's text, blank (0) excluded.
+    logits (B, T, classes); targets: class ids of each image's text, without the blank (0).
+    Raises ValueError unless there is one text per image.
     """
     if len(targets) != logits.shape[0]:
         raise ValueError(f"ctc_loss: {logits.shape[0]} images but {len(targets)} texts, give one for each.")

@@ -1,7 +1,7 @@
 """Captions to contexts: the CLIP text tower, its tokenizer, and the cutting of long captions into chunks.
 
-Imports torch, and transformers for the tokenizer alone. Upstream: `ldm/modules/encoders/modules.py`
-(FrozenCLIPEmbedderT3); tower layout: transformers' CLIPTextModel of 2023, whose keys the checkpoint carries.
+Upstream: `ldm/modules/encoders/modules.py` (FrozenCLIPEmbedderT3). The tower is laid out as transformers' CLIPTextModel
+of 2023, whose keys the checkpoint carries; later versions of transformers moved them.
 """
 
 from pathlib import Path
@@ -79,11 +79,11 @@ class TextModel(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """ids (B, 77) -> token embeddings (B, 77, D), before positions: where placeholders are replaced."""
+        """Embed ids (B, 77) as (B, 77, D), before positions: placeholders are replaced here."""
         return self.embeddings.token_embedding(ids)
 
     def forward(self, token_embeds: Tensor) -> Tensor:
-        """(B, 77, D) -> context (B, 77, D)."""
+        """Encode token embeddings (B, 77, D) as context (B, 77, D)."""
         x = token_embeds + self.embeddings.position_embedding.weight[: token_embeds.shape[1]]
         for layer in self.encoder.layers:
             x = layer(x)
@@ -116,10 +116,11 @@ class TextEncoder(nn.Module):
 
     @property
     def text_model(self) -> TextModel:
+        """The tower, at the end of its path in the state dict."""
         return self.transformer.text_model
 
     def chunk(self, ids: Tensor) -> Tensor:
-        """Image-caption ids (B, T), start and end columns included -> (B, max(1, ceil((T - 2) / 75)), 77)."""
+        """Cut ids (B, T) of image captions, start and end included, into (B, max(1, ceil((T - 2) / 75)), 77)."""
         body = ids[:, 1:-1]
         missing = -body.shape[1] % CHUNK if body.shape[1] else CHUNK
         body = F.pad(body, (0, missing), value=self.end_id).unflatten(1, (-1, CHUNK))
@@ -131,7 +132,7 @@ class TextEncoder(nn.Module):
 class Tokenizer:
     """CLIP's byte-pair tokenizer, read from a local folder with `vocab.json` and `merges.txt`, never fetched.
 
-    Raises FileNotFoundError when the folder or a file in it is missing.
+    Raises FileNotFoundError when a file is missing, ValueError where '*' is not one token.
     """
 
     def __init__(self, folder: str | Path):
@@ -153,12 +154,12 @@ class Tokenizer:
         self.placeholder_id = ids[0]
 
     def image_ids(self, captions: list[str]) -> Tensor:
-        """Untruncated, padded with the end token to the longest of the batch -> int64 (B, T)."""
+        """Tokenize image captions, whole, padded with the end token to the longest: int64 (B, T)."""
         rows = [self._bpe(c)["input_ids"] for c in captions]
         longest = max(len(r) for r in rows)
         return torch.tensor([r + [self.end_id] * (longest - len(r)) for r in rows], dtype=torch.int64)
 
     def text_ids(self, captions: list[str]) -> Tensor:
-        """Truncated and padded to 77 -> int64 (B, 77)."""
+        """Tokenize text captions, cut or padded with the end token to 77: int64 (B, 77)."""
         rows = [self._bpe(c, truncation=True, max_length=CONTEXT_LENGTH)["input_ids"] for c in captions]
         return torch.tensor([r + [self.end_id] * (CONTEXT_LENGTH - len(r)) for r in rows], dtype=torch.int64)

@@ -1,8 +1,7 @@
 """The denoising UNet of AnyText2, and the half of it that WriteNet copies.
 
-Imports torch and `model.layers`. Module names are the checkpoint's own (`model.diffusion_model`), so the
-state dict is the layout. Upstream: AnyText2's `ldm/modules/diffusionmodules/openaimodel.py` and
-`cldm/cldm.py` (ControlledUnetModel).
+Module names are the checkpoint's (`model.diffusion_model`). Upstream: AnyText2's
+`ldm/modules/diffusionmodules/openaimodel.py` and `cldm/cldm.py` (ControlledUnetModel).
 """
 
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from anytext_lcm.model.config import TrunkConfig
 from anytext_lcm.model.layers import (
     Downsample,
     ResBlock,
@@ -23,7 +23,7 @@ from anytext_lcm.model.layers import (
 
 
 class Block(nn.Sequential):
-    """Layers in a row, each given what it asks for: the timestep embedding, the context, or neither."""
+    """Layers in a row. A ResBlock also takes the timestep embedding, a SpatialTransformer the context."""
 
     def forward(self, h: Tensor, emb: Tensor, context: Tensor, attnx_scale: float = 1.0) -> Tensor:
         for layer in self:
@@ -39,62 +39,46 @@ class Block(nn.Sequential):
 class Trunk(nn.Module):
     """Timestep embedding, input blocks and middle block: what UNet and WriteNet have in common.
 
-    `gradient_checkpointing` trades compute for memory: blocks are run again in the backward pass. Off until
-    it is set, whatever `use_checkpoint` says, because upstream's yaml always says yes.
+    `gradient_checkpointing` trades compute for memory: blocks run again in the backward pass. It is off until it is
+    set, whatever the yaml's `use_checkpoint` says, because upstream's yaml always says yes.
+
+    Raises ValueError where `norm_groups` or `num_heads` does not divide a width.
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        model_channels: int,
-        channel_mult: Sequence[int],
-        num_res_blocks: int,
-        attention_resolutions: Sequence[int],
-        num_heads: int,
-        context_dim: int,
-        transformer_depth: int = 1,
-        input_attnx: bool = False,
-        mid_attnx: bool = False,
-        norm_groups: int = 32,
-        use_spatial_transformer: bool = True,
-        dims: int = 2,
-    ):
+    def __init__(self, config: TrunkConfig):
         super().__init__()
-        if not use_spatial_transformer:
-            raise ValueError("use_spatial_transformer must be true: AnyText2 has no other attention.")
-        if dims != 2:
-            raise ValueError(f"dims is {dims}: only two-dimensional networks (dims: 2) are built here.")
-        self.model_channels = model_channels
-        self.downsampling = 2 ** (len(channel_mult) - 1)
+        self.trunk_config = config
+        self.downsampling = 2 ** (len(config.channel_mult) - 1)
         self.gradient_checkpointing = False
         self.checkpoint = checkpoint  # `training/memory.py` counts with another one
-        emb_channels = 4 * model_channels
-
-        def res_block(inputs: int, outputs: int) -> ResBlock:
-            return ResBlock(inputs, emb_channels, outputs, norm_groups)
-
-        def transformer(channels: int, attnx: bool) -> SpatialTransformer:
-            return SpatialTransformer(channels, num_heads, context_dim, transformer_depth, attnx, norm_groups)
-
+        channels, emb_channels = config.model_channels, 4 * config.model_channels
         self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+            nn.Linear(channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
-        self.input_blocks = nn.ModuleList([Block(nn.Conv2d(in_channels, model_channels, 3, padding=1))])
-        width = model_channels
+        self.input_blocks = nn.ModuleList([Block(nn.Conv2d(config.in_channels, channels, 3, padding=1))])
+        width = channels
         self.block_channels = [width]  # of each input block's output, for skips and control residuals
-        for level, mult in enumerate(channel_mult):
-            for _ in range(num_res_blocks):
-                layers: list[nn.Module] = [res_block(width, mult * model_channels)]
-                width = mult * model_channels
-                if 2**level in attention_resolutions:  # counted as a downsampling factor, not in pixels
-                    layers.append(transformer(width, input_attnx))
+        for level, mult in enumerate(config.channel_mult):
+            for _ in range(config.num_res_blocks):
+                layers: list[nn.Module] = [self._res_block(width, mult * channels)]
+                width = mult * channels
+                if 2**level in config.attention_resolutions:
+                    layers.append(self._transformer(width, config.input_attnx))
                 self.input_blocks.append(Block(*layers))
                 self.block_channels.append(width)
-            if level < len(channel_mult) - 1:
+            if level < len(config.channel_mult) - 1:
                 self.input_blocks.append(Block(Downsample(width)))
                 self.block_channels.append(width)
-        self.middle_block = Block(res_block(width, width), transformer(width, mid_attnx), res_block(width, width))
+        self.middle_block = Block(
+            self._res_block(width, width), self._transformer(width, config.mid_attnx), self._res_block(width, width)
+        )
+
+    def _res_block(self, inputs: int, outputs: int) -> ResBlock:
+        return ResBlock(inputs, 4 * self.trunk_config.model_channels, outputs, self.trunk_config.norm_groups)
+
+    def _transformer(self, channels: int, attnx: bool) -> SpatialTransformer:
+        c = self.trunk_config
+        return SpatialTransformer(channels, c.num_heads, c.context_dim, c.transformer_depth, attnx, c.norm_groups)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,17 +86,17 @@ class Trunk(nn.Module):
         return self.time_embed[0].weight.dtype
 
     def embed(self, timesteps: Tensor) -> Tensor:
-        """(B,) timesteps to (B, 4 * model_channels); the sinusoids are float32 whatever the weights are."""
-        return self.time_embed(timestep_embedding(timesteps, self.model_channels).to(self.dtype))
+        """Embed timesteps (B,) as (B, 4 * model_channels); the sinusoids are float32 whatever the weights are."""
+        return self.time_embed(timestep_embedding(timesteps, self.trunk_config.model_channels).to(self.dtype))
 
     def run(self, block: Block, h: Tensor, emb: Tensor, context: Tensor, attnx_scale: float = 1.0) -> Tensor:
-        """`block(h, ...)`, checkpointed if asked for and if there is a backward pass to come."""
+        """Call `block(h, ...)`, with gradient checkpointing if it is on and a backward pass may follow."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self.checkpoint(block, h, emb, context, attnx_scale, use_reentrant=False)
         return block(h, emb, context, attnx_scale)
 
     def check_size(self, latents: Tensor) -> None:
-        """Raise ValueError unless height and width can be halved once a level."""
+        """Raise ValueError unless height and width can be halved once for each level but the first."""
         height, width = latents.shape[-2:]
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(
@@ -122,78 +106,37 @@ class Trunk(nn.Module):
 
 
 class UNetModel(Trunk):
-    """Stable Diffusion 1.5's UNet with AnyText2's extra attention (AttnX) and room for control residuals.
+    """Stable Diffusion 1.5's UNet with AnyText2's extra attention (AttnX), which adds control residuals to its skips.
 
-    `attention_resolutions` are downsampling factors, `output_attnx_level` level indices with 0 the finest.
-    Arguments after `norm_groups` are keys of upstream's yaml that change nothing here.
+    only_mid_control: add the residual of the middle block alone.
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int = 4,
-        out_channels: int = 4,
-        model_channels: int = 320,
-        channel_mult: Sequence[int] = (1, 2, 4, 4),
-        num_res_blocks: int = 2,
-        attention_resolutions: Sequence[int] = (4, 2, 1),
-        num_heads: int = 8,
-        context_dim: int = 768,
-        transformer_depth: int = 1,
-        input_attnx: bool = False,
-        mid_attnx: bool = False,
-        output_attnx: bool = False,
-        output_attnx_level: Sequence[int] = (),
-        only_mid_control: bool = False,
-        norm_groups: int = 32,
-        use_spatial_transformer: bool = True,
-        dims: int = 2,
-        image_size: int | None = None,
-        use_checkpoint: bool = False,
-        legacy: bool = False,
-    ):
-        super().__init__(
-            in_channels=in_channels,
-            model_channels=model_channels,
-            channel_mult=channel_mult,
-            num_res_blocks=num_res_blocks,
-            attention_resolutions=attention_resolutions,
-            num_heads=num_heads,
-            context_dim=context_dim,
-            transformer_depth=transformer_depth,
-            input_attnx=input_attnx,
-            mid_attnx=mid_attnx,
-            norm_groups=norm_groups,
-            use_spatial_transformer=use_spatial_transformer,
-            dims=dims,
-        )
+    def __init__(self, config: TrunkConfig, only_mid_control: bool = False):
+        super().__init__(config)
         self.only_mid_control = only_mid_control
-        emb_channels = 4 * model_channels
         skips = list(self.block_channels)
         width = skips[-1]
         self.output_blocks = nn.ModuleList()
-        for level in reversed(range(len(channel_mult))):
-            attnx = output_attnx and level in output_attnx_level
-            for i in range(num_res_blocks + 1):
-                outputs = channel_mult[level] * model_channels
-                layers: list[nn.Module] = [ResBlock(width + skips.pop(), emb_channels, outputs, norm_groups)]
+        for level in reversed(range(len(config.channel_mult))):
+            for i in range(config.num_res_blocks + 1):
+                outputs = config.channel_mult[level] * config.model_channels
+                layers: list[nn.Module] = [self._res_block(width + skips.pop(), outputs)]
                 width = outputs
-                if 2**level in attention_resolutions:
-                    transformer = (width, num_heads, context_dim, transformer_depth, attnx, norm_groups)
-                    layers.append(SpatialTransformer(*transformer))
-                if level and i == num_res_blocks:
+                if 2**level in config.attention_resolutions:
+                    layers.append(self._transformer(width, level in config.output_attnx_levels))
+                if level and i == config.num_res_blocks:
                     layers.append(Upsample(width))
                 self.output_blocks.append(Block(*layers))
         self.out = nn.Sequential(
-            group_norm(width, groups=norm_groups),
+            group_norm(width, groups=config.norm_groups),
             nn.SiLU(),
-            zero_module(nn.Conv2d(width, out_channels, 3, padding=1)),
+            zero_module(nn.Conv2d(width, config.out_channels, 3, padding=1)),
         )
 
     def encode(self, x: Tensor, timesteps: Tensor, context: Tensor, attnx_scale: float = 1.0) -> list[Tensor]:
-        """What each input block answers; arguments as in `forward`.
+        """Run the input blocks and return the output of each, (B, channels, h, w) at its level; arguments of `forward`.
 
-        Control residuals are added later, so two networks that differ in what follows may share these.
+        Control residuals are added later, so two networks that differ only in what follows may share these.
         """
         self.check_size(x)
         emb, context, h = self.embed(timesteps), context.to(self.dtype), x.to(self.dtype)
@@ -212,17 +155,19 @@ class UNetModel(Trunk):
         attnx_scale: float = 1.0,
         encoded: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Predict the noise in latents x.
+        """Predict what the network was trained on (noise or velocity): (B, out_channels, h, w) in x's dtype.
 
-        x: (B, in_channels, h, w); timesteps: (B,); context: (B, m, context_dim), the image caption; control:
-        one residual for each input block, then the middle one (the list is left as it is), or None; encoded:
-        the answer of `encode` for the same x, timesteps and context, when it is known already. Returns
-        (B, out_channels, h, w) in x's dtype. Raises ValueError on sizes that do not halve and on a control
-        list of another length.
+        Arguments
+            x            latents (B, in_channels, h, w)
+            timesteps    (B,) int64
+            context      (B, m, context_dim), the image caption
+            control      a residual for each input block, then one for the middle block; None: none
+            attnx_scale  weight of AttnX
+            encoded      what `encode` returns for the same x, timesteps and context, if it is known already
 
-        Upstream runs the input blocks without gradient when they hold no AttnX; here they keep theirs,
-        because an adapter may sit in them.
+        Raises ValueError for sizes that do not halve and for a control list of another length.
         """
+        # Upstream runs input blocks without AttnX without gradient; here they keep theirs for an adapter in them.
         if control is not None and len(control) != len(self.input_blocks) + 1:
             raise ValueError(
                 f"control has {len(control)} residuals, this UNet takes {len(self.input_blocks) + 1}: "

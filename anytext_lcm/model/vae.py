@@ -1,6 +1,6 @@
 """The autoencoder between pictures and latents, Stable Diffusion's KL-f8 (`first_stage_model`).
 
-Imports torch alone. Module names are the checkpoint's own, so the state dict is the layout.
+Module names are the checkpoint's. Upstream: `ldm/modules/diffusionmodules/model.py` and `ldm/models/autoencoder.py`.
 """
 
 import torch
@@ -84,7 +84,7 @@ class _Middle(nn.Module):
 
 
 class _Level(nn.Module):
-    """The residual blocks of one resolution; `downsample` or `upsample` is added by the owner."""
+    """The residual blocks of one resolution; Encoder and Decoder add `downsample` or `upsample`."""
 
     def __init__(self, in_channels: int, out_channels: int, num_blocks: int, groups: int):
         super().__init__()
@@ -98,7 +98,7 @@ class _Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(B, 3, H, W) -> moments (B, 2z, H/f, W/f), f = 2 ** (levels - 1)."""
+    """Pictures (B, 3, H, W) -> moments (B, 2z, H/f, W/f), f = 2 ** (levels - 1)."""
 
     def __init__(
         self, in_channels: int, ch: int, ch_mult: list[int], num_res_blocks: int, z_channels: int, groups: int
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, z, h, w) -> (B, 3, f*h, f*w). `up` is indexed by level, the coarsest (last) runs first."""
+    """Latents (B, z, h, w) -> (B, out_ch, f*h, f*w). `up` is indexed by level; the coarsest (last) runs first."""
 
     def __init__(self, out_ch: int, ch: int, ch_mult: list[int], num_res_blocks: int, z_channels: int, groups: int):
         super().__init__()
@@ -153,10 +153,10 @@ class Decoder(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """(B, 3, H, W) -> moments (B, 2z, H/patch, W/patch), each linear in its own square of pixels.
+    """Pictures (B, 3, H, W) -> moments (B, 2z, H/patch, W/patch), each linear in its own square of pixels.
 
-    What the embedded teacher uses: principal components need no training, and a network that has to draw
-    letters from their shape learns much sooner in latents that are linear in the pixels.
+    The embedded teacher uses it: principal components need no training, and a network that has to draw letters from
+    their shape learns much sooner in latents that are linear in the pixels.
     """
 
     def __init__(self, in_channels: int, z_channels: int, patch: int):
@@ -168,10 +168,11 @@ class PatchEncoder(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """(B, z, h, w) -> (B, out_ch, patch*h, patch*w): the patch encoder's transpose plus a correction.
+    """Latents (B, z, h, w) -> (B, out_ch, patch*h, patch*w): the patch encoder's transpose plus a correction.
 
-    The correction is a Decoder whose levels enlarge less than `patch`; what is missing is folded out of
-    channels in one step (pixel shuffle), which spares the convolutions at the picture's full size.
+    The correction is a Decoder whose levels enlarge less than `patch`. The rest is folded out of channels at once
+    (pixel shuffle), which spares the convolutions at the picture's full size. Raises ValueError where they do not
+    match.
     """
 
     def __init__(self, out_ch: int, patch: int, ch_mult: list[int], z_channels: int, **decoder):
@@ -192,12 +193,12 @@ class PatchDecoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Stable Diffusion's autoencoder (upstream `ldm/models/autoencoder.py`).
+    """Stable Diffusion's autoencoder.
 
-    ddconfig: upstream's keys (`ch`, `ch_mult`, `num_res_blocks`, `z_channels`, `in_channels`, `out_ch`,
-    `double_z`, `attn_resolutions`, `resolution`, `dropout`), `norm_groups` (32 upstream), and `patch`: given,
-    PatchEncoder and PatchDecoder take the place of Encoder and Decoder. Raises ValueError for a setting that
-    upstream's checkpoint does not use and this class does not build.
+    ddconfig: upstream's keys (`ch`, `ch_mult`, `num_res_blocks`, `z_channels`, `in_channels`, `out_ch`, `double_z`,
+    `attn_resolutions`, `resolution`, `dropout`), `norm_groups` (32 in upstream), and `patch`, with which PatchEncoder
+    and PatchDecoder take the place of Encoder and Decoder. Raises ValueError for attention in the levels and for one
+    moment per channel, which upstream's checkpoint does not have.
     """
 
     def __init__(self, ddconfig: dict, embed_dim: int, **_unused):
@@ -225,17 +226,17 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(embed_dim, z, 1)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) in -1..1 -> mean and clamped log variance, (B, z, H/8, W/8) each, unscaled."""
+        """Encode images (B, 3, H, W) in -1..1: mean and clamped log variance, (B, z, H/8, W/8) each, unscaled."""
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def decode(self, z: Tensor) -> Tensor:
-        """unscaled latents (B, z, h, w) -> images (B, 3, 8h, 8w), about -1..1, not squashed or clamped."""
+        """Decode unscaled latents (B, z, h, w): images (B, 3, 8h, 8w), about -1..1, not clamped."""
         return self.decoder(self.post_quant_conv(z))
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One draw of N(mean, exp(logvar)); the noise comes from the generator's own device."""
+    """Draw from N(mean, exp(logvar)), in the shape of mean; the noise is drawn fp32 on the generator's device."""
     device = generator.device if generator is not None else mean.device
     noise = torch.randn(mean.shape, generator=generator, device=device, dtype=torch.float32).to(mean)
     return mean + torch.exp(0.5 * logvar) * noise

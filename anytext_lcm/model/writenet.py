@@ -1,22 +1,24 @@
 """WriteNet: turns glyphs, positions and masked latents into the residuals that make the UNet write.
 
-Imports torch, `model.layers` and `model.unet`. Module names are the checkpoint's own (`control_model`), so
-the state dict is the layout. Upstream: AnyText2's `cldm/cldm.py` (ControlNet).
+Module names are the checkpoint's (`control_model`). Upstream: AnyText2's `cldm/cldm.py` (ControlNet).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from anytext_lcm.model.config import TrunkConfig, WriteNetConfig
 from anytext_lcm.model.layers import zero_module
 from anytext_lcm.model.unet import Trunk
 
 
 def hint_stack(channels: int, widths: Sequence[int], patch: int = 0) -> nn.Sequential:
-    """3x3 convolutions, each followed by SiLU; every second one, from the third on, halves the size.
+    """3x3 convolutions, each followed by SiLU: (B, channels, H, W) -> (B, widths[-1], h, w).
 
-    With `patch` the first one reads squares of patch x patch pixels at once and the others keep the size.
+    Every second one, from the third on, halves the size. With `patch` the first one reads squares of patch x patch
+    pixels at once and the others keep the size.
     """
     layers: list[nn.Module] = []
     for i, width in enumerate(widths):
@@ -33,84 +35,31 @@ def hint_stack(channels: int, widths: Sequence[int], patch: int = 0) -> nn.Seque
 class WriteNet(Trunk):
     """A copy of the UNet's first half that reads a drawn hint; one 1x1 convolution leads out of each block.
 
-    With `fast_control` (as released) latents and timestep are replaced by zeros, so the residuals depend on
-    the text caption and the hint alone and hold for every sampling step.
-
-    `zero_conv_std` is for training from nothing: the outgoing convolutions and the hint's fuse layer start at
-    N(0, std) instead of zero, so that both networks learn from the first step. `glyph_widths` and
-    `position_widths` give the hint stacks; 2n + 1 widths shrink the picture by 2^n, which must be the
-    autoencoder's factor, unless `hint_patch` is that factor: then the first convolution shrinks by it alone,
-    and every pixel of the glyphs is there from the first step of a training from nothing. The arguments
-    after them are keys of upstream's yaml that change nothing here.
+    trunk: the UNet's; AttnX is left out. own: hint stacks, start, and whether `fast_control` makes the residuals depend
+    on text caption and hint alone (as released).
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int = 4,
-        model_channels: int = 320,
-        channel_mult: Sequence[int] = (1, 2, 4, 4),
-        num_res_blocks: int = 2,
-        attention_resolutions: Sequence[int] = (4, 2, 1),
-        num_heads: int = 8,
-        context_dim: int = 768,
-        transformer_depth: int = 1,
-        glyph_channels: int = 1,
-        position_channels: int = 1,
-        fast_control: bool = True,
-        norm_groups: int = 32,
-        zero_conv_std: float = 0.0,
-        glyph_widths: Sequence[int] = (16, 16, 32, 32, 96, 96, 256),
-        position_widths: Sequence[int] = (8, 8, 16, 16, 32, 32, 64),
-        hint_patch: int = 0,
-        glyph_scale: int = 1,
-        use_spatial_transformer: bool = True,
-        dims: int = 2,
-        image_size: int | None = None,
-        out_channels: int | None = None,
-        hint_channels: int | None = None,
-        use_checkpoint: bool = False,
-        legacy: bool = False,
-    ):
-        super().__init__(
-            in_channels=in_channels,
-            model_channels=model_channels,
-            channel_mult=channel_mult,
-            num_res_blocks=num_res_blocks,
-            attention_resolutions=attention_resolutions,
-            num_heads=num_heads,
-            context_dim=context_dim,
-            transformer_depth=transformer_depth,
-            norm_groups=norm_groups,
-            use_spatial_transformer=use_spatial_transformer,
-            dims=dims,
-        )
-        if glyph_scale != 1:
-            raise ValueError(f"glyph_scale is {glyph_scale}: only 1 (glyphs of the picture's size) works.")
-        if not hint_patch and (len(glyph_widths) != len(position_widths) or len(glyph_widths) % 2 == 0):
-            raise ValueError(
-                f"glyph_widths has {len(glyph_widths)} entries and position_widths {len(position_widths)}: "
-                "both need the same odd number (seven for an autoencoder that shrinks by eight)."
-            )
-        self.fast_control = fast_control
-        self.in_channels = in_channels
-        self.glyph_block = hint_stack(glyph_channels, glyph_widths, hint_patch)
-        self.position_block = hint_stack(position_channels, position_widths, hint_patch)
+    def __init__(self, trunk: TrunkConfig, own: WriteNetConfig | None = None):
+        super().__init__(replace(trunk, input_attnx=False, mid_attnx=False, output_attnx_levels=()))
+        own = WriteNetConfig() if own is None else own
+        self.fast_control = own.fast_control
+        self.glyph_block = hint_stack(own.glyph_channels, own.glyph_widths, own.hint_patch)
+        self.position_block = hint_stack(own.position_channels, own.position_widths, own.hint_patch)
 
         def zero_conv(channels_in: int, channels_out: int, size: int) -> nn.Conv2d:
             conv = zero_module(nn.Conv2d(channels_in, channels_out, size, padding=size // 2))
-            if zero_conv_std:
-                nn.init.normal_(conv.weight, std=zero_conv_std)
+            if own.zero_conv_std:
+                nn.init.normal_(conv.weight, std=own.zero_conv_std)
             return conv
 
-        fused = glyph_widths[-1] + position_widths[-1] + in_channels
-        self.fuse_block_za = zero_conv(fused, model_channels, 3)
+        fused = own.glyph_widths[-1] + own.position_widths[-1] + trunk.in_channels
+        self.fuse_block_za = zero_conv(fused, trunk.model_channels, 3)
         self.zero_convs = nn.ModuleList(nn.Sequential(zero_conv(c, c, 1)) for c in self.block_channels)
         width = self.block_channels[-1]
         self.middle_block_out = nn.Sequential(zero_conv(width, width, 1))
 
     def hint(self, glyph: Tensor, position: Tensor, masked_latents: Tensor) -> Tensor:
-        """The drawn condition as a feature map, (B, model_channels, h, w); arguments as in `forward`."""
+        """Encode the drawn condition as a feature map (B, model_channels, h, w); arguments as in `forward`."""
         parts = [
             self.glyph_block(glyph.to(self.dtype)),
             self.position_block(position.to(self.dtype)),
@@ -132,13 +81,16 @@ class WriteNet(Trunk):
         x: Tensor | None = None,
         timesteps: Tensor | None = None,
     ) -> list[Tensor]:
-        """Residuals for each input block of the UNet, then for its middle block.
+        """Compute the residuals for each input block of the UNet, then for its middle block.
 
-        glyph: (B, glyph_channels, H, W), 1 where any glyph pixel is touched; position: (B, position_channels,
-        H, W), the sum of the lines' masks, 2 where two overlap; masked_latents: (B, in_channels, h, w),
-        scaled; context: (B, m, context_dim), the text caption. Latents x and timesteps (B,) are read only
-        without `fast_control`, and then required. Raises ValueError where they are missing and on sizes that
-        do not fit.
+        Arguments
+            glyph           (B, glyph_channels, H, W), 1 where any glyph pixel is touched
+            position        (B, position_channels, H, W), the sum of the lines' masks, 2 where two overlap
+            masked_latents  (B, in_channels, h, w), scaled
+            context         (B, m, context_dim), the text caption
+            x, timesteps    latents (B, in_channels, h, w) and (B,) int64; read only without `fast_control`
+
+        Raises ValueError where x or timesteps is needed and missing, and for sizes that do not fit.
         """
         self.check_size(masked_latents)
         if self.fast_control:

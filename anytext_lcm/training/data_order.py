@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.data.packed import Light
+from anytext_lcm.data.packed import PackedDataset
 from anytext_lcm.training.settings import DataSettings, TrainSettings
 
 
@@ -125,7 +125,7 @@ def build_dataset(settings: DataSettings) -> Dataset:
         named = "Both data sets were named" if settings.use_mock_dataset else "No data set was named"
         raise ValueError(f"{named}; pass --use_mock_dataset or --data_list.")
     if settings.use_mock_dataset:
-        return Light(MockDataset(settings.dataset_size, seed=settings.seed, image_size=settings.picture_size))
+        return PackedDataset(MockDataset(settings.dataset_size, seed=settings.seed, image_size=settings.picture_size))
     fonts = {"fonts": settings.fonts} if settings.fonts else {}
     return AnyWordDataset(
         settings.data_list,
