@@ -1,9 +1,11 @@
 """Rebuilds the embedded teacher from nothing: `python -m anytext_lcm.build_teacher`.
 
-Nine stages, each of which can be run alone; vae, diffusion, writing and decoder go on where they were interrupted:
+Eleven stages, each of which can be run alone; vae, diffusion, writing and decoder go on where they were interrupted:
+    tokenizer   the tokenizer of `anytext_lcm/assets`, when captions have new words; not run by default
     data        pictures and conditioning of the mock task, drawn once into memory-mapped columns
     vae         a linear encoder from principal components, then its decoder on text-centred crops
     recogniser  CTC on drawn lines; one set of weights for both of AnyText2's predictors, frozen afterwards
+    fonts       the second copy of the recogniser learns to tell fonts apart (scenery task)
     features    latents and recogniser features of every picture, so that the diffusion runs on what is left
     diffusion   UNet, WriteNet, text tower and the trainable part of the embedding manager, on v
     reader      CTC on lines cut out of true latents
@@ -22,24 +24,8 @@ from pathlib import Path
 
 import torch
 
-from anytext_lcm.teacher.autoencoder import train_autoencoder
-from anytext_lcm.teacher.decoder import train_decoder
-from anytext_lcm.teacher.diffusion import train_diffusion
-from anytext_lcm.teacher.readers import train_reader, train_recogniser
-from anytext_lcm.teacher.recipe import Recipe, launch
-from anytext_lcm.teacher.stages import (
-    DEFAULT_STAGES,
-    FEWEST_PICTURES,
-    STAGES,
-    check_inputs,
-    claim,
-    stage_data,
-    stage_export,
-    stage_features,
-    start_from,
-)
-from anytext_lcm.teacher.tasks import TASKS, recipe_of
-from anytext_lcm.teacher.writing import train_writing
+from anytext_lcm.teacher.recipe import DEFAULT_STAGES, FEWEST_PICTURES, STAGES, TASKS, Recipe, recipe_of
+from anytext_lcm.teacher.stages import claim, run_stage, start_from
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,27 +75,7 @@ def run(args: argparse.Namespace) -> None:
         start_from(Path(begun["start_from"]), args.work, recipe)
     for stage in args.stage or DEFAULT_STAGES[recipe.task]:
         began = time.monotonic()
-        check_inputs(stage, args.work)
-        if stage == "data":
-            stage_data(args.work, recipe, args.processes)
-        elif stage == "vae":
-            launch(train_autoencoder, args.work, recipe, args.processes)
-        elif stage == "recogniser":
-            if not (args.work / "recogniser.pt").exists():
-                launch(train_recogniser, args.work, recipe, 1)
-        elif stage == "features":
-            stage_features(args.work, recipe, args.processes)
-        elif stage == "diffusion":
-            launch(train_diffusion, args.work, recipe, args.processes)
-        elif stage == "reader":
-            if not (args.work / "reader.pt").exists():
-                launch(train_reader, args.work, recipe, args.processes)
-        elif stage == "writing":
-            launch(train_writing, args.work, recipe, args.processes)
-        elif stage == "decoder":
-            launch(train_decoder, args.work, recipe, args.processes)
-        else:
-            stage_export(args.work, args.target)
+        run_stage(stage, args.work, recipe, args.processes, args.target)
         print(f"{stage}: {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
 
 
