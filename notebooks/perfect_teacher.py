@@ -1,15 +1,16 @@
-"""How well a perfect teacher reads after a few steps, by how much its condition leaves open.
+"""How much of a perfect teacher's text can be read after a few steps, by how much its condition leaves open.
 
 A trained teacher's few steps may be legible because the network is good or because the task leaves nothing open. Here
-the network is taken away: all pictures that a condition allows are drawn, the mean of the clean latents given noisy
-ones is a formula (`anytext_lcm.toy.Mixture`), and DDIM along it draws what a perfect network would, without guidance.
-Section 9 of notebook 03 shows one condition; `python notebooks/perfect_teacher.py --help` measures many.
+no network is involved: all pictures that a condition allows are drawn, so that the mean of the clean latents given
+noisy ones is a formula (`anytext_lcm.teaching.toy.Mixture`). DDIM along it draws what a perfect network would, without
+guidance. Section 9 of notebook 03 shows one condition; `python notebooks/perfect_teacher.py --help` measures many.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,6 @@ from tqdm import tqdm
 
 from anytext_lcm.data import ink, mock
 from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT
-from anytext_lcm.drawing.cores import use_available_cores
-from anytext_lcm.drawing.noise import initial_noise
-from anytext_lcm.judging.intervals import Interval, bootstrap_mean
-from anytext_lcm.judging.reading import LineReader, score_lines
 from anytext_lcm.lcm.samplers import finish, sample
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model.anytext2 import AnyText2
@@ -31,15 +28,14 @@ from anytext_lcm.teaching.toy import Mixture
 SIZE = 128  # pixels of a picture's side
 STEPS = (1, 2, 4, 8, 50)
 SPREAD = 0.05  # standard deviation around each picture, in latents of variance 1: next to nothing
-_WIDTHS = (0.95, 1.05)  # times the width for its height that the plain font's letters have
-_SLANTS = (-4.0, 4.0)  # degrees; italic fonts stay as they are
-_LAYER_EM = 80  # letters are drawn at this size and then scaled
-_BATCH = 128
+WIDTHS = (0.95, 1.05)  # of the text, relative to the plain font's at the same height
+SLANTS = (-4.0, 4.0)  # degrees; italic fonts stay as they are
+LAYER_EM = 80  # letters are drawn at this size and then scaled
 
 
 @dataclass(frozen=True)
 class OpenCondition:
-    """What a condition says about a picture with one upright line in its middle, and how much of it stays open."""
+    """What is given of a picture with one upright line in its middle, and how far the line's place stays open."""
 
     background: np.ndarray  # (SIZE, SIZE, 3) float32, 0..255
     color: tuple[int, int, int]  # of the text
@@ -49,14 +45,15 @@ class OpenCondition:
 
     @property
     def polygon(self) -> np.ndarray:
-        """(4, 2) int, around everything that the text may cover."""
-        across, down = _widest(*self.ink_size) / 2 + self.reach + 3, self.ink_size[1] / 2 + self.reach + 3
+        """Corners (4, 2) int around everything that the text may cover."""
+        across, down = widest(*self.ink_size) / 2 + self.reach + 3, self.ink_size[1] / 2 + self.reach + 3
         middle = SIZE / 2
         return np.rint(ink.corners(middle - across, middle - down, middle + across, middle + down)).astype(int)
 
     def pictures(self, spacing: float = 1.0) -> np.ndarray:
-        """Every picture that fits, (K, SIZE, SIZE, 3) uint8: each font, width and slant in places `spacing` pixels
-        apart. Raises ValueError for a spacing that is not positive.
+        """Every picture that fits, (K, SIZE, SIZE, 3) uint8: all fonts, widths and slants, every `spacing` pixels.
+
+        Raises ValueError for a spacing that is not positive.
         """
         if spacing <= 0:
             raise ValueError(f"Places {spacing} pixels apart cannot be drawn, give more than 0.")
@@ -65,16 +62,16 @@ class OpenCondition:
         drawn = [
             coverage
             for font in mock.FONTS
-            for width in _WIDTHS
-            for slant in ((0.0,) if font in ITALIC_FONTS else _SLANTS)
-            for coverage in self._coverages(font, width, slant, offsets)
+            for width in WIDTHS
+            for slant in ((0.0,) if font in ITALIC_FONTS else SLANTS)
+            for coverage in self.coverages(font, width, slant, offsets)
         ]
         share = np.stack(drawn)[..., None].astype(np.float32) / 255
         return np.rint(self.background + share * (np.float32(self.color) - self.background)).astype(np.uint8)
 
-    def _coverages(self, font: str, width: float, slant: float, offsets: np.ndarray) -> list[np.ndarray]:
-        """The text in one shape, in every place: (SIZE, SIZE) uint8 each."""
-        mask = ink.draw_ink(self.text, font, _LAYER_EM)
+    def coverages(self, font: str, width: float, slant: float, offsets: np.ndarray) -> list[np.ndarray]:
+        """How much of each pixel the text covers, (SIZE, SIZE) uint8 per place, in one font, width and slant."""
+        mask = ink.draw_ink(self.text, font, LAYER_EM)
         _, own_width, own_height, _ = ink.proportions(font, self.text)
         factor = width * (self.ink_size[0] / self.ink_size[1]) / (own_width / own_height)
         transform, _, height = ink.ink_frame(mask, factor, slant)
@@ -86,8 +83,9 @@ class OpenCondition:
 def draw_condition(
     rng: np.random.Generator, reach: float = 1.0, heights: tuple[float, float] = (mock.MIN_HEIGHT, mock.MAX_HEIGHT)
 ) -> OpenCondition:
-    """A condition by the rules of the mock task, with a held-out text. heights: least and largest of the font's box,
-    pixels. Raises ValueError for a reach or heights with which no line fits.
+    """A random condition by the rules of the mock task, with a held-out text.
+
+    heights: least and largest height of the font's box, pixels. Raises ValueError when no line fits.
     """
     if not 0 <= reach <= 16 or not 8 <= heights[0] <= heights[1] <= mock.MAX_HEIGHT:
         least, largest = heights
@@ -105,49 +103,55 @@ def draw_condition(
         box, width, height, advance = ink.proportions(PLAIN_FONT, text)
         # Letters as narrow for their height as the task allows, no wider than the picture.
         narrowest = mock.MIN_ADVANCE * (heights[0] / mock.MIN_HEIGHT) * len(text) / advance
-        low, high = max(heights[0] / box, narrowest), min(heights[1] / box, free / _widest(width, height))
+        low, high = max(heights[0] / box, narrowest), min(heights[1] / box, free / widest(width, height))
         if low < high:
             em = rng.uniform(low, high)
             return OpenCondition(background, color, text, (width * em, height * em), reach)
 
 
-def _widest(width: float, height: float) -> float:
-    """Width of the widest of its shapes, of ink of this width and height in the plain font."""
-    return max(_WIDTHS) * width + np.tan(np.radians(max(_SLANTS))) * height
+def widest(width: float, height: float) -> float:
+    """Width of the widest shape of a text whose ink has this width and height in the plain font."""
+    return max(WIDTHS) * width + np.tan(np.radians(max(SLANTS))) * height
 
 
 @torch.no_grad()
 def exact_teacher(model: AnyText2, pictures: np.ndarray) -> Mixture:
-    """Exact denoiser for a uniform distribution over `pictures` (K, H, W, 3) uint8: a mixture of K narrow Gaussians at
-    their latents. It works on flattened latents (B, C*h*w).
+    """Exact denoiser for a uniform distribution over `pictures` (K, H, W, 3) uint8.
+
+    A mixture of K narrow Gaussians at their latents; it works on flattened latents (B, C*h*w).
     """
     planes = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
     images = (planes.to(model.device).float() / 127.5 - 1).to(model.dtype)
-    means = torch.cat([model.first_stage_model.encode(part)[0] for part in images.split(_BATCH)])
+    means = torch.cat([model.first_stage_model.encode(part)[0] for part in images.split(128)])
     means = model.scale_factor * means.flatten(1).float()
     weights = torch.full((len(means),), 1 / len(means), device=means.device)
     return Mixture(means, SPREAD, weights, NoiseSchedule(model.alphas_cumprod))
 
 
 def pictures_left(teacher: Mixture, noise: Tensor) -> float:
-    """How many pictures stay possible at noise (B, D) of t = 999: one over the sum of squared shares, median."""
+    """How many pictures stay possible given noise (B, D) at t = 999: median of one over the sum of squared shares."""
     shares = teacher.shares(noise, torch.full((len(noise),), len(teacher.schedule) - 1, device=noise.device))
     return float((1 / shares.square().sum(-1)).median())
 
 
 @torch.no_grad()
 def draw(model: AnyText2, teacher: Mixture, noise: Tensor, steps: int) -> Tensor:
-    """DDIM from noise (B, C, h, w) along the exact teacher, decoded: (B, 3, H, W) in -1..1."""
+    """Pictures (B, 3, H, W) in -1..1 by DDIM from noise (B, C, h, w) along the exact teacher."""
     flat = finish(sample(teacher.predict, noise.flatten(1), teacher.schedule, steps, "ddim", spacing="trailing"))
     return model.decode(flat.view_as(noise))
 
 
 def measure(
     model: AnyText2, conditions: Sequence[OpenCondition], spacing: float, noises: int = 2, progress: bool = True
-) -> tuple[dict[int, Interval], float, int]:
-    """Share of lines read by number of steps, with a bootstrap interval over conditions; the median of `pictures_left`;
-    and how many pictures a condition allows.
+) -> tuple[dict[int, Any], float, int]:
+    """Share of lines read by number of steps, the median of `pictures_left`, and how many pictures a condition allows.
+
+    The shares are `Interval`s by a bootstrap over conditions. `noises` pictures are drawn of each condition.
     """
+    from anytext_lcm.drawing.noise import initial_noise  # here, since notebook 03 does not measure
+    from anytext_lcm.judging.intervals import bootstrap_mean
+    from anytext_lcm.judging.reading import LineReader, score_lines
+
     images, left, count = {steps: [] for steps in STEPS}, [], 0
     for index, condition in enumerate(tqdm(conditions, desc="conditions", disable=not progress)):
         teacher = exact_teacher(model, condition.pictures(spacing))
@@ -170,23 +174,24 @@ def measure(
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    reach = "pixels by which the text's place is open, each way; the mock task has 1"
-    parser.add_argument("--reach", type=float, nargs="+", default=[1.0, 3.0, 6.0, 10.0], help=reach)
-    heights = "of the font's box, pixels"
-    parser.add_argument("--heights", type=float, nargs=2, default=[30.0, 46.0], metavar=("LEAST", "MOST"), help=heights)
-    parser.add_argument("--conditions", type=int, default=48, help="each drawn from two noises (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=5, help="of the conditions (default: %(default)s)")
+    add, reach = parser.add_argument, "pixels by which the text's place is open, each way; the mock task has 1"
+    add("--reach", type=float, nargs="+", default=[1.0, 3.0, 6.0, 10.0], help=reach)
+    add("--heights", type=float, nargs=2, default=[30.0, 46.0], metavar=("LEAST", "MOST"), help="of the font's box")
+    add("--conditions", type=int, default=48, help="each drawn from two noises (default: %(default)s)")
+    add("--seed", type=int, default=5, help="of the conditions (default: %(default)s)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a Markdown table. Exit code 0, or 2 with one sentence on stderr for flags that cannot be."""
+    """Print a Markdown table, a line per reach. Exit code 0, or 2 with one sentence on stderr for bad flags."""
+    from anytext_lcm.drawing.cores import use_available_cores
+
     args = build_parser().parse_args(arguments)
     try:
         if args.conditions < 1:
             raise ValueError(f"--conditions must be 1 or more, not {args.conditions}.")
-        draw_condition(np.random.default_rng(args.seed), max(args.reach), tuple(args.heights))
-        draw_condition(np.random.default_rng(args.seed), min(args.reach), tuple(args.heights))
+        for reach in (min(args.reach), max(args.reach)):
+            draw_condition(np.random.default_rng(args.seed), reach, tuple(args.heights))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
-"""The embedded teacher's recipe: its optimiser, its linear latents, its strips, and all stages in miniature."""
+"""The embedded teacher's recipe: its optimiser, its training loop, its linear latents, its strips, all in miniature."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +11,16 @@ from small_models import EMBEDDED, miniature, small_batch
 from anytext_lcm import build_teacher
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.model.networks import EMBEDDED_CHECKPOINT
-from anytext_lcm.teacher import columns as pictures
+from anytext_lcm.model.networks import ASSETS, EMBEDDED_CHECKPOINT
+from anytext_lcm.teacher import columns, features, fitting, stages
 from anytext_lcm.teacher.autoencoder import fit_patches, train_autoencoder
+from anytext_lcm.teacher.batches import Batches, strip_rows
 from anytext_lcm.teacher.diffusion import cut_strips, train_diffusion
+from anytext_lcm.teacher.fitting import Plan, TrainingState, fit, moving_average
 from anytext_lcm.teacher.muon import Muon, orthogonal
+from anytext_lcm.teacher.processes import Rank, launch, parallel
 from anytext_lcm.teacher.readers import train_reader, train_recogniser
-from anytext_lcm.teacher.recipe import Rank, Recipe
-from anytext_lcm.teacher.stages import claim, stage_export, start_from
+from anytext_lcm.teacher.recipe import Recipe
 from anytext_lcm.teacher.writing import Trajectories, WritingLoss, train_writing
 
 ALONE = Rank(0, 1, torch.device("cpu"))
@@ -30,7 +33,7 @@ TINY_RECIPE = Recipe(
     diffusion_steps=4,
     diffusion_batch=2,
     strip_batch=2,
-    copies=2,
+    noise_levels_per_picture=2,
     reader_steps=4,
     reader_batch=2,
     writing_steps=2,
@@ -54,8 +57,8 @@ TINY_RECIPE = Recipe(
 def test_what_a_work_folder_was_begun_with_stays(words, said, tmp_path, capsys):
     """It would be ignored silently where the stage is done already."""
     begun = {"pictures": 24, "seed": 3, "start_from": None}
-    assert claim(tmp_path, **begun) == begun
-    assert claim(tmp_path, pictures=None, seed=3, start_from=None) == begun
+    assert stages.claim(tmp_path, **begun) == begun
+    assert stages.claim(tmp_path, pictures=None, seed=3, start_from=None) == begun
     command = ["--work", str(tmp_path), *(["--stage", "data"] if "--stage" not in words else []), *words]
     assert build_teacher.main(command) == 2
     printed = capsys.readouterr().err
@@ -72,6 +75,13 @@ def test_a_stage_says_which_one_has_to_run_first(tmp_path, capsys):
             said = capsys.readouterr().err
             assert said == f"error: --stage {stage} reads {work / name}, which is not there; run {maker} first.\n"
             (work / name).touch()
+
+
+def test_the_tokenizer_stage_writes_the_shipped_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "ASSETS", tmp_path)
+    stages.run_stage("tokenizer", tmp_path, TINY_RECIPE, 1, tmp_path / "unused")
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / "tokenizer" / name).read_bytes() == (ASSETS / "tokenizer" / name).read_bytes()
 
 
 def test_processes_are_as_many_as_there_are_cores_to_use(monkeypatch):
@@ -120,22 +130,133 @@ def test_muon_takes_a_convolution_as_a_matrix():
     torch.testing.assert_close(kernel.flatten(1), matrix, atol=1e-6, rtol=0)
 
 
+# -- the training loop ------------------------------------------------------------------------------------------------
+
+PLAN = Plan("line", steps=60, peak=0.05, decay=0.5, warmup=10, clip=0.5)
+
+
+def line_state(path=None):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    average = None if path is None else moving_average(model, 0.9)
+    return TrainingState(model, [torch.optim.AdamW(model.parameters())], average, path)
+
+
+def line_loss(model, rank, count=4):
+    """loss_of(step) for `fit`: the sum of three numbers; the batch depends on the step and the process alone."""
+
+    def loss_of(step):
+        x = torch.from_numpy(rank.rng(step).standard_normal((count, 3), dtype=np.float32))
+        return (model(x)[:, 0] - x.sum(1)).square().mean(), {"twice": 2.0 * step, "pair": torch.tensor([step, 1.0])}
+
+    return loss_of
+
+
+def line_weights(path):
+    return torch.load(path, weights_only=True)["raw"]["weight"]
+
+
+def test_a_rate_rises_stays_and_falls():
+    plan = Plan("", steps=1000, peak=2.0, decay=0.4, warmup=100)
+    rates = [plan.rate(step) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.02) and rates[49] == pytest.approx(1.0)
+    assert set(rates[99:601]) == {2.0} and rates[800] == pytest.approx(1.0) and rates[999] == pytest.approx(0.005)
+
+
+def test_fit_is_the_loop_written_out(tmp_path):
+    state = line_state(tmp_path / "line.pt")
+    fit(ALONE, state, PLAN, line_loss(state.module, ALONE))
+    model, average = line_state().module, None
+    optimiser, losses = torch.optim.AdamW(model.parameters()), []
+    for step in range(PLAN.steps):
+        optimiser.param_groups[0]["lr"] = 0.05 * min((step + 1) / 10, 1, (60 - step) / 30)
+        loss, _ = line_loss(model, ALONE)(step)
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimiser.step()
+        weight = model.weight.detach()
+        average = weight.clone() if average is None else 0.9 * average + 0.1 * weight
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
+    assert torch.equal(state.module.weight, model.weight)
+    torch.testing.assert_close(state.average.module.weight, average)
+    saved = torch.load(tmp_path / "line.pt", weights_only=True)
+    assert list(saved) == ["raw", "average", "optimisers", "step"] and saved["step"] == 60
+    assert torch.equal(fitting.averaged(tmp_path / "line.pt")["weight"], state.average.module.weight)
+    [row] = map(json.loads, (tmp_path / "line.jsonl").read_text().splitlines())
+    assert row.pop("seconds") >= 0
+    assert row.pop("loss") == pytest.approx(np.mean(losses[:50]), abs=1e-5)
+    assert row == {"step": 50, "twice": 49.0, "pair": [24.5, 1.0]}
+
+
+def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0)
+
+    class Interruption(Exception):
+        pass
+
+    def interrupted(step):
+        if step == 33:
+            raise Interruption
+        return line_loss(state.module, ALONE)(step)
+
+    state = line_state(tmp_path / "line.pt")
+    with pytest.raises(Interruption):
+        fit(ALONE, state, PLAN, interrupted)
+    again = line_state(tmp_path / "line.pt")
+    assert again.restore() == 33
+    fit(ALONE, again, PLAN, line_loss(again.module, ALONE))
+    whole = line_state(tmp_path / "whole.pt")
+    fit(ALONE, whole, PLAN, line_loss(whole.module, ALONE))
+    for name in ("raw", "average"):
+        one, other = (torch.load(tmp_path / f"{file}.pt", weights_only=True)[name] for file in ("line", "whole"))
+        assert all(torch.equal(value, other[key]) for key, value in one.items()), name
+
+
+def line_stage(rank, work, recipe):
+    """A stage for `launch`; a function of this module, since the processes import it."""
+    state = line_state(work / "line.pt")
+    state.optimisers = [Muon([state.module.weight], lr=0.1, rank=rank), *state.optimisers]
+    model = parallel(state.module, rank)
+    fit(rank, state, replace(PLAN, steps=5), line_loss(model, rank))
+
+
+def test_two_processes_average_their_gradients(tmp_path):
+    """As one process whose batch is that of both."""
+    launch(line_stage, tmp_path, TINY_RECIPE, 2)
+    state, ranks = line_state(tmp_path / "one.pt"), [Rank(i, 2, ALONE.device) for i in (0, 1)]
+    state.optimisers = [Muon([state.module.weight], lr=0.1, rank=ALONE), *state.optimisers]
+    both = [line_loss(state.module, rank) for rank in ranks]
+    fit(ALONE, state, replace(PLAN, steps=5), lambda step: (sum(loss(step)[0] for loss in both) / 2, {}))
+    torch.testing.assert_close(line_weights(tmp_path / "line.pt"), line_weights(tmp_path / "one.pt"))
+
+
+# -- the stages -------------------------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """The data stage of a miniature run."""
     folder = tmp_path_factory.mktemp("teacher")
-    pictures.open_columns(folder, TINY_RECIPE.pictures, mode="w+")
-    pictures.draw(ALONE, folder, TINY_RECIPE)
-    pictures.finish_data(folder, 1)
+    columns.create_columns(folder, TINY_RECIPE.pictures)
+    columns.draw(ALONE, folder, TINY_RECIPE)
+    columns.finish_data(folder, 1)
     return folder
+
+
+def compute_features(work):
+    features.prepare_features(work, TINY_RECIPE)
+    features.encode_all(ALONE, work, TINY_RECIPE)
+    features.finish_features(work)
 
 
 @torch.no_grad()
 def test_the_linear_latents_are_principal_components(work):
-    columns = pictures.open_columns(work, TINY_RECIPE.pictures)
+    found = columns.open_columns(work)
     vae = AnyText2.from_config(EMBEDDED).first_stage_model
-    fit_patches(columns, vae, noise=0.05, text_weight=1.0)
-    images = torch.from_numpy(np.array(columns["img"])).float() / 127.5 - 1
+    fit_patches(found, vae, noise=0.05, text_weight=1.0)
+    images = torch.from_numpy(np.array(found["img"])).float() / 127.5 - 1
     mean, logvar = vae.encode(images)
     assert mean.square().mean().item() == pytest.approx(1, abs=0.01)
     torch.testing.assert_close(logvar.exp().sqrt(), torch.full_like(logvar, 0.05), rtol=1e-4, atol=0)
@@ -164,27 +285,31 @@ def test_strips_cut_pictures_and_latents_alike():
 
 
 def test_a_strip_holds_the_middle_of_a_line(work):
-    features = {"latents": (2, 16, 16, 16), "masked": (2, 16, 16, 16)}
-    for name, shape in features.items():
-        np.save(work / f"{name}.npy", np.zeros((TINY_RECIPE.pictures, *shape), np.float16))
-    batches = pictures.Batches.__new__(pictures.Batches)
-    columns = pictures.open_columns(work, TINY_RECIPE.pictures)
-    positions = torch.from_numpy(np.unpackbits(np.array(columns["positions"]), axis=2)).view(-1, 2, 128, 128)
-    rows = batches._strip_rows(positions, torch.from_numpy(columns["n_lines"].astype(int)), 8, np.random.default_rng(0))
+    found = columns.open_columns(work)
+    positions = torch.from_numpy(np.unpackbits(np.array(found["positions"]), axis=2)).view(-1, 2, 128, 128)
+    rows = strip_rows(positions, found["n_lines"].tolist(), 8, np.random.default_rng(0))
     assert len(set(rows)) > 3 and min(rows) >= 0 and max(rows) <= 8
     for first, lines in zip(rows, positions, strict=True):
         middles = [line.any(1).nonzero().float().mean().item() / 8 for line in lines if line.any()]
         assert any(first <= middle <= first + 8 for middle in middles)
 
 
-@pytest.mark.slow
+def test_a_stage_trains_only_what_it_should(work):
+    train_autoencoder(ALONE, work, TINY_RECIPE)
+    saved = torch.load(work / "vae.pt", weights_only=True)
+    fresh = AnyText2.from_config(EMBEDDED).first_stage_model
+    fit_patches(columns.open_columns(work), fresh, TINY_RECIPE.posterior_noise, TINY_RECIPE.text_weight)
+    linear = fresh.state_dict()
+    changed = {name for name, value in saved["raw"].items() if not torch.equal(value, linear[name])}
+    assert {"decoder.linear.weight", "decoder.correction.conv_out.weight"} <= changed
+    assert not any(name.startswith(("encoder.", "quant_conv.")) for name in changed)
+
+
+@pytest.mark.full
 def test_all_stages_in_miniature_make_a_teacher_that_loads(work, tmp_path):
-    stages = (train_autoencoder, train_recogniser)
-    for stage in stages:
-        stage(ALONE, work, TINY_RECIPE)
-    pictures.prepare_features(work, TINY_RECIPE)
-    pictures.encode_all(ALONE, work, TINY_RECIPE)
-    pictures.finish_features(work)
+    train_autoencoder(ALONE, work, TINY_RECIPE)
+    train_recogniser(ALONE, work, TINY_RECIPE)
+    compute_features(work)
     train_diffusion(ALONE, work, replace(TINY_RECIPE, diffusion_steps=2, strip_share=0.5))
     first = torch.load(work / "diffusion.pt", weights_only=True)
     assert first["step"] == 2
@@ -202,7 +327,7 @@ def test_all_stages_in_miniature_make_a_teacher_that_loads(work, tmp_path):
         if name.startswith(("first_stage_model.", "text_predictor.")):
             assert torch.equal(value, written["raw"][name]), name
 
-    stage_export(work, tmp_path / "teacher.safetensors")
+    stages.stage_export(work, tmp_path / "teacher.safetensors")
     model = AnyText2.from_config(EMBEDDED).load_checkpoint(tmp_path / "teacher.safetensors")
     averaged = written["average"]["module." + moved]
     torch.testing.assert_close(
@@ -240,23 +365,21 @@ def test_trajectories_step_down_and_begin_again():
 
 
 def test_a_pool_of_trajectories_begins_at_all_levels(work):
-    start_from(EMBEDDED_CHECKPOINT, work, TINY_RECIPE)
-    pictures.prepare_features(work, TINY_RECIPE)
-    pictures.encode_all(ALONE, work, TINY_RECIPE)
-    pictures.finish_features(work)
-    model = pictures.scaled_parts(work, torch.device("cpu"))
-    batches = pictures.Batches(work, TINY_RECIPE, torch.device("cpu"), model.scale_factor)
+    stages.start_from(EMBEDDED_CHECKPOINT, work, TINY_RECIPE)
+    compute_features(work)
+    model = features.scaled_parts(work, torch.device("cpu"))
+    batches = Batches(work, TINY_RECIPE, torch.device("cpu"), model.scale_factor)
     paths = Trajectories(model, batches, TINY_RECIPE, np.random.default_rng(0))
     assert set(paths.stride) == set(TINY_RECIPE.writing_strides)
     assert paths.t.max() > 900 and paths.t.min() < 200 and len(set(paths.t // 100)) > 6
 
 
-def test_writing_loss_answers_for_the_next_estimate_too():
+def test_the_writing_loss_counts_the_next_estimate_too():
     """Against the same written out: two readings, the second a DDIM step later, each over the sigma of its level."""
     schedule = NoiseSchedule(AnyText2.from_config(EMBEDDED, device="cpu").alphas_cumprod)
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     t, jump, weight = torch.tensor([900, 150]), 200, 0.3
-    recipe = Recipe(writing_weight=weight, writing_steepest=4.0, writing_jump=(jump, jump))
+    recipe = Recipe(writing_weight=weight, writing_max_weight=4.0, writing_jump=(jump, jump))
     gain = torch.tensor(0.7, requires_grad=True)
 
     class Paths:

@@ -14,7 +14,7 @@ from anytext_lcm.judging.reading import rectify
 from anytext_lcm.teacher.reading import (
     HEIGHT,
     LETTERS,
-    LONGEST,
+    MAX_LOSS,
     WIDTH,
     Reader,
     ReadingLoss,
@@ -28,7 +28,7 @@ from anytext_lcm.teacher.reading import (
 )
 
 
-def test_letters_are_told_without_case():
+def test_letters_have_no_case():
     assert letter_ids("aB-9 z") == letter_ids("Ab9Z") == [11, 12, 10, 36]
     assert len(LETTERS) == 36
 
@@ -107,10 +107,10 @@ def test_the_loss_moves_latents_and_leaves_the_reader(monkeypatch):
     texts = [letter_ids("abc"), letter_ids("12"), letter_ids("xyz9")]
     where = torch.tensor([0, 0, 1])
     lost = loss_of(latents, transforms, where, texts, torch.Generator().manual_seed(1))
-    assert torch.equal(lost, torch.full((3,), LONGEST))  # a reader that has learned nothing reads nothing
-    monkeypatch.setattr("anytext_lcm.teacher.reading.LONGEST", 1e4)
+    assert torch.equal(lost, torch.full((3,), MAX_LOSS))  # a reader that has learned nothing reads nothing
+    monkeypatch.setattr("anytext_lcm.teacher.reading.MAX_LOSS", 1e4)
     losses = loss_of(latents, transforms, where, texts, torch.Generator().manual_seed(1))
-    assert losses.shape == (3,) and losses.min() > LONGEST
+    assert losses.shape == (3,) and losses.min() > MAX_LOSS
     losses.sum().backward()
     rows = latents.grad.abs().sum((0, 1, 3))
     assert rows[5:9].min() > 0 and rows[:3].max() == 0 and rows[12:].max() == 0  # where the line stands, and only there

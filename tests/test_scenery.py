@@ -11,7 +11,8 @@ from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.scenery import Scenery, lab_distance
 from anytext_lcm.data.words import split_of
 from anytext_lcm.model.text_encoder import Tokenizer
-from anytext_lcm.teacher.tasks import recipe_of, spread_colors
+from anytext_lcm.teacher.recipe import recipe_of
+from anytext_lcm.teacher.tasks import spread_colors
 
 SIZE = 60
 

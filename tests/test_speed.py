@@ -1,4 +1,4 @@
-"""The benchmark: its two sides agree, it notices when they do not, and its ledger adds up. No figure is expected."""
+"""The benchmark: its two sides agree, it notices when they do not, and costs by part add up. No figure is expected."""
 
 import gc
 import json
@@ -17,9 +17,9 @@ from anytext_lcm.drawing.cores import Clock
 from anytext_lcm.drawing.draw import BATCH_SIZE, prepare
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.loading import load_model
-from anytext_lcm.timing import measure
+from anytext_lcm.timing import agree, measure, process
 from anytext_lcm.timing import variants as variants_module
-from anytext_lcm.timing.by_part import Ledger, attention_flops
+from anytext_lcm.timing.by_part import CostByPart, attention_flops
 from anytext_lcm.timing.chart import speed_chart
 from anytext_lcm.timing.report import format_report
 from anytext_lcm.timing.variants import DECODER, MEASURED, VARIANTS, Options, Training, Variant, adapt, example_batch
@@ -45,7 +45,7 @@ def trainings(options, targets=None, checkpointing=False):
 
 
 def compare(before, after):
-    return measure.compare(before.loss_and_gradient(), after.loss_and_gradient())
+    return agree.compare_steps(before.loss_and_gradient(), after.loss_and_gradient())
 
 
 @pytest.mark.parametrize("targets", [None, DECODER])
@@ -54,12 +54,12 @@ def test_the_reference_step_and_ours_agree(options, targets):
     assert found["difference"] <= 1e-5 and found["gradient"] <= 1e-3 and found["reference loss"] > 0
 
 
-def test_gradient_checkpointing_changes_no_answer(options):
+def test_gradient_checkpointing_changes_no_gradient(options):
     [plain, _], [checkpointed, _] = trainings(options), trainings(options, checkpointing=True)
     assert compare(plain, checkpointed)["gradient"] < 1e-5
 
 
-def test_another_computation_is_noticed(options):
+def test_another_computation_is_refused(options):
     """A step that takes other noise, one with other guidance."""
     before, after = trainings(options)
     after.step.guidance_scale += 1.0
@@ -72,17 +72,17 @@ def test_another_computation_is_noticed(options):
         compare(before, after)
 
 
-def test_the_samplers_agree_and_another_guidance_is_noticed(options, monkeypatch):
+def test_the_samplers_agree_and_another_guidance_is_refused(options, monkeypatch):
     model = micro_network()
     prepared = prepare(model, micro_batch(2), [0, 1])
-    assert measure.compare_sampling(model, prepared, 2.0) <= 1e-3
-    method = speed.teacher_method
-    monkeypatch.setattr(speed, "teacher_method", lambda steps, guidance, spacing: method(steps, 2.1, spacing))
+    assert agree.compare_samplers(model, prepared, 2.0) <= 1e-3
+    method = agree.teacher_method
+    monkeypatch.setattr(agree, "teacher_method", lambda steps, guidance, spacing: method(steps, 2.1, spacing))
     with pytest.raises(ArithmeticError, match="samplers?"):
-        measure.compare_sampling(model, prepared, 2.0)
+        agree.compare_samplers(model, prepared, 2.0)
 
 
-def test_the_ledger_gives_each_flop_to_one_part(options):
+def test_costs_by_part_give_each_flop_to_one_part(options):
     reference, ours = (measure.count(training) for training in trainings(options))
     [checkpointed, _] = trainings(options, checkpointing=True)
     decoder = measure.count(trainings(options, DECODER)[1])
@@ -107,11 +107,11 @@ def test_attention_counts_as_the_two_products_that_it_is():
 
 def test_nested_parts_are_counted_once():
     clock = iter(range(100))
-    ledger = Ledger(lambda: next(clock))
-    with ledger.part("outer"):
-        with ledger.part("inner"):
+    costs = CostByPart(lambda: next(clock))
+    with costs.part("outer"):
+        with costs.part("inner"):
             pass
-    assert ledger.totals == {"rest": 1, "outer": 2, "inner": 1}
+    assert costs.totals == {"rest": 1, "outer": 2, "inner": 1}
 
 
 def test_medians_are_of_a_picture():
@@ -203,11 +203,11 @@ def test_the_table_says_how_much_faster_than_the_first_line():
 
 
 def test_a_process_of_its_own_raises_what_its_work_raises():
-    assert measure.in_own_process(os.getpid) != os.getpid()
+    assert process.in_own_process(os.getpid) != os.getpid()
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        measure.in_own_process(os.listdir, "/nowhere")
+        process.in_own_process(os.listdir, "/nowhere")
     with pytest.raises(RuntimeError, match="was killed, most likely for lack of memory"):
-        measure.in_own_process(signal.raise_signal, signal.SIGKILL)
+        process.in_own_process(signal.raise_signal, signal.SIGKILL)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's mark is Linux's")
@@ -215,12 +215,12 @@ def test_the_peak_is_of_what_follows():
     gc.collect()  # not between the marks: what other tests left would be given back there
     large = torch.ones(30_000_000)
     del large
-    before = measure._resident(peak=True)
-    measure._forget_peak()
-    forgotten = measure._resident(peak=True)
+    before = process.peak_bytes()
+    process.forget_peak()
+    forgotten = process.peak_bytes()
     assert forgotten < before - 60e6
     large = torch.ones(20_000_000)
-    assert measure._resident(peak=True) > forgotten + 60e6 and len(large)
+    assert process.peak_bytes() > forgotten + 60e6 and len(large)
 
 
 @pytest.mark.slow
@@ -250,18 +250,18 @@ def test_merged_for_sampling_and_bitwise_back(options):
     cond = model.condition(micro_batch(2))
     x, t = torch.randn_like(cond.masked_latents), torch.tensor([499, 19])
 
-    def answer():
+    def predict():
         with torch.no_grad():
             return model.predict_noise(x, t, cond, model.control(cond))
 
-    student = answer()
+    student = predict()
     with lora.adapter_off(model):
-        teacher = answer()
+        teacher = predict()
     with lora.Adapter.of(model).merged():
-        torch.testing.assert_close(answer(), student, rtol=1e-4, atol=1e-4)
-    assert torch.equal(answer(), student) and not torch.allclose(student, teacher)
+        torch.testing.assert_close(predict(), student, rtol=1e-4, atol=1e-4)
+    assert torch.equal(predict(), student) and not torch.allclose(student, teacher)
     with lora.adapter_off(model):
-        assert torch.equal(answer(), teacher)
+        assert torch.equal(predict(), teacher)
 
 
 def test_the_decoders_group_leaves_what_is_shared_alone():
@@ -271,7 +271,7 @@ def test_the_decoders_group_leaves_what_is_shared_alone():
     assert lora.adapts(model, "model.diffusion_model.output_blocks")
 
 
-def test_both_loaders_lay_convolutions_out_for_speed_and_answer_the_same(teacher, tmp_path):
+def test_both_loaders_lay_convolutions_out_for_speed_and_compute_the_same(teacher, tmp_path):
     config, weights = str(teacher / "micro.yaml"), str(teacher / "micro.safetensors")
     plain = AnyText2.from_config(config).load_checkpoint(weights).eval()
     settings = TrainSettings.from_dict(dict(config=config, teacher_ckpt=weights, output_dir=str(tmp_path)))
@@ -282,14 +282,14 @@ def test_both_loaders_lay_convolutions_out_for_speed_and_answer_the_same(teacher
         for model in (load_model(config, weights, "cpu"), load_teacher(settings)):
             convolutions = [w for w in model.parameters() if w.dim() == 4]
             assert convolutions and all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
-            for answer in (
+            for call in (
                 lambda m: m.predict_noise(latents, timesteps, cond, m.control(cond)),
                 lambda m: m.first_stage_model.encode(picture)[0],
                 lambda m: m.decode(latents),
             ):
-                expected = answer(plain)
+                expected = call(plain)
                 assert expected.std() > 1e-3
-                torch.testing.assert_close(answer(model), expected, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(call(model), expected, rtol=1e-4, atol=1e-5)
 
 
 def count_encodings(model):

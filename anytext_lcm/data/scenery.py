@@ -188,7 +188,7 @@ def _draw(
     taken = np.zeros((size, size), np.uint8)
     blocks = []
     for _ in range(n_lines):
-        block = _place_line(rng, size, scale, split, taken, n_lines)
+        block = place_line(rng, size, scale, split, taken, n_lines)
         if block is None:
             return None
         blocks.append(block)
@@ -342,7 +342,7 @@ def _text_colors(
 # -- text -----------------------------------------------------------------------------------------------
 
 
-def _place_line(
+def place_line(
     rng: np.random.Generator, size: int, scale: float, split: str, taken: np.ndarray, n_lines: int
 ) -> mock.Block | None:
     """Draw text, font, size, angle and place; None if it cannot be placed. Marks what it takes in `taken`."""

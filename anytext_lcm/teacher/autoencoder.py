@@ -1,24 +1,30 @@
 """The autoencoder: a linear encoder from principal components, then its decoder on text-centred crops."""
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.vae import AutoencoderKL
 from anytext_lcm.teacher.columns import SIDE, open_columns
-from anytext_lcm.teacher.recipe import CONFIG, Rank, Recipe, autocast, parallel, rate, restore, save_training
+from anytext_lcm.teacher.fitting import Plan, TrainingState, fit, moving_average
+from anytext_lcm.teacher.processes import Rank, autocast, parallel
+from anytext_lcm.teacher.recipe import CONFIG, Recipe
 
-CROP = 64
+CROP = 64  # pixels
 
 
-def crops(columns: dict, rng: np.random.Generator, count: int, whole: bool) -> tuple[Tensor, Tensor]:
-    """Crops around text (images, -1..1) and where text is in them (0/1)."""
+def crops(
+    columns: Mapping[str, np.ndarray], rng: np.random.Generator, count: int, whole: bool
+) -> tuple[Tensor, Tensor]:
+    """Random pictures (count, 3, h, w) in -1..1 and where their text is (count, 1, h, w) 0/1.
+
+    h = w = SIDE with `whole`; else CROP, four of five around a pixel of text.
+    """
     images, masks = [], []
     for i in rng.integers(len(columns["img"]), size=count):
         mask = np.unpackbits(columns["positions"][i], axis=1).any(0).reshape(SIDE, SIDE)
@@ -34,11 +40,11 @@ def crops(columns: dict, rng: np.random.Generator, count: int, whole: bool) -> t
     return torch.from_numpy(np.stack(images)).float() / 127.5 - 1, torch.from_numpy(np.stack(masks)).float()[:, None]
 
 
-def fit_patches(columns: dict, vae: AutoencoderKL, noise: float, text_weight: float) -> None:
-    """Encoder and linear decoder from the principal components of 3,000 pictures' squares, text weighted up.
+def fit_patches(columns: Mapping[str, np.ndarray], vae: AutoencoderKL, noise: float, text_weight: float) -> None:
+    """Set encoder and linear decoder, in place, to the principal components of the 8x8 squares of 3,000 pictures.
 
-    Channels are divided by the root of their deviation: coarse ones are still larger than fine ones, so that the
-    noise of diffusion buries them later. All together have variance 1; `noise` is the posterior's deviation.
+    Squares with text count text_weight times. The latents have mean square 1 over all channels; `noise` is the
+    posterior's standard deviation.
     """
     conv, linear = vae.encoder.conv, vae.decoder.linear
     patch, z = conv.stride[0], linear.in_channels
@@ -53,7 +59,9 @@ def fit_patches(columns: dict, vae: AutoencoderKL, noise: float, text_weight: fl
     covariance = (squares * weight[:, None]).T @ squares / weight.sum()
     axes = np.linalg.eigh(covariance.astype(np.float64))[1][:, ::-1][:, :z]  # the largest first
     spread = (squares @ axes).std(0)
-    gain = spread**-0.5 / np.sqrt(spread.mean())  # channel i gets the deviation sqrt(spread_i), then mean square 1
+    # Channel i gets the deviation sqrt(spread_i), then all together mean square 1. Coarse channels stay larger than
+    # fine ones, so that the noise of diffusion buries the fine ones first.
+    gain = spread**-0.5 / np.sqrt(spread.mean())
     with torch.no_grad():
         conv.weight.zero_(), conv.bias.zero_()
         conv.weight[:z] = torch.from_numpy((axes * gain).T.copy()).float().view(z, 3, patch, patch)
@@ -64,17 +72,17 @@ def fit_patches(columns: dict, vae: AutoencoderKL, noise: float, text_weight: fl
         for identity in (vae.quant_conv, vae.post_quant_conv):
             identity.weight.copy_(torch.eye(identity.out_channels)[:, :, None, None]), identity.bias.zero_()
         vae.decoder.correction.conv_out.weight.zero_(), vae.decoder.correction.conv_out.bias.zero_()
-    vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
 
 
 class DecoderLoss(nn.Module):
-    """Pixels and edges after a decoder that sees latents with up to `noise` added: the diffusion's are not exact."""
+    """Error of pixels and edges, text weighted up, of pictures decoded from latents with up to `noise` added."""
 
     def __init__(self, vae: nn.Module, text_weight: float, noise: float):
         super().__init__()
         self.vae, self.text_weight, self.noise = vae, text_weight, noise
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
+        """The loss (), for images (B, 3, h, w) in -1..1 and text (B, 1, h, w) 0/1."""
         with torch.no_grad():
             z, _ = self.vae.encode(images)
             z = z + self.noise * torch.rand(len(z), 1, 1, 1, device=z.device) * torch.randn_like(z)
@@ -84,34 +92,55 @@ class DecoderLoss(nn.Module):
         return ((error.abs() + error.square()) * weight).mean() + 0.5 * edges
 
 
+def frozen_encoder(vae: AutoencoderKL) -> AutoencoderKL:
+    """Leave only the decoder to be trained, in place: the latents must stay what they are."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    return vae
+
+
+def decoder_state(vae: AutoencoderKL, lr: float, path: Path) -> TrainingState:
+    """AdamW and a moving average for the part of the autoencoder that is trained; goes on from `path`."""
+    parameters = [p for p in vae.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    state = TrainingState(vae, [optimiser], moving_average(vae, 0.99), path)
+    state.restore()
+    return state
+
+
+def fit_decoder(
+    rank: Rank,
+    state: TrainingState,
+    plan: Plan,
+    loss: DecoderLoss,
+    draw: Callable[[int, bool], tuple[Tensor, Tensor]],
+) -> None:
+    """Train the decoder. draw(step, whole) -> (images, text); the last tenth of the steps asks for whole pictures, so
+    that their edges are seen, too.
+    """
+    loss = parallel(loss, rank)
+    torch.manual_seed(1000 * state.step + rank.index)
+
+    def loss_of(step: int) -> tuple[Tensor, dict]:
+        images, text = draw(step, step >= 0.9 * plan.steps)
+        with autocast(rank):
+            return loss(images.to(rank.device, memory_format=torch.channels_last), text.to(rank.device)), {}
+
+    fit(rank, state, plan, loss_of)
+
+
 def train_autoencoder(rank: Rank, work: Path, recipe: Recipe) -> None:
+    """Stage `vae`: fit the linear encoder, then train the decoder; writes vae.pt."""
     torch.manual_seed(recipe.seed)
-    columns = open_columns(work, recipe.pictures)
-    total, path = recipe.vae_steps, work / "vae.pt"
+    columns = open_columns(work)
     vae = AnyText2.from_config(CONFIG).first_stage_model.train()
     fit_patches(columns, vae, recipe.posterior_noise, recipe.text_weight)
-    vae.to(rank.device, memory_format=torch.channels_last)
-    parameters = [p for p in vae.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.vae_lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    start = restore(path, vae, average, optimiser)
-    loss_of = parallel(DecoderLoss(vae, recipe.text_weight, recipe.decoder_noise), rank)
-    torch.manual_seed(1000 * start + rank.index)
-    bar = tqdm(range(start, total), initial=start, total=total, desc="vae", disable=not rank.main, mininterval=5)
-    for step in bar:
-        whole = step >= 0.9 * total  # the last steps see the edges of whole pictures too
-        batch = recipe.vae_batch // (3 if whole else 1) * (8 if rank.device.type == "cuda" else 1)
-        images, text = crops(columns, rank.rng(1, step), batch, whole)
-        for group in optimiser.param_groups:
-            group["lr"] = rate(step, total, recipe.vae_lr, 0.5)
-        with autocast(rank):
-            loss = loss_of(images.to(rank.device, memory_format=torch.channels_last), text.to(rank.device))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        average.update_parameters(vae)
-        if rank.main and step % 25 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}")
-        if rank.main and (step % 200 == 199 or step == total - 1):
-            save_training(path, step + 1, vae, average, [optimiser])
+    frozen_encoder(vae).to(rank.device, memory_format=torch.channels_last)
+    state = decoder_state(vae, recipe.vae_lr, work / "vae.pt")
+
+    def draw(step: int, whole: bool) -> tuple[Tensor, Tensor]:
+        count = recipe.vae_batch // (3 if whole else 1) * (8 if rank.device.type == "cuda" else 1)
+        return crops(columns, rank.rng(1, step), count, whole)
+
+    plan = Plan("vae", recipe.vae_steps, recipe.vae_lr, decay=0.5)
+    fit_decoder(rank, state, plan, DecoderLoss(vae, recipe.text_weight, recipe.decoder_noise), draw)

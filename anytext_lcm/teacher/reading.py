@@ -1,11 +1,9 @@
 """Reading lines out of latents: the network and the loss by which the embedded teacher learns to write legibly.
 
-AnyText trains with a text perceptual loss (arXiv:2311.03054): what a recogniser makes of the predicted
-picture is compared with the text that was asked for. Here the recogniser is small, trained on the mock task's true
-pictures alone, and sees the linear part of the decoder: forward and backward 0.01 s for 16 pictures on a CPU, where the
-whole takes 1.6 s. It has no part in judging.
-
-May import: torch, numpy and the room model.
+AnyText trains with a text perceptual loss (arXiv:2311.03054): what a recogniser reads in the predicted picture is
+compared with the text that was asked for. Here the recogniser is small, trained on true pictures of the mock task, and
+sees only the linear part of the decoder: forward and backward take 0.01 s for 16 pictures on a CPU, with the whole
+decoder 1.6 s. It takes no part in judging.
 """
 
 import string
@@ -18,19 +16,19 @@ from torch import Tensor, nn
 
 from anytext_lcm.model.recogniser import ctc_loss, decode_text
 
-LETTERS = string.digits + string.ascii_lowercase  # class 0 is CTC's blank; case is not told apart, nor is it judged
-HEIGHT, WIDTH = 32, 128  # of a line that is cut out, in pixels
-TURNED = 1.5  # a line so many times as high as wide is read from its side
-LONGEST = 6.0  # a line's loss counts up to here: one that is lost altogether must not drown the others
+LETTERS = string.digits + string.ascii_lowercase  # class 0 is CTC's blank; case is ignored here as in judging
+HEIGHT, WIDTH = 32, 128  # pixels of a line that is cut out
+TURNED = 1.5  # a line this many times as high as wide is read from its side
+MAX_LOSS = 6.0  # per letter, of one line: a line that is lost altogether must not drown the others
 
 
 def letter_ids(text: str) -> list[int]:
-    """Classes (from 1 on) of the letters and digits of `text`; all else is left out, as the judge leaves it out."""
+    """Classes (from 1 on) of the letters and digits of `text`; all else is left out, as in judging."""
     return [LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS]
 
 
 def line_transform(quad: np.ndarray, side: int, margin: float = 0.1) -> np.ndarray:
-    """(2, 3) float32 for F.affine_grid: from a line cut upright to the picture of `side` x `side` pixels.
+    """The affine map (2, 3) float32 for F.affine_grid that cuts a line upright out of a picture of `side` pixels.
 
     quad: (4, 2) pixels, clockwise from the start of the text; `margin` of the shorter side is added all around.
     """
@@ -47,7 +45,8 @@ def line_transform(quad: np.ndarray, side: int, margin: float = 0.1) -> np.ndarr
 
 
 def moved(transforms: Tensor, generator: torch.Generator) -> Tensor:
-    """(N, 2, 3) turned, stretched and shifted a little at random: strokes must be legible, not right in one place."""
+    """Transforms (N, 2, 3), each turned, stretched and shifted a little at random."""
+    # Strokes must be legible, and not only fit the reader in one exact place.
 
     def spread(most: float) -> Tensor:
         return (2 * torch.rand(len(transforms), generator=generator) - 1).mul(most).to(transforms.device)
@@ -60,8 +59,9 @@ def moved(transforms: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def cut_lines(pictures: Tensor, transforms: Tensor, picture_of: Tensor) -> Tensor:
-    """(N, 3, HEIGHT, WIDTH): line i upright, cut by transforms[i] (2, 3) out of pictures (B, 3, H, W) number
-    picture_of[i].
+    """Upright lines (N, 3, HEIGHT, WIDTH): line i is cut by transforms[i] (2, 3) out of pictures[picture_of[i]].
+
+    pictures: (B, 3, H, W); picture_of: (N,) int64.
     """
     grid = F.affine_grid(transforms, [len(transforms), 3, HEIGHT, WIDTH], align_corners=False)
     return F.grid_sample(pictures[picture_of], grid, padding_mode="border", align_corners=False)
@@ -101,13 +101,16 @@ class Reader(nn.Module):
 
 
 def ctc(logits: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
-    """(N,) CTC loss a letter of logits (N, T, classes)."""
+    """CTC loss per letter (N,) of logits (N, T, classes)."""
     lengths = torch.tensor([len(ids) for ids in targets], device=logits.device)
     return ctc_loss(logits, targets) * logits.shape[1] / lengths
 
 
 def evenly_spaced(logits: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
-    """Cross entropy with letters spread evenly over the line: by this a reader leaves the plateau CTC begins on."""
+    """Warm-up loss (): cross entropy with the letters spread evenly over the line.
+
+    CTC alone stays on its initial plateau. logits: (N, T, classes).
+    """
     count = logits.shape[1]
     labels = torch.zeros(len(targets), count, dtype=torch.long)
     for row, ids in zip(labels, targets, strict=True):
@@ -118,15 +121,15 @@ def evenly_spaced(logits: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
 
 
 def read(logits: Tensor) -> list[str]:
-    """What greedy CTC decoding reads in each of (N, T, 37)."""
+    """The text of each line by greedy CTC decoding of logits (N, T, 37)."""
     return [decode_text(row, " " + LETTERS) for row in logits]
 
 
 class ReadingLoss(nn.Module):
-    """How badly lines can be read in estimates of clean latents.
+    """Reading loss of lines in estimates of clean latents. The reader is frozen; the gradient goes through it.
 
-    reader: kept as it is, the gradient goes through it; to_pictures: latents (B, z, h, w) -> pictures (B, 3, H, W);
-    noise: up to so much is added to the latents, lest strokes be hidden in what no reader of another make would see.
+    to_pictures: latents (B, z, h, w) -> pictures (B, 3, H, W). noise: the largest standard deviation of noise added to
+    the latents, so that no strokes are drawn that only this reader sees.
     """
 
     def __init__(self, reader: Reader, to_pictures: Callable[[Tensor], Tensor], noise: float):
@@ -141,8 +144,10 @@ class ReadingLoss(nn.Module):
         texts: Sequence[Sequence[int]],
         generator: torch.Generator,
     ) -> Tensor:
-        """(N,) loss a letter of each line, at most LONGEST; the lines are those of `cut_lines`, texts their ids."""
+        """CTC loss per letter of each line (N,), at most MAX_LOSS. Lines as in `cut_lines`, texts: their letter ids."""
         level = torch.rand(len(latents), 1, 1, 1, generator=generator).to(latents.device)
         grain = torch.randn(latents.shape, generator=generator).to(latents.device)
         pictures = self.to_pictures(latents + self.noise * level * grain)
-        return ctc(self.reader(cut_lines(pictures, moved(transforms, generator), picture_of)), texts).clamp(max=LONGEST)
+        return ctc(self.reader(cut_lines(pictures, moved(transforms, generator), picture_of)), texts).clamp(
+            max=MAX_LOSS
+        )

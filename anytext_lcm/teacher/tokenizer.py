@@ -1,11 +1,9 @@
-"""Writes the embedded teacher's tokenizer: `python -m anytext_lcm.build_tokenizer`.
+"""Stage `tokenizer`: the embedded teacher's tokenizer in the file format of CLIP's.
 
-CLIP's file format at a small size: the 256 byte symbols, the same with CLIP's end-of-word mark, merges that make each
-word of the mock captions one token, and the two special tokens. Since the bytes come first and in CLIP's order, '*' is
-token 265 here as it is there. May import: data.
+Its tokens are the 256 byte symbols, the same with CLIP's end-of-word mark, merges that make each word of the mock
+captions one token, and two special tokens. The bytes come first and in CLIP's order, so that '*' is token 265 in both.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Sequence
@@ -16,8 +14,6 @@ from anytext_lcm.data.mock import caption_vocabulary
 from anytext_lcm.data.scenery import caption_words
 
 VOCABULARY_SIZE = 1024
-
-
 WORD_END = "</w>"
 
 
@@ -29,11 +25,11 @@ def byte_symbols() -> list[str]:
 
 
 def merges_of(words: list[str], before: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
-    """Merges that build each word from left to right, its last letter carrying the end mark; they follow `before`."""
+    """`before`, and the merges that build each word from left to right; its last letter carries the end mark."""
     merges = list(before)
     for word in sorted({w.lower() for w in words if len(w) > 1}, key=lambda w: (len(w), w)):
         pieces = [*word[:-1], word[-1] + WORD_END]
-        for pair in merges:  # what earlier merges already make of it
+        for pair in merges:  # earlier merges may have joined parts of it
             pieces = _apply(pieces, pair)
         while len(pieces) > 1:
             pair = (pieces[0], pieces[1])
@@ -52,7 +48,7 @@ def _apply(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """vocab.json and merges.txt into `folder`. Raises ValueError if VOCABULARY_SIZE tokens are not enough."""
+    """Write vocab.json and merges.txt into `folder`. Raises ValueError if VOCABULARY_SIZE tokens are not enough."""
     phrases = [*caption_vocabulary(), *re.findall(r"[A-Za-z]+", " ".join(TEXT_PHRASES))]
     merges = merges_of([w for phrase in phrases for w in re.findall(r"[A-Za-z]+", phrase)])
     merges = merges_of(list(caption_words()), merges)  # last, so that the ids of all others stay what they were
@@ -68,9 +64,3 @@ def write_tokenizer(folder: Path) -> None:
     )
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("anytext_lcm/assets/tokenizer"))
-    write_tokenizer(parser.parse_args().folder)

@@ -1,4 +1,4 @@
-"""What notebooks alone import: the exact toy and its figures, maps of the network, explorers, the playground's form.
+"""What only notebooks import: the exact toy and its figures, maps of the network, explorers, the playground's form.
 
 It imports matplotlib and ipywidgets, and the rooms lcm, model, data, figures and drawing.
 Read `toy.py` first.

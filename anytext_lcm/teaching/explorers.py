@@ -1,8 +1,7 @@
-"""Sliders over figures, and the playground: thin covers over plain functions, for the notebooks. Imports ipywidgets,
-matplotlib, playground and the rooms data, model, pipeline.
+"""Sliders over figures, for all notebooks.
 
-Every explorer is a function that returns a Figure, and controls named as its arguments. A cell calls the
-function too, so that it is run where no browser is. Nothing imports this.
+An explorer is a function that returns a Figure, and a control for each of its arguments. Cells also call the function
+itself, so that it runs where there is no browser.
 """
 
 import base64
@@ -24,12 +23,11 @@ def png(figure: Figure) -> bytes:
 
 
 class Explorer(ipywidgets.VBox):
-    """Controls above the picture that `draw` makes of their values, drawn anew when one of them moves.
+    """Controls above the picture that `draw` makes of their values, drawn again when one of them moves.
 
-    draw(**values) -> Figure; a ValueError it raises is shown in words, and the last picture stays. `controls`
-    by name of the argument, `picture` the Image below them, `message` the words. The repr names the controls
-    alone, so that stored outputs do not change with the picture; pages without a kernel show the picture that
-    was drawn first.
+    draw(**values) -> Figure; when it raises ValueError, its sentence is shown and the last picture stays. controls: by
+    name of the argument. `picture` is the Image below them, `message` the sentence. A page without a kernel shows the
+    first picture.
     """
 
     def __init__(self, draw: Callable[..., Figure], controls: Mapping[str, ipywidgets.Widget]):
@@ -43,6 +41,7 @@ class Explorer(ipywidgets.VBox):
         self._redraw()
 
     def values(self) -> dict[str, Any]:
+        """What the controls are set to, by name."""
         return {name: control.value for name, control in self.controls.items()}
 
     def _redraw(self, _change: object = None) -> None:
@@ -53,6 +52,7 @@ class Explorer(ipywidgets.VBox):
             self.message.value = str(error)
 
     def __repr__(self) -> str:
+        # Names alone, so that stored outputs of notebooks do not change with the picture.
         return f"Explorer({', '.join(self.controls)})"
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
@@ -61,12 +61,12 @@ class Explorer(ipywidgets.VBox):
 
 
 def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> Explorer:
-    """An explorer of `draw`; each control is named as the argument it sets."""
+    """An `Explorer` of `draw`; each control is named as the argument that it sets."""
     return Explorer(draw, controls)
 
 
 class Live(ipywidgets.VBox):
-    """A figure that `draw` makes again and again while something runs; a ValueError of it is shown in words."""
+    """A figure that is drawn again and again while something runs; a ValueError of `draw` is shown as its sentence."""
 
     def __init__(self, draw: Callable[[], Figure]):
         self.draw, self.message = draw, ipywidgets.Label()
@@ -74,7 +74,7 @@ class Live(ipywidgets.VBox):
         super().__init__([self.message, self.picture])
 
     def follow(self, goes_on: Callable[[], bool], seconds: float = 1.0) -> None:
-        """Draws every so many seconds for as long as goes_on() answers, and once after that."""
+        """Draw every `seconds` while goes_on() is true, and once after that."""
         drawn = -math.inf
         while goes_on():
             if time.monotonic() - drawn >= seconds:
@@ -97,18 +97,18 @@ WIDE = {"style": {"description_width": "11em"}, "layout": ipywidgets.Layout(widt
 
 
 def slider(values: Sequence[float], value: float, label: str) -> ipywidgets.SelectionSlider:
-    """One of a row of numbers. Raises ValueError for a start that is none of them."""
+    """A slider over a row of numbers. Raises ValueError for a start that is none of them."""
     if value not in values:
         raise ValueError(f"The slider {label!r} starts at {value}, which is none of its places {list(values)}.")
     return ipywidgets.SelectionSlider(options=list(values), value=value, description=label, **WIDE)
 
 
 def choice(options: Sequence[str], label: str) -> ipywidgets.Dropdown:
-    """One of several names, the first at the start."""
+    """A menu of several names; the first is chosen at the start."""
     return ipywidgets.Dropdown(options=list(options), description=label, **WIDE)
 
 
 def several(options: Sequence[str], label: str) -> ipywidgets.SelectMultiple:
-    """Any of several names (Ctrl-click), all at the start; a tuple."""
+    """A list of several names, any of which can be chosen (Ctrl-click); all are at the start. Its value is a tuple."""
     names = list(options)
     return ipywidgets.SelectMultiple(options=names, value=names, rows=len(names), description=label, **WIDE)

@@ -1,6 +1,4 @@
-"""
-The playground's form.
-"""
+"""The playground of notebook 05: a form around `drawing.play`."""
 
 import base64
 import html
@@ -17,16 +15,12 @@ from anytext_lcm.model.networks import Defaults
 from anytext_lcm.teaching.explorers import WIDE, choice, slider
 
 SAMPLERS = {"LCM": None, "deterministic": 0.0, "gamma 0.3": 0.3, "gamma 0.7": 0.7}  # name -> gamma
-
-
 STUDENT_STEPS, TEACHER_STEPS = (1, 2, 4, 6, 8, 16), (1, 2, 4, 8, 20, 50)
-
-
-ZOOM = 3  # screen pixels of a pixel, at 128 px
+ZOOM = 3  # screen pixels per pixel of a picture of 128 px
 
 
 class LineRow(ipywidgets.VBox):
-    """One line of text: what it says, its box by two sliders with two handles each, angle and colour."""
+    """One line of text: its words, its box by two sliders with two handles each, angle and colour."""
 
     def __init__(self, box: play.LineBox, size: tuple[int, int], number: int):
         height, width = size
@@ -43,11 +37,12 @@ class LineRow(ipywidgets.VBox):
             value=box.color,
             description="colour",
             **WIDE,
-            tooltip="told as numbers; the embedded network follows the caption alone: yellow text on a blue wall",
+            tooltip="given as numbers; the embedded network follows the caption alone: yellow text on a blue wall",
         )
         super().__init__([self.text, self.across, self.down, self.angle, self.color])
 
     def box(self) -> play.LineBox:
+        """The line as it is set."""
         (left, right), (top, bottom) = self.across.value, self.down.value
         return play.LineBox(self.text.value, left, top, right, bottom, self.angle.value, self.color.value)
 
@@ -55,9 +50,9 @@ class LineRow(ipywidgets.VBox):
 class Playground(ipywidgets.VBox):
     """A form for up to five lines, a sketch of their boxes, and buttons that draw: student, teacher, or both.
 
-    The pictures stand side by side with what they took and what was read below each. `press(name)` is what a button
-    does: "student", "teacher" or "both". In editing mode an uploaded picture is written into. What cannot be drawn is
-    said in words in `message`, and the last pictures stay. Stored outputs hold the sketch alone.
+    Below each picture stands how long it took and what was read in it. `press(name)` is what a button does: "student",
+    "teacher" or "both". In editing mode text is written into an uploaded picture. When something cannot be drawn,
+    `message` shows why and the last pictures stay. Stored outputs hold only the sketch.
     """
 
     def __init__(
@@ -71,8 +66,17 @@ class Playground(ipywidgets.VBox):
         self.model, self.reader = model, reader
         self.defaults = play.with_lines(defaults, lines)
         self._scale = max(1, round(ZOOM * 128 / max(defaults.size)))
-        boxes = play.default_boxes(defaults.size, lines)
-        self.rows = [LineRow(box, defaults.size, i) for i, box in enumerate(boxes, 1)]
+        self.drawn: dict[str, play.Drawn] = {}
+        left = self._controls(caption, lines)
+        right = ipywidgets.VBox([self.sketch])
+        super().__init__([ipywidgets.HBox([ipywidgets.VBox(left), right]), ipywidgets.HBox(self._results())])
+        self._connect()
+        self._redraw()
+
+    def _controls(self, caption: str, lines: int) -> list[ipywidgets.Widget]:
+        """Make what is set and pressed, from top to bottom."""
+        boxes = play.default_boxes(self.defaults.size, lines)
+        self.rows = [LineRow(box, self.defaults.size, i) for i, box in enumerate(boxes, 1)]
         self.forms = ipywidgets.Tab(self.rows, titles=[f"line {i}" for i in range(1, lines + 1)])
         self.caption = ipywidgets.Text(value=caption, description="caption", **WIDE)
         self.mode = ipywidgets.ToggleButtons(options=["generate", "edit"], description="mode")
@@ -91,14 +95,7 @@ class Playground(ipywidgets.VBox):
         }
         self.sketch = ipywidgets.Image(format="png")
         self.message = ipywidgets.Label()
-        self.pictures = {name: ipywidgets.Image(format="png") for name in ("student", "teacher")}
-        self.reports = {name: ipywidgets.HTML() for name in self.pictures}
-        for name, picture in self.pictures.items():
-            picture.add_class(f"playground-{name}")
-            picture.layout.display = "none"  # until there is one
-        self.drawn: dict[str, play.Drawn] = {}
-
-        left = [
+        return [
             self.caption,
             self.forms,
             self.mode,
@@ -110,11 +107,19 @@ class Playground(ipywidgets.VBox):
             ipywidgets.HBox(list(self.buttons.values())),
             self.message,
         ]
+
+    def _results(self) -> list[ipywidgets.Widget]:
+        """Make the places of the pictures and of their reports."""
+        self.pictures = {name: ipywidgets.Image(format="png") for name in ("student", "teacher")}
+        self.reports = {name: ipywidgets.HTML() for name in self.pictures}
+        for name, picture in self.pictures.items():
+            picture.add_class(f"playground-{name}")
+            picture.layout.display = "none"  # until there is one
         shown = ipywidgets.Layout(max_width="30em", margin="0 1em 0 0")
-        results = [ipywidgets.VBox([self.pictures[name], self.reports[name]], layout=shown) for name in self.pictures]
-        super().__init__(
-            [ipywidgets.HBox([ipywidgets.VBox(left), ipywidgets.VBox([self.sketch])]), ipywidgets.HBox(results)]
-        )
+        return [ipywidgets.VBox([self.pictures[name], self.reports[name]], layout=shown) for name in self.pictures]
+
+    def _connect(self) -> None:
+        """Draw the sketch again when a line changes, and let the buttons draw."""
         for row in self.rows:
             for control in row.children:
                 control.observe(self._redraw, names="value")
@@ -122,9 +127,9 @@ class Playground(ipywidgets.VBox):
             control.observe(self._redraw, names="value")
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self.press(name))
-        self._redraw()
 
     def boxes(self) -> list[play.LineBox]:
+        """All lines of the form, empty ones, too."""
         return [row.box() for row in self.rows]
 
     def photo(self):
@@ -136,13 +141,13 @@ class Playground(ipywidgets.VBox):
         return read_upload(self.upload.value[0]["content"])
 
     def method(self, name: str) -> Method:
-        """The student or the teacher with the steps, sampler and guidance that are set."""
+        """The student's or the teacher's method, with steps and sampler as they are set."""
         if name == "teacher":
             return teacher_method(self.teacher_steps.value, self.defaults.guidance_scale)
         return student_method(self.steps.value, gamma=SAMPLERS[self.sampler.value])
 
     def press(self, name: str) -> None:
-        """What the button of this name does."""
+        """Draw with the student, the teacher or both, as the button of this name does."""
         for button in self.buttons.values():
             button.disabled = True
         try:

@@ -1,6 +1,4 @@
-"""
-Figures of the exact toy.
-"""
+"""Figures of notebook 03: the exact mixture on a line and in the plane."""
 
 from collections.abc import Mapping
 
@@ -8,24 +6,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from anytext_lcm.figures.style import (
-    COLORS,
-    WIDTH,
-    as_array,
-    curve_style,
-    finish,
-    legend_beside,
-    new_figure,
-)
+from anytext_lcm.figures.style import COLORS, WIDTH, as_array, curve_style, finish, legend_beside, new_figure
 from anytext_lcm.lcm.samplers import sample
 from anytext_lcm.lcm.steps import DDIMSolver
 from anytext_lcm.teaching.toy import Mixture, guided, perfect_student
 
 
 def toy_targets(data: Mixture, timestep: int, students: Mapping[str, object] | None = None) -> Figure:
-    """On a line, at one timestep: below the density of x_t, above the posterior mean and the end of the path.
+    """What x_t at one timestep says about x_0, for a mixture on a line; curves over 301 values of x_t.
 
-    students: functions (x, t) -> answer, drawn over them.
+    Above the posterior mean and the end of the path, below the density of x_t. students: more curves by name, each a
+    function of x (B, 1) and t (B,) that returns x_0 (B, 1).
     """
     figure, (upper, lower) = new_figure(4.0, 2, 1, sharex=True, height_ratios=(3, 1))
     x = torch.linspace(-2.5, 2.5, 301)[:, None]
@@ -33,8 +24,8 @@ def toy_targets(data: Mixture, timestep: int, students: Mapping[str, object] | N
     for mean in data.means[:, 0]:
         upper[0].axhspan(mean - 2 * data.spread, mean + 2 * data.spread, color="0.9")
     curves = {"posterior mean": data.posterior_mean(x, t), "end of the path": data.consistency(x, t)}
-    for name, answer in (students or {}).items():
-        curves[name] = answer(x, t)
+    for name, student in (students or {}).items():
+        curves[name] = student(x, t)
     for name, y in curves.items():
         upper[0].plot(x[:, 0], as_array(y)[:, 0], label=name, **curve_style(upper[0], len(curves)))
     lower[0].fill_between(x[:, 0], as_array(data.log_density(x, t).exp()), color="0.7")
@@ -45,9 +36,10 @@ def toy_targets(data: Mixture, timestep: int, students: Mapping[str, object] | N
 
 
 def toy_paths(data: Mixture, steps: int, count: int = 9) -> Figure:
-    """On a line: DDIM's polygons in `steps` steps over the exact paths, from evenly spread starts."""
-    figure, axes = new_figure(3.2)
-    axis: Axes = axes[0, 0]
+    """x_t over t on a line: `count` exact paths of the ODE, and DDIM's polygons in `steps` steps from the same starts.
+
+    The starts are evenly spread quantiles of the noise.
+    """
     starts = torch.special.ndtri((torch.arange(count) + 0.5) / count)[:, None].float()
     fine = [999, *range(979, 0, -40), 0]
     exact = [starts.double()]
@@ -55,6 +47,8 @@ def toy_paths(data: Mixture, steps: int, count: int = 9) -> Figure:
         exact.append(data.flow(exact[-1], start, end, steps=16))
     polygon = list(sample(data.predict, starts, data.schedule, steps, "ddim", spacing="trailing"))
     times, seen = [step.timestep for step in polygon] + [0], [starts] + [step.latents for step in polygon]
+    figure, axes = new_figure(3.2)
+    axis: Axes = axes[0, 0]
     axis.plot(fine, torch.cat(exact, 1).T, color=COLORS[1], linewidth=3, alpha=0.5)
     axis.plot(times, torch.cat(seen, 1).T, color=COLORS[0], marker="o", markersize=3, linewidth=1)
     axis.plot([], [], color=COLORS[1], linewidth=3, alpha=0.5, label="exact")
@@ -66,25 +60,33 @@ def toy_paths(data: Mixture, steps: int, count: int = 9) -> Figure:
 
 
 def toy_skip(data: Mixture, skip: int, timestep: int = 999) -> Figure:
-    """On a line: what a perfect student of the `lcm` objective answers at a grid timestep, for one skip."""
+    """x_0 over 301 values of x_t at a grid timestep, by a perfect student of the `lcm` objective with this skip.
+
+    Beside it the end of the path and the posterior mean, for a mixture on a line. Raises ValueError for a skip that
+    leads off the grid.
+    """
     figure, axes = new_figure(3.0)
     axis: Axes = axes[0, 0]
     x = torch.linspace(-2.5, 2.5, 301)[:, None]
     solver = DDIMSolver(data.schedule, skip=skip)
     index = int(solver.index_of(torch.tensor([timestep])))
-    answers = {
+    curves = {
         "end of the path": data.consistency(x, _same_timesteps(timestep, x)),
         f"perfect student, skip {skip}": perfect_student(data.predict, x, solver, index),
         "posterior mean": data.posterior_mean(x, _same_timesteps(timestep, x)),
     }
-    for name, y in answers.items():
-        axis.plot(x[:, 0], as_array(y)[:, 0], label=name, **curve_style(axis, len(answers)))
+    for name, y in curves.items():
+        axis.plot(x[:, 0], as_array(y)[:, 0], label=name, **curve_style(axis, len(curves)))
     finish(axis, f"$x_t$ at $t = {timestep}$", "answer $x_0$", "The skip decides what is learnt, even perfectly", True)
     return figure
 
 
 def toy_guidance(data: Mixture, cond: Mixture, timestep: int, guidance_scale: float) -> Figure:
-    """In the plane: the guided probability-flow field at one timestep, and where 200 starts end."""
+    """Guidance from `data` towards `cond`, mixtures in the plane.
+
+    At the left the guided field at one timestep on a grid of 17 x 17 places, as arrows along which a sampler moves; at
+    the right the ends of 200 exact paths.
+    """
     figure, axes = new_figure(3.9, 1, 2)
     left, right = axes[0]
     line = torch.linspace(-1.8, 1.8, 17)
@@ -107,7 +109,7 @@ def toy_guidance(data: Mixture, cond: Mixture, timestep: int, guidance_scale: fl
 
 
 def toy_clouds(data: Mixture, clouds: Mapping[str, object], title: str = "") -> Figure:
-    """In the plane: samples side by side, (N, 2) by name, over the modes of the data."""
+    """Samples side by side, each (N, 2) by name, over the modes of a mixture in the plane."""
     figure, axes = new_figure(WIDTH / len(clouds) + 0.9, 1, len(clouds), sharex=True, sharey=True)
     for axis, (name, points) in zip(axes[0], clouds.items(), strict=True):
         axis.plot(*as_array(points).T, ".", color=COLORS[0], markersize=2)

@@ -1,4 +1,7 @@
-"""Where FLOPs and seconds go: by part of the network, and by kernel. Imports torch and the room model."""
+"""Where FLOPs and seconds go: by part of the network, and by kernel.
+
+torch's FlopCounterMode counts by module, too, but neither seconds nor what gradient checkpointing computes again.
+"""
 
 import time
 from collections import Counter
@@ -14,14 +17,17 @@ from anytext_lcm.model.anytext2 import AnyText2
 
 
 def now(device: str) -> float:
-    """Seconds of a clock, once the device has done what it was asked for."""
+    """Seconds of a clock, after the device has finished its queue."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-class Ledger:
-    """What `read` counts (FLOPs, seconds), by part: of nested parts the innermost has it."""
+class CostByPart:
+    """Accumulates the counter `read()` (FLOPs, seconds) per part; nested parts are attributed to the innermost.
+
+    What runs forward inside the part "backward" is counted as "recomputation", what is in no part as "rest".
+    """
 
     def __init__(self, read: Callable[[], float]):
         self.read, self.totals, self.stack, self.last = read, Counter(), ["rest"], read()
@@ -32,28 +38,29 @@ class Ledger:
         self.last = reading
 
     def enter(self, name: str) -> None:
+        """Begin a part."""
         self._turn()
         self.stack.append("recomputation" if "backward" in self.stack else name)
 
     def leave(self) -> None:
+        """End the innermost part."""
         self._turn()
         self.stack.pop()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """A part as a context."""
         self.enter(name)
         yield
         self.leave()
 
     @contextmanager
-    def watch(self, *models: AnyText2) -> Iterator["Ledger"]:
-        """Inside, the networks tell when they work. A UNet counts by its blocks: its two halves may be called apart.
-
-        Checkpointing ends a block's recomputation by an exception, so the hooks that leave a part are always called.
-        """
+    def watch(self, *models: AnyText2) -> Iterator["CostByPart"]:
+        """Inside the context, begin and end a part whenever a network of `models` works."""
         handles = []
         for model in models:
             unet, control, stage = model.model.diffusion_model, model.control_model, model.first_stage_model
+            # A UNet counts by its blocks, since its two halves may be called apart.
             blocks = (unet.time_embed, *unet.input_blocks, unet.middle_block, *unet.output_blocks, unet.out)
             parts = {
                 "UNet": blocks,
@@ -66,6 +73,7 @@ class Ledger:
                 for module in modules:
                     handles += [
                         module.register_forward_pre_hook(lambda *_, name=name: self.enter(self._named(name))),
+                        # Always: checkpointing ends a block's recomputation by an exception.
                         module.register_forward_hook(lambda *_: self.leave(), always_call=True),
                     ]
         self.last = self.read()
@@ -93,40 +101,43 @@ class Ledger:
 
 
 def attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
-    """FLOPs of attention from the shapes (batch, heads, rows, width) of its inputs: its two matrix products."""
+    """FLOPs of the two matrix products of attention, from the shapes (batch, heads, rows, width) of its inputs."""
     batch, heads, rows, width = q
     return 2 * batch * heads * rows * k[2] * (width + v[3])
 
 
 def flops_by_part(forward: Callable[[], Tensor], networks: Sequence[AnyText2]) -> dict[str, int]:
-    """FLOPs of forward() and of the backward pass from the loss it returns: two a multiplication with its addition,
-    matrix products and convolutions alone. One kernel of attention that torch's counter does not know is added.
+    """FLOPs by part of forward() and of the backward pass from the loss () that it returns.
+
+    Only matrix products and convolutions count; a multiplication and its addition are two FLOPs.
     """
+    # A kernel that torch's counter leaves out.
     known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
-        ledger = Ledger(counter.get_total_flops)
-        with ledger.watch(*networks):
+        costs = CostByPart(counter.get_total_flops)
+        with costs.watch(*networks):
             loss = forward()
-            with ledger.part("backward"):
+            with costs.part("backward"):
                 loss.backward()
-    return {name: flops for name, flops in ledger.totals.items() if flops}
+    return {name: flops for name, flops in costs.totals.items() if flops}
 
 
 def seconds_by_part(
     update: Callable[[Callable[[str], Any]], None], networks: Sequence[AnyText2], device: str, repeats: int
 ) -> dict[str, float]:
-    """Seconds of one update by part, mean of `repeats`. update(around) enters around("backward") for its backward
-    pass.
+    """Seconds of one update by part, the mean of `repeats`.
+
+    update(around) must do its backward pass within the context around("backward").
     """
-    ledger = Ledger(lambda: now(device))
-    with ledger.watch(*networks):
+    costs = CostByPart(lambda: now(device))
+    with costs.watch(*networks):
         for _ in range(repeats):
-            update(ledger.part)
-    return {name: seconds / repeats for name, seconds in ledger.totals.items()}
+            update(costs.part)
+    return {name: seconds / repeats for name, seconds in costs.totals.items()}
 
 
 def profile(call: Callable[[], Any], device: str, top: int = 12) -> list[dict[str, Any]]:
-    """The kernels that take longest: name, share of the time of all, calls."""
+    """The `top` kernels that take longest: name, share of the time of all kernels (0..1), number of calls."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else []
     with torch.profiler.profile(activities=activities) as found:

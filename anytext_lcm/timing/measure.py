@@ -1,32 +1,24 @@
-"""
-Measure each variant in a process of its own: seconds, memory, FLOPs; check that their numbers agree.
-"""
+"""Measure each variant in a process of its own: seconds, memory, FLOPs. The report of `python -m anytext_lcm.speed`."""
 
 import gc
-import multiprocessing
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
 
 from anytext_lcm.drawing.cores import Clock, describe_hardware, use_available_cores
-from anytext_lcm.drawing.draw import Prepared, denoise, draw_prepared, prepare, to_uint8
-from anytext_lcm.drawing.methods import student_method, teacher_method
+from anytext_lcm.drawing.draw import draw_prepared, prepare, to_uint8
+from anytext_lcm.drawing.methods import Method, student_method, teacher_method
 from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.timing.agree import check_steps, compare_samplers
 from anytext_lcm.timing.by_part import flops_by_part, now, profile, seconds_by_part
+from anytext_lcm.timing.process import forget_peak, in_own_process, peak_bytes, resident_bytes
 from anytext_lcm.timing.public_script import reference_denoise, reference_prepare
 from anytext_lcm.timing.variants import (
-    DECODER,
     FULL_CONFIG,
     MEASURED,
     VARIANTS,
@@ -42,46 +34,9 @@ from anytext_lcm.training import memory
 from anytext_lcm.training.data_order import seeded_generator
 from anytext_lcm.training.settings import TrainSettings
 
-# Same noise, same timesteps: what may differ is the order of summation, on either side.
-LOSS_TOLERANCE, GRADIENT_TOLERANCE, LATENT_TOLERANCE = 1e-5, 1e-3, 1e-3
-
-
-def compare(before: tuple[float, np.ndarray], after: tuple[float, np.ndarray]) -> dict[str, float]:
-    """Loss of both, its difference, and the relative difference (L2) of the adapter's gradients; from
-    `loss_and_gradient` of the reference and of our step.
-
-    Raises ArithmeticError when the two do not agree to LOSS_TOLERANCE and GRADIENT_TOLERANCE.
-    """
-    (loss, gradient), (other, changed) = before, after
-    result = {
-        "reference loss": loss,
-        "our loss": other,
-        "difference": abs(loss - other),
-        "gradient": float(np.linalg.norm(gradient - changed) / np.linalg.norm(gradient)),
-    }
-    if not (result["difference"] <= LOSS_TOLERANCE and result["gradient"] <= GRADIENT_TOLERANCE):
-        raise ArithmeticError(
-            f"The reference step and ours differ: losses {loss:.8f} and {other:.8f}, "
-            f"gradients by {result['gradient']:.1e}; the times of two different things are not compared."
-        )
-    return result
-
-
-def compare_sampling(model: AnyText2, prepared: Prepared, guidance_scale: float, steps: int = 4) -> float:
-    """Largest difference of the latents after a few DDIM steps, relative to their largest number; fp32.
-
-    Raises ArithmeticError when it exceeds LATENT_TOLERANCE.
-    """
-    before = reference_denoise(model, prepared, steps, guidance_scale)
-    after = denoise(model, prepared, teacher_method(steps, guidance_scale, "leading"))
-    difference = float((before - after).abs().max() / before.abs().max())
-    if not difference <= LATENT_TOLERANCE:
-        raise ArithmeticError(f"The reference sampler and ours differ by {difference:.1e} of the largest latent.")
-    return difference
-
 
 def count(training: Training) -> dict[str, float]:
-    """FLOPs of forward and backward pass by part, for one picture; see `flops_by_part`."""
+    """FLOPs per picture of forward and backward pass, by part; see `flops_by_part`."""
     generator = None if training.options.device == "meta" else seeded_generator(0)
     found = flops_by_part(lambda: training.forward(generator), training.networks)
     training.optimizer.zero_grad()
@@ -89,21 +44,23 @@ def count(training: Training) -> dict[str, float]:
 
 
 def count_on_shapes(variant: Variant, options: Options) -> dict[str, float]:
-    """`count` of a network too large to run here, on torch's meta device. The recogniser, which reads pixels, is left
-    out on both sides.
+    """`count` of a network too large to run here, on torch's meta device.
+
+    The recogniser is left out on both sides: it looks at the values of pixels.
     """
     options = replace(options, device="meta", precision="no")
     model = adapt(build(options), options, variant.targets)
     teacher = build(options) if variant.reference else None
     for network in [model] + ([] if teacher is None else [teacher]):
-        network._buffers["alphas_cumprod"] = NoiseSchedule.scaled_linear().alphas_cumprod  # its values are looked at
+        network._buffers["alphas_cumprod"] = NoiseSchedule.scaled_linear().alphas_cumprod  # read as numbers
         network.embedding_manager.line_embeddings = lambda *_, **__: None
     return count(Training(variant, model, teacher, example_batch(options), options))
 
 
 def expected_gib(variant: Variant, batch: int = 12) -> float:
-    """At full size in fp16, as `training/memory.py` counts it on shapes; the reference encodes on the way and has a
-    second copy of the network.
+    """Memory in GiB at full size in fp16, as `training/memory.py` counts it on shapes.
+
+    The reference has a second copy of the network, and encodes its pictures in the step.
     """
     settings = TrainSettings(
         config=str(FULL_CONFIG),
@@ -119,7 +76,7 @@ def expected_gib(variant: Variant, batch: int = 12) -> float:
 
 
 def matmul_rate(options: Options) -> float:
-    """FLOP/s of square matrix products in the precision of the run: the best of a few, what this device can do."""
+    """FLOP/s of square matrix products in the precision of the run, the best of six: what this device can do."""
     side = 8192 if options.device == "cuda" else 1024
     a = torch.randn(side, side, device=options.device, dtype=options.dtype)
     best = float("inf")
@@ -133,9 +90,10 @@ def matmul_rate(options: Options) -> float:
 def interleave(
     calls: Mapping[str, Callable[[Clock], None]], repeats: int, device: torch.device
 ) -> dict[str, list[Clock]]:
-    """Each call in turn, over and over, so that what disturbs the machine disturbs all; one turn before that warms up.
+    """The clocks of `repeats` turns by name. The calls take turns, so that a disturbance of the machine hits them all.
 
-    A call is given the clock of its turn; one that does not use it is timed as a whole, in the phase "all".
+    A call gets the clock of its turn. When it does not use it, it is timed as a whole, in the phase "all". One turn
+    before the others warms up and is not kept.
     """
     clocks: dict[str, list[Clock]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
@@ -149,62 +107,30 @@ def interleave(
 
 
 def medians(clocks: Sequence[Clock], kind: str, size: int) -> dict[str, float]:
-    """Seconds a picture by phase, and in "total"; kind: wall or cores."""
+    """Median seconds per picture by phase and in "total". kind: "wall" or "cores"; size: pictures of a call."""
     rows = [getattr(clock, kind) for clock in clocks]
     found = {phase: statistics.median(row[phase] for row in rows) / size for phase in rows[0]}
     return found | {"total": statistics.median(sum(row.values()) for row in rows) / size}
 
 
-def _resident(peak: bool) -> int:
-    """Bytes of this process in memory, now or at most. The kernel's mark: getrusage would count the parent's too."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        [line] = [line for line in lines if line.startswith("VmHWM:" if peak else "VmRSS:")]
-        return 1024 * int(line.split()[1])
-    except OSError:  # not Linux: the current size stands in for the largest one
-        return psutil.Process().memory_info().rss
-
-
-def _forget_peak() -> None:
-    """From here on the kernel's mark is of what follows. Linux; elsewhere there is no mark to forget."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """work(*arguments) in a fresh process, which inherits neither memory nor caches. Raises what it raises, and
-    RuntimeError when the process was killed.
-    """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(work, *arguments).result()
-        except BrokenProcessPool as error:
-            raise RuntimeError("A variant's process was killed, most likely for lack of memory.") from error
-
-
-def loss_and_gradient(variant: Variant, options: Options) -> tuple[float, np.ndarray]:
-    use_available_cores()
-    return build_training(variant, options, example_batch(options)).loss_and_gradient()
-
-
 def measure_step(variant: Variant, options: Options) -> dict[str, Any]:
-    """Speed, peak memory, FLOPs and seconds by part, and the kernels that take longest, of one variant; None for each
-    when it did not fit. Memory is that of this process beyond what it had before it built its networks; on a GPU
-    torch's own count of what was allocated.
+    """The numbers MEASURED of one variant, all None when it does not fit into memory.
+
+    The peak is that of this process beyond what it had before it built its networks; on a GPU torch's own count.
     """
     use_available_cores()
     cuda = options.device == "cuda"
     batch = example_batch(options)
-    before = 0 if cuda else _resident(peak=False)
+    before = 0 if cuda else resident_bytes()
     try:
         training = build_training(variant, options, batch)
         gc.collect()
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
-            _forget_peak()  # of building in fp32, which is not the step's
+            forget_peak()  # of building in fp32, which is not part of the step
         [clocks] = interleave({"": lambda _: training()}, options.repeats, torch.device(options.device)).values()
-        peak = torch.cuda.max_memory_allocated() if cuda else _resident(peak=True) - before
+        peak = torch.cuda.max_memory_allocated() if cuda else peak_bytes() - before
         turns = max(1, options.repeats // 2)
         parts = seconds_by_part(training, training.networks, options.device, turns)
         seconds = [clock.wall["all"] for clock in clocks]
@@ -221,44 +147,62 @@ def measure_step(variant: Variant, options: Options) -> dict[str, Any]:
         return dict.fromkeys(MEASURED)
 
 
+class _Samplers:
+    """Upstream's sampler and ours on one batch, as calls that take the clock of their turn."""
+
+    def __init__(self, options: Options):
+        self.options, self.device = options, torch.device(options.device)
+        self.batch, self.seeds = example_batch(options), list(range(options.batch))
+        self.guidance, self.negative = options.guidance
+        self.model = adapt(build(options), options, None).to(memory_format=torch.channels_last)
+        self.bare = build(options)
+
+    @torch.no_grad()
+    def difference(self) -> float:
+        """`compare_samplers` on two pictures. Raises ArithmeticError when they differ."""
+        few = {key: value[:2] for key, value in self.batch.items()}
+        prepared = prepare(self.bare, few, self.seeds[: len(few["img"])], self.negative)
+        return compare_samplers(self.bare, prepared, self.guidance)
+
+    def calls(self) -> dict[str, Callable[[Clock], None]]:
+        """In the precision of the run, by the names of the report."""
+        self.bare.to(self.options.dtype)
+        self.model.to(self.options.dtype)
+        steps = self.options.steps
+        methods = (teacher_method(steps, self.guidance, "leading"), student_method(8), student_method(4))
+        return {
+            f"upstream-{steps}": lambda clock: self._reference(clock, keep=True),
+            f"upstream-{steps}, WriteNet in each call": lambda clock: self._reference(clock, keep=False),
+            **{
+                method.name.removesuffix("-leading"): lambda clock, method=method: self._ours(clock, method)
+                for method in methods
+            },
+        }
+
+    @torch.no_grad()
+    def _reference(self, clock: Clock, keep: bool) -> None:
+        with clock("prepare", self.device):
+            prepared = reference_prepare(self.bare, self.batch, self.seeds, self.negative)
+        with clock("denoise", self.device):
+            latents = reference_denoise(self.bare, prepared, self.options.steps, self.guidance, keep)
+        with clock("decode", self.device):
+            to_uint8(self.bare.decode(latents))
+
+    @torch.no_grad()
+    def _ours(self, clock: Clock, method: Method) -> None:
+        with clock("prepare", self.device):
+            prepared = prepare(self.model, self.batch, self.seeds, self.negative)
+        drawing = draw_prepared(self.model, prepared, method)
+        clock.wall.update(drawing.clock.wall)
+        clock.cores.update(drawing.clock.cores)
+
+
 def measure_sampling(options: Options) -> dict[str, Any]:
     """Times of upstream's sampler and of ours by phase, all in turn. Raises ArithmeticError when they differ."""
     use_available_cores()
-    model = adapt(build(options), options, None).to(memory_format=torch.channels_last)
-    device = torch.device(options.device)
-    batch, seeds = example_batch(options), list(range(options.batch))
-    bare = build(options)
-    guidance, negative = options.guidance
-    with torch.no_grad():
-        few = {key: value[:2] for key, value in batch.items()}
-        difference = compare_sampling(bare, prepare(bare, few, seeds[: len(few["img"])], negative), guidance)
-    bare.to(options.dtype)
-    model.to(options.dtype)
-
-    @torch.no_grad()
-    def reference(clock: Clock, keep: bool) -> None:
-        with clock("prepare", device):
-            prepared = reference_prepare(bare, batch, seeds, negative)
-        with clock("denoise", device):
-            latents = reference_denoise(bare, prepared, options.steps, guidance, keep)
-        with clock("decode", device):
-            to_uint8(bare.decode(latents))
-
-    @torch.no_grad()
-    def ours(clock: Clock, method: Any) -> None:
-        with clock("prepare", device):
-            prepared = prepare(model, batch, seeds, negative)
-        drawing = draw_prepared(model, prepared, method)
-        for kind in ("wall", "cores"):
-            getattr(clock, kind).update(getattr(drawing.clock, kind))
-
-    methods = (teacher_method(options.steps, guidance, "leading"), student_method(8), student_method(4))
-    calls: dict[str, Callable[[Clock], None]] = {
-        f"upstream-{options.steps}": lambda clock: reference(clock, keep=True),
-        f"upstream-{options.steps}, WriteNet in each call": lambda clock: reference(clock, keep=False),
-    }
-    calls |= {method.name.removesuffix("-leading"): lambda clock, m=method: ours(clock, m) for method in methods}
-    clocks = interleave(calls, max(1, options.repeats // 2), device)
+    samplers = _Samplers(options)
+    difference = samplers.difference()
+    clocks = interleave(samplers.calls(), max(1, options.repeats // 2), samplers.device)
     rows = {
         name: {"seconds": medians(found, "wall", options.batch), "core_seconds": medians(found, "cores", options.batch)}
         for name, found in clocks.items()
@@ -270,17 +214,11 @@ def measure_sampling(options: Options) -> dict[str, Any]:
     return {"latents_differ_by": difference, "methods": rows}
 
 
-def check_steps(options: Options) -> dict[str, dict[str, float]]:
-    """`compare` of the reference and our step, with all targets and with the decoder's, on two pictures in fp32."""
-    small = replace(options, batch=min(2, options.batch), precision="no")
-    return {
-        name: compare(*(in_own_process(loss_and_gradient, Variant(by, targets), small) for by in (True, False)))
-        for name, targets in (("all targets", None), ("decoder only", DECODER))
-    }
-
-
 def measure(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The whole report. Raises ArithmeticError when both sides differ, RuntimeError when a process is killed."""
+    """The whole report, for JSON; `say` gets a sentence after each part.
+
+    Raises ArithmeticError when both sides differ, RuntimeError when a process was killed.
+    """
     report = {
         "hardware": describe_hardware(torch.device(options.device)),
         "torch": torch.__version__,

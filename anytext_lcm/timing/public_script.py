@@ -1,7 +1,4 @@
-"""The step and the sampler as public scripts write them: what ours is measured against, and has to equal.
-
-Imports torch and the rooms lcm, model, pipeline and distill.
-"""
+"""The step and the sampler as public scripts write them. Ours are timed against them, and must compute the same."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,9 +25,10 @@ def reference_step(
     guidance_scale: float,
     negative_prompt: str = "",
 ) -> Tensor:
-    """Loss of one step as the scripts for Stable Diffusion do it (diffusers' LCM-LoRA script), carried over to
-    AnyText2: a second network as teacher, each pass by itself, WriteNet and the texts anew in each, pictures encoded on
-    the way. Draws from the generator in the order of `DistillStep`.
+    """The loss () of one LCM step as diffusers' LCM-LoRA script for Stable Diffusion does it, on AnyText2.
+
+    The teacher is a second network. Each pass runs alone, with WriteNet and the texts computed again, and pictures are
+    encoded in the step. Draws from the generator in the order of `DistillStep`.
     """
     schedule = NoiseSchedule(student.alphas_cumprod)
     solver = DDIMSolver(schedule)
@@ -51,10 +49,10 @@ def reference_step(
         eps = guide(eps_cond, eps_uncond, guidance_scale)
         earlier = solver.step(schedule.x0_from_eps(noisy, eps, t), eps, index)
         own = student.condition(batch)
-        answer = student.predict_noise(earlier, s, own, student.control(own))
-        target = consistency_function(earlier, answer, s, schedule)
-    answer = student.predict_noise(noisy, t, own, student.control(own))
-    pred = consistency_function(noisy, answer, t, schedule)
+        eps = student.predict_noise(earlier, s, own, student.control(own))
+        target = consistency_function(earlier, eps, s, schedule)
+    eps = student.predict_noise(noisy, t, own, student.control(own))
+    pred = consistency_function(noisy, eps, t, schedule)
     weight = latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None
     return pseudo_huber(pred, target, weight=weight)
 
@@ -63,7 +61,7 @@ def reference_step(
 def reference_prepare(
     model: AnyText2, batch: Mapping[str, Any], seeds: Sequence[int], negative_prompt: str
 ) -> Prepared:
-    """As upstream's sampling: every masked picture through the encoder, texts and lines for both branches."""
+    """Prepare as upstream's sampler does: encode every masked picture, and texts and lines for both branches."""
     mean, logvar = model.first_stage_model.encode(batch["masked_img"].to(model.device, model.dtype))
     masked = model.scale_factor * sample_posterior(mean.float(), logvar.float())
     batch, count = dict(batch) | {"masked_latents": masked}, len(seeds)
@@ -75,8 +73,9 @@ def reference_prepare(
 def reference_denoise(
     model: AnyText2, prepared: Prepared, steps: int, guidance_scale: float, keep: bool = False
 ) -> Tensor:
-    """Two calls a step, one after the other, WriteNet in each; keep: its residuals once a branch, as upstream's sampler
-    caches them. Latents (B, C, h, w).
+    """Latents (B, C, h, w) by DDIM with two calls per step, one after the other.
+
+    keep: compute WriteNet's residuals once per branch, as upstream's sampler does, instead of in each call.
     """
     cond, uncond = prepared.conditional, prepared.unconditional
     kept = [model.control(branch) for branch in (cond, uncond)] if keep else [None, None]

@@ -1,6 +1,4 @@
-"""
-The speed report as text.
-"""
+"""The speed report as text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +11,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _step_row(name: str, report: Mapping[str, Any]) -> list[str]:
-    """A line of the table of steps; a variant that did not fit says so."""
+    """One line of the table of steps."""
     variants = report["training"]["variants"]
     row, first = variants[name], next(iter(variants.values()))["samples_per_second"]
     full = [f"{sum(report['full_size_flops'][name].values()) / 1e9:.0f}", f"{report['full_size_gib'][name]:.1f}"]
@@ -48,7 +46,7 @@ STEP_HEAD = (
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """The report in Markdown."""
+    """The report of `measure.measure` in Markdown."""
     variants, full = report["training"]["variants"], report["full_size_flops"]
     hardware, load = report["hardware"], report["load_before"]
     machine = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
@@ -69,7 +67,7 @@ def format_report(report: Mapping[str, Any]) -> str:
         f"Training, for one picture, each step in a process of its own, median of {report['repeats']} updates; faster "
         "than the first line. Full size is counted on shapes, its memory in fp16 at batch 12:\n",
         _table(STEP_HEAD, [_step_row(name, report) for name in variants]),
-        "Sampling, seconds a picture:\n",
+        "Sampling, seconds per picture:\n",
         _table(["method", "prepare", "denoise", "decode", "faster, denoise", "faster, end to end"], sampling),
         "GFLOP for one picture at full size, by part:\n",
         _table(

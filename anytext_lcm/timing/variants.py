@@ -1,6 +1,4 @@
-"""
-The variants of a training step that are timed, and how each is built.
-"""
+"""The variants of a training step that are timed, and how each is built."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -25,18 +23,16 @@ from anytext_lcm.training.settings import PRECISIONS
 from anytext_lcm.training.step import DistillStep
 
 FULL_CONFIG = EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
-
-
-DECODER = ("unet_decoder",)
+DECODER = ("unet_decoder",)  # groups of adapted layers
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of training: the reference step or ours, which layers are adapted, what is kept for the backward pass."""
+    """One way of training that is timed."""
 
-    reference: bool
-    targets: tuple[str, ...] | None = None
-    checkpointing: bool = False
+    reference: bool  # the step as public scripts write it, instead of ours
+    targets: tuple[str, ...] | None = None  # groups of adapted layers, None for the package's default
+    checkpointing: bool = False  # compute activations again in the backward pass
 
 
 VARIANTS = {
@@ -46,8 +42,6 @@ VARIANTS = {
     "ours, checkpointed": Variant(False, checkpointing=True),
     "ours, decoder only": Variant(False, DECODER),
 }
-
-
 MEASURED = (
     "samples_per_second",
     "slowest_and_fastest",
@@ -61,17 +55,17 @@ MEASURED = (
 
 @dataclass(frozen=True)
 class Options:
-    """What the command was asked for; `batch` pictures at once, `side` pixels."""
+    """What is measured, and how often."""
 
     config: str
     ckpt: str | None
-    device: str
-    precision: str
-    batch: int
-    rank: int
-    repeats: int
-    steps: int
-    side: int
+    device: str  # cpu, cuda, or meta for shapes without numbers
+    precision: str  # a key of PRECISIONS
+    batch: int  # pictures at once
+    rank: int  # of the adapter
+    repeats: int  # timed turns of each step; half as many of the samplers
+    steps: int  # of the teacher's sampler
+    side: int  # pixels of a picture
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,17 +78,17 @@ class Options:
 
     @property
     def guidance(self) -> tuple[float, str]:
-        """Guidance scale and negative prompt. None of the latter for random weights: the embedded tokenizer would make
-        of it several times the tokens that CLIP's does.
-        """
+        """Guidance scale and negative prompt, which is empty for random weights."""
+        # There the embedded tokenizer would split the full-size network's prompt into several times as many tokens.
         network = defaults_for(self.config)
         return network.guidance_scale, network.negative_prompt if self.real else ""
 
 
 def build(options: Options) -> AnyText2:
-    """The bare teacher, fp32, its weights laid out as public scripts leave them: the embedded one, one from a
-    checkpoint, or random weights of which none is zero, with the embedded tokenizer, since CLIP's vocabulary is not in
-    the repository.
+    """The bare teacher in fp32, its weights laid out as public scripts leave them.
+
+    Without a checkpoint its weights are random, none of them all zero, and its tokenizer is the embedded one, since
+    CLIP's vocabulary is not in the repository.
     """
     if options.real:
         return load_chosen(options.config, options.ckpt, options.device).to(memory_format=torch.contiguous_format)
@@ -111,7 +105,7 @@ def build(options: Options) -> AnyText2:
 
 
 def adapt(model: AnyText2, options: Options, targets: Sequence[str] | None) -> AnyText2:
-    """Attaches an adapter whose B is not zero, so that student and teacher differ. In place."""
+    """Attach an adapter whose B is not zero, in place, so that student and teacher differ."""
     device = model.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -123,7 +117,7 @@ def adapt(model: AnyText2, options: Options, targets: Sequence[str] | None) -> A
 
 
 def example_batch(options: Options) -> dict[str, Any]:
-    """Pictures of the mock data set, to be drawn from nothing as in AnyText2's own training; on the device."""
+    """A collated batch of the mock data set on the device, for text-to-image as in AnyText2's own training."""
     dataset = MockDataset(4, image_size=options.side, edit_share=0.0)
     batch = collate([dataset[i % 4] for i in range(options.batch)])
     device = "cpu" if options.device == "meta" else options.device
@@ -131,7 +125,7 @@ def example_batch(options: Options) -> dict[str, Any]:
 
 
 class Training:
-    """A variant with its networks and its batch: `loss` is a step without its update, a call a whole update."""
+    """A variant with its networks and its batch. A call is a whole update."""
 
     def __init__(
         self, variant: Variant, model: AnyText2, teacher: AnyText2 | None, batch: dict[str, Any], options: Options
@@ -143,9 +137,9 @@ class Training:
             guidance, negative = options.guidance
             self.step = DistillStep(model, guidance_scale=guidance, negative_prompt=negative).eval()
             vae = model.to(memory_format=torch.channels_last).first_stage_model  # as `load_teacher` lays it out
-            with torch.no_grad():  # what `cache_latents` writes once a data set
+            with torch.no_grad():  # what `cache_latents` writes once per data set
                 moments = vae.encode(batch["img"].to(model.device, model.dtype))
-            self.step.blank(batch)  # encoded once a run, so not in the measured step
+            self.step.blank(batch)  # encoded once per run, so not in the measured step
             self.batch = batch | {"latent_moments": torch.cat(moments, dim=1)}
         self.networks = [model] if teacher is None else [model, teacher]
         self.parameters = list(adapter_state(model).values())
@@ -155,6 +149,7 @@ class Training:
         self.updates = 0
 
     def loss(self, generator: torch.Generator | None) -> Tensor:
+        """The loss () of one step in fp32."""
         for trunk in (self.model.model.diffusion_model, self.model.control_model):
             trunk.gradient_checkpointing = self.variant.checkpointing
         if self.step is not None:
@@ -162,14 +157,14 @@ class Training:
         return reference_step(self.model, self.teacher, self.batch, generator, *self.options.guidance)
 
     def forward(self, generator: torch.Generator | None) -> Tensor:
-        """`loss` in the precision of the run, as it is trained."""
+        """`loss` in the precision of the run."""
         if self.options.precision == "no":
             return self.loss(generator)
         with torch.autocast(self.options.device, self.options.dtype):
             return self.loss(generator)
 
     def __call__(self, around: Callable[[str], Any] = nullcontext) -> None:
-        """Forward, backward, clip, AdamW; around(name) is a context for the backward pass."""
+        """Forward, backward, clip, AdamW. around("backward") is a context for the backward pass."""
         loss = self.forward(seeded_generator(0, self.updates))
         with around("backward"):
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
@@ -185,7 +180,7 @@ class Training:
         self.updates += 1
 
     def loss_and_gradient(self) -> tuple[float, np.ndarray]:
-        """Of one fixed step, fp32; the gradient of the whole adapter as one vector."""
+        """Loss and gradient of the whole adapter, one vector (N,) float64, of one fixed step in fp32."""
         self.optimizer.zero_grad()
         loss = self.loss(seeded_generator(7))
         loss.backward()
@@ -195,7 +190,7 @@ class Training:
 
 
 def build_training(variant: Variant, options: Options, batch: dict[str, Any]) -> Training:
-    """A variant with networks of its own in the precision of the run; the adapter is fp32."""
+    """A variant with networks of its own, in the precision of the run; the adapter is fp32."""
     model = build(options).to(options.dtype)
     teacher = copy.deepcopy(model) if variant.reference else None
     return Training(variant, adapt(model, options, variant.targets), teacher, batch, options)
