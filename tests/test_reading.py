@@ -117,7 +117,7 @@ def test_the_loss_moves_latents_and_leaves_the_reader(monkeypatch):
     assert all(p.grad is None for p in reader.parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_reader_learns_a_handful_of_lines():
     torch.manual_seed(0)
     dataset = MockDataset(8, seed=1, image_size=128, max_lines=2)
