@@ -1,9 +1,10 @@
 """Rebuilds the embedded teacher from nothing: `python -m anytext_lcm.build_teacher`.
 
-Nine stages, each of which can be run alone; vae, diffusion, writing and decoder go on where they were interrupted:
+Ten stages, each of which can be run alone; vae, diffusion, writing and decoder go on where they were interrupted:
     data        pictures and conditioning of the mock task, drawn once into memory-mapped columns
     vae         a linear encoder from principal components, then its decoder on text-centred crops
     recogniser  CTC on drawn lines; one set of weights for both of AnyText2's predictors, frozen afterwards
+    fonts       the second copy of the recogniser learns to tell fonts apart (scenery task)
     features    latents and recogniser features of every picture, so that the diffusion runs on what is left
     diffusion   UNet, WriteNet, text tower and the trainable part of the embedding manager, on v
     reader      CTC on lines cut out of true latents
@@ -32,6 +33,7 @@ from anytext_lcm.teacher.columns import (
     encode_all,
     finish_data,
     finish_features,
+    load_frozen,
     open_columns,
     prepare_features,
     scale_factor,
@@ -39,17 +41,19 @@ from anytext_lcm.teacher.columns import (
 )
 from anytext_lcm.teacher.decoder import train_decoder
 from anytext_lcm.teacher.diffusion import train_diffusion
+from anytext_lcm.teacher.font_reader import train_font_predictor
 from anytext_lcm.teacher.readers import train_reader, train_recogniser
 from anytext_lcm.teacher.recipe import CONFIG, Recipe, averaged, launch, save
 from anytext_lcm.teacher.tasks import TASKS, recipe_of
 from anytext_lcm.teacher.writing import train_writing
 
 FEWEST_PICTURES = 100  # one step of the diffusion draws up to 96 different ones, on a GPU
-STAGES = ("data", "vae", "recogniser", "features", "diffusion", "reader", "writing", "decoder", "export")
-DEFAULT_STAGES = {"mock": tuple(stage for stage in STAGES if stage != "decoder"), "scenery": STAGES}
+STAGES = ("data", "vae", "recogniser", "fonts", "features", "diffusion", "reader", "writing", "decoder", "export")
+DEFAULT_STAGES = {"mock": tuple(s for s in STAGES if s not in ("fonts", "decoder")), "scenery": STAGES}
 _FEATURES = ("captions.json", "vae.pt", "recogniser.pt", "features.done")
 READS = {  # files of the work folder; export says itself what it lacks
     "vae": ("captions.json",),
+    "fonts": ("recogniser.pt",),
     "features": ("captions.json", "vae.pt", "recogniser.pt"),
     "diffusion": _FEATURES,
     "reader": _FEATURES,
@@ -123,8 +127,7 @@ def load_average(work: Path) -> AnyText2:
         raise FileNotFoundError(f"{work} holds neither writing.pt nor diffusion.pt; run the stages before export.")
     model = AnyText2.from_config(CONFIG)
     model.load_state_dict(averaged(states[0]))
-    if (work / "decoder.pt").exists():
-        model.first_stage_model.load_state_dict(averaged(work / "decoder.pt"))
+    load_frozen(model, work)  # a decoder trained since
     model.scale_factor = scale_factor(work)
     return model.eval()
 
@@ -197,6 +200,9 @@ def run(args: argparse.Namespace) -> None:
         elif stage == "recogniser":
             if not (args.work / "recogniser.pt").exists():
                 launch(train_recogniser, args.work, recipe, 1)
+        elif stage == "fonts":
+            if not (args.work / "fonts.pt").exists():
+                launch(train_font_predictor, args.work, recipe, 1)
         elif stage == "features":
             stage_features(args.work, recipe, args.processes)
         elif stage == "diffusion":

@@ -98,13 +98,19 @@ class Lines:
 
 def load_parts(work: Path, device: torch.device) -> AnyText2:
     """The network with trained autoencoder and recognisers."""
-    model = AnyText2.from_config(CONFIG)
+    return load_frozen(AnyText2.from_config(CONFIG), work).to(device)
+
+
+def load_frozen(model: AnyText2, work: Path) -> AnyText2:
+    """Puts autoencoder and recognisers into a network, as the last stages that trained them left them."""
     decoder = work / "decoder.pt"  # the same encoder, so the latents fit either
     model.first_stage_model.load_state_dict(averaged(decoder if decoder.exists() else work / "vae.pt"))
     letters = torch.load(work / "recogniser.pt", map_location="cpu", weights_only=True)
     model.text_predictor.load_state_dict(letters)
+    if (work / "fonts.pt").exists():
+        letters = torch.load(work / "fonts.pt", map_location="cpu", weights_only=True)
     model.embedding_manager.font_predictor.load_state_dict(letters)
-    return model.to(device)
+    return model
 
 
 def _masked(images: Tensor, hint: Tensor) -> Tensor:

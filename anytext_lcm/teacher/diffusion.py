@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
-from anytext_lcm.teacher.columns import SIDE, Batches, scaled_parts
+from anytext_lcm.teacher.columns import SIDE, Batches, load_frozen, scaled_parts
 from anytext_lcm.teacher.muon import Muon
 from anytext_lcm.teacher.recipe import Rank, Recipe, autocast, parallel, rate, restore, save_training
 from anytext_lcm.teacher.tasks import spread_colors
@@ -103,6 +103,8 @@ def train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
     batches = Batches(work, recipe, rank.device, model.scale_factor)
     path = work / "diffusion.pt"
     start = restore(path, model, average, *optimisers)
+    for network in (model, average.module):
+        load_frozen(network, work)  # a checkpoint may be older than they are
     if start == 0 and recipe.task == "scenery":
         for network in (model, average.module):
             spread_colors(network.embedding_manager.color_proj, recipe.seed)

@@ -36,6 +36,8 @@ class Recipe:
     decoder_text_weight: float = 3.0
     recogniser_steps: int = 600
     recogniser_batch: int = 32
+    font_steps: int = 600  # of the font predictor (scenery task)
+    font_batch: int = 32
     diffusion_steps: int = 10_000
     diffusion_batch: int = 4  # pictures a process
     strip_share: float = 0.6  # the first of the steps look at half a picture around a line, at half the cost
