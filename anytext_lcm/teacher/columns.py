@@ -182,7 +182,13 @@ def prepare_features(work: Path, recipe: Recipe) -> None:
 
 
 def finish_features(work: Path) -> None:
-    """Notes that the columns are complete, and the scale that gives the latents a deviation of 1."""
+    """Notes that the columns are complete, and the scale that gives the latents a deviation of 1.
+
+    Weights that the work folder goes on from keep the scale that they were trained with, the configuration's.
+    """
+    if (work / "diffusion.pt").exists():
+        write_json(work / "features.done", {"scale_factor": AnyText2.from_config(CONFIG, device="meta").scale_factor})
+        return
     latents = np.load(work / "latents.npy", mmap_mode="r")[:2000].astype(np.float32)
     spread = float(np.sqrt(latents[:, 0].var() + np.exp(latents[:, 1]).mean()))
     write_json(work / "features.done", {"scale_factor": round(1 / spread, 5)})
