@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
 from anytext_lcm.teacher.columns import SIDE, Batches, load_frozen, scaled_parts
 from anytext_lcm.teacher.muon import Muon
-from anytext_lcm.teacher.recipe import Rank, Recipe, autocast, parallel, rate, restore, save_training
+from anytext_lcm.teacher.recipe import Rank, Recipe, autocast, moving_average, parallel, rate, restore, save_training
 from anytext_lcm.teacher.tasks import spread_colors
 
 SAVE_EVERY = 600  # seconds: what an interruption costs at most
@@ -99,7 +98,7 @@ def train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
         net.to(memory_format=torch.channels_last)
     parameters = trainable(model)
     optimisers = optimisers_of(model, recipe, rank)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+    average = moving_average(model, recipe.ema)
     batches = Batches(work, recipe, rank.device, model.scale_factor)
     path = work / "diffusion.pt"
     start = restore(path, model, average, *optimisers)

@@ -117,6 +117,16 @@ def rate(step: int, total: int, peak: float, decay: float, warmup: int = 200) ->
     return peak * min(1.0, (step + 1) / warmup, (total - step) / max(1, decay * total))
 
 
+def moving_average(module: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of the weights; the first updates count more, lest the start be half of a run."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return AveragedModel(module, multi_avg_fn=update)
+
+
 def save(path: Path, content: object) -> None:
     unfinished = path.with_suffix(".partial")
     torch.save(content, unfinished)
