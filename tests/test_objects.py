@@ -1,10 +1,13 @@
-"""Objects, text colour by number and kept photographs, on pictures made for the purpose."""
+"""Objects, text colour by number, fonts and kept photographs, on pictures made for the purpose."""
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
+from anytext_lcm.data.fonts import load_font
 from anytext_lcm.data.mock import COLORS
+from anytext_lcm.judging.font import font_fits, fonts_obeyed
 from anytext_lcm.judging.ink import ink_distance, ink_obeyed
 from anytext_lcm.judging.kept import kept_outside
 from anytext_lcm.judging.objects import objects_obeyed
@@ -127,6 +130,26 @@ def test_open_colours_do_not_count_and_lines_are_averaged():
     assert ink_obeyed([canvas], [[LINE, LINE]], [[(255, 0, 0), (0, 0, 255)]])[0] == 0.5
     with pytest.raises(ValueError, match="has no pixel"):
         ink_distance(canvas, LINE + 500, (255, 0, 0))
+
+
+FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSans-Oblique.ttf", "DejaVuSerif.ttf")
+
+
+@pytest.mark.parametrize("font", FONTS)
+@pytest.mark.parametrize("degrees", [0, 14])
+def test_the_font_that_a_line_is_drawn_in_fits_best(font, degrees):
+    layer = Image.fromarray(picture())
+    ImageDraw.Draw(layer).text((16, 44), "River", font=load_font(font, 34), fill=(250, 240, 60))
+    canvas = np.asarray(layer.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=COLORS["green"]))
+    cos, sin = np.cos(np.radians(-degrees)), np.sin(np.radians(-degrees))
+    quad = (LINE - 64) @ np.array([[cos, sin], [-sin, cos]]) + 64  # turned with the picture, about its middle
+    assert FONTS[font_fits(canvas, quad, "River", (250, 240, 60), FONTS).argmax()] == font
+    line = [[quad]], [["River"]], [[(250, 240, 60)]]
+    assert [fonts_obeyed([canvas], *line, [[wanted]], FONTS)[0] for wanted in FONTS] == [f == font for f in FONTS]
+
+
+def test_without_letters_no_font_fits():
+    assert not font_fits(picture(), LINE, "River", (250, 240, 60), FONTS).any()
 
 
 def test_kept_looks_outside_the_hole_alone():

@@ -5,7 +5,7 @@ says what is bold and leaves its place, size and direction open, so that a model
 the possibilities is a smudge that anybody sees:
 
     ground   a named colour, plain or with stripes, checks or a gradient of a second named colour; the caption names
-             both colours and, half of the time, the pattern
+             both colours and, half of the time, the pattern; one caption in twelve says nothing about the ground
     objects  none (one picture in ten), one or two circles, squares or triangles, a fifth to a half of the side
     text     one or two lines of 2 to 7 characters: words, numbers, mixed strings, signs such as 50% and #7
     colour   of the text: named or any; told as numbers in most pictures, named by the caption in at most a third
@@ -99,12 +99,14 @@ class Scenery:
     """How often a picture has what. Shares are 0..1; those of editing and hints are the data set's.
 
     material_share  of the pictures to edit: a material with text on it instead of a scene
+    ground_share    of scenes: the caption names the ground
     pattern_share   of two-tone grounds: the caption names the pattern
     any_color_share of text lines: any colour instead of a shade of a named one
     named_share     of pictures whose text colours are all named ones: the caption names them
     """
 
     material_share: float = 0.6
+    ground_share: float = 0.92
     pattern_share: float = 0.5
     any_color_share: float = 0.5
     named_share: float = 0.5
@@ -115,7 +117,7 @@ class Scenery:
         edit, material, hinted, colored = self._flags(rng, data)
         scene = data.scene(index)
         names_colors = scene.named_text and rng.random() < self.named_share
-        names_pattern = rng.random() < self.pattern_share
+        names_ground, names_pattern = rng.random(2) < (self.ground_share, self.pattern_share)
         phrase = TEXT_PHRASES[0] if data.split == "test" else mock._pick(rng, TEXT_PHRASES)
         image = mock._to_float(scene.image)
         wanted = [
@@ -139,7 +141,7 @@ class Scenery:
             phrase=phrase,
         )
         item["img"] = image
-        item["img_caption"] = _caption(rng, scene, names_colors, names_pattern)
+        item["img_caption"] = _caption(rng, scene, names_colors, names_ground, names_pattern)
         item["polygons"] = [line.quad for line in scene.lines]
         item["meta"] = {
             "index": index,
@@ -147,6 +149,7 @@ class Scenery:
             "background": scene.background_name,
             "ground": scene.ground,
             "tones": scene.tones,
+            "ground_in_caption": bool(names_ground) and scene.ground != "material",
             "objects": scene.objects,
             "text_colors": [line.color_name for line in scene.lines],
             "text_rgb": [line.color for line in scene.lines],
@@ -424,13 +427,17 @@ def _cased(rng: np.random.Generator, word: str) -> str:
 _MATERIAL_CAPTIONS = ("a photo", "a picture", "a photo with {}", "{} on a photo", "{} on a picture", "{}")
 
 
-def _caption(rng: np.random.Generator, scene: BoldScene, names_colors: bool, names_pattern: bool) -> str:
+def _caption(
+    rng: np.random.Generator, scene: BoldScene, names_colors: bool, names_ground: bool, names_pattern: bool
+) -> str:
     """One of a few ways to say ground, objects, and text colours unless they are left to the numbers."""
     names = list(dict.fromkeys(line.color_name for line in scene.lines))
     text = f"{' and '.join(names)} text" if names_colors else "text"
     if scene.ground == "material":
         return mock._pick(rng, _MATERIAL_CAPTIONS).format(text)
     things = " and ".join(f"{mock._article(name)} {name} {shape}" for name, shape in scene.objects)
+    if not names_ground:
+        return f"{things} with {text}" if things else text
     ground = _ground_words(scene, names_pattern)
     form = int(rng.integers(3))
     if form == 0:

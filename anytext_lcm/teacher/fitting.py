@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from anytext_lcm.teacher.processes import Rank
@@ -72,8 +72,16 @@ class TrainingState:
 
 
 def moving_average(module: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the module that follows it: average = decay * average + (1 - decay) * weights after each update."""
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    """A copy of the module that follows it: average = d * average + (1 - d) * weights after each update.
+
+    d = min(decay, (1 + count) / (10 + count)), so that the first weights do not stay half of a short run's average.
+    """
+
+    @torch.no_grad()
+    def follow(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return AveragedModel(module, multi_avg_fn=follow)
 
 
 def save(path: Path, content: object) -> None:
