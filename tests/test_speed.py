@@ -266,9 +266,9 @@ def test_merged_for_sampling_and_bitwise_back(options):
 
 def test_the_decoders_group_leaves_what_is_shared_alone():
     model = lora.attach(micro_network(), 2, 2, ["unet_decoder"])
-    assert not lora.adapts(model, "control_model", "model.diffusion_model.input_blocks")
-    assert lora.adapts(model, "model.diffusion_model.middle_block")
-    assert lora.adapts(model, "model.diffusion_model.output_blocks")
+    assert not lora.Adapter.of(model).touches("control_model", "model.diffusion_model.input_blocks")
+    assert lora.Adapter.of(model).touches("model.diffusion_model.middle_block")
+    assert lora.Adapter.of(model).touches("model.diffusion_model.output_blocks")
 
 
 def test_both_loaders_lay_convolutions_out_for_speed_and_compute_the_same(teacher, tmp_path):

@@ -134,11 +134,6 @@ def adapter_state(model: nn.Module) -> dict[str, nn.Parameter]:
     return Adapter(model, adapter_layers(model)).state()
 
 
-def adapts(model: nn.Module, *prefixes: str) -> bool:
-    """`Adapter.touches` of a model; False without an adapter."""
-    return Adapter(model, adapter_layers(model)).touches(*prefixes)
-
-
 def attach(model: nn.Module, rank: int = 64, alpha: float = 64, targets: Sequence[str] | None = None) -> nn.Module:
     """Put a fresh adapter into the model, in place, and freeze everything else. Return the model.
 

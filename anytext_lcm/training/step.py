@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from anytext_lcm.adapter.lora import adapter_off, adapts
+from anytext_lcm.adapter.lora import Adapter
 from anytext_lcm.lcm.consistency import l2, pseudo_huber
 from anytext_lcm.lcm.objectives import OBJECTIVES, Point
 from anytext_lcm.lcm.schedule import NoiseSchedule
@@ -67,9 +67,10 @@ class DistillStep(nn.Module):
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
         self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
         # The adapter is looked up here alone. Where it does not reach the encoder, teacher and student share encodings.
-        self.without_adapter = partial(adapter_off, model)
-        self.adapts_control = adapts(model, "control_model")
-        self.adapts_encoder = adapts(model, "model.diffusion_model.input_blocks", "model.diffusion_model.time_embed")
+        adapter, unet = Adapter.of(model), "model.diffusion_model"
+        self.without_adapter = adapter.off
+        self.adapts_control = adapter.touches("control_model")
+        self.adapts_encoder = adapter.touches(f"{unet}.input_blocks", f"{unet}.time_embed")
         self._blanks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> LossParts:
