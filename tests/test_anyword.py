@@ -259,9 +259,9 @@ def test_arguments_that_cannot_be(tmp_path):
 def test_index_follows_its_json(tmp_path):
     path = write_set(tmp_path, [{"img_name": "a.png", "caption": "first"}])
     assert open_index(path)[0].caption == "first"
-    built = (tmp_path / "data.index" / "records.arrow").stat().st_mtime_ns
+    built = (tmp_path / "data.json.index" / "records.arrow").stat().st_mtime_ns
     open_index(path)
-    assert (tmp_path / "data.index" / "records.arrow").stat().st_mtime_ns == built  # built once
+    assert (tmp_path / "data.json.index" / "records.arrow").stat().st_mtime_ns == built  # built once
     write_set(tmp_path, [{"img_name": "a.png", "caption": "another one"}])
     assert open_index(path)[0].caption == "another one"
 
@@ -270,9 +270,9 @@ def test_index_may_lie_elsewhere_and_is_whole_or_not_there(tmp_path):
     path = write_set(tmp_path / "set", [{"img_name": "a.png"}, 7])
     with pytest.raises(BadRecord, match="data.json, record 1, record: it is 7"):
         open_index(path, tmp_path / "other", strict=True)
-    assert [p.name for p in (tmp_path / "other").iterdir() if p.name != "data.index.lock"] == []
+    assert [p.name for p in (tmp_path / "other").iterdir() if p.suffix != ".lock"] == []
     index = open_index(path, tmp_path / "other")
-    assert len(index) == 1 and index.folder == tmp_path / "other" / "data.index"
+    assert len(index) == 1 and index.folder.parent == tmp_path / "other"
     with pytest.raises(BadRecord, match="record 1"):  # the index is there, and strict all the same
         open_index(path, tmp_path / "other", strict=True)
 
