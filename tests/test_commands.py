@@ -225,6 +225,8 @@ def test_exit_codes(capsys):
     assert command.run(parser, lambda args: None, []) == 0 and capsys.readouterr().out == ""
     for error in (ValueError("bad"), OSError("bad"), FloatingPointError("bad")):
         assert command.run(parser, fail(error), []) == 2 and capsys.readouterr().err == "error: bad\n"
+    assert command.run(parser, fail(ValueError("no \x1b[2Jfile\nb")), []) == 2
+    assert capsys.readouterr().err == "error: no \\x1b[2Jfile\\nb\n"
     assert command.run(parser, fail(command.AlreadyReported()), []) == 2 and capsys.readouterr().err == ""
     with pytest.raises(KeyError):  # a fault of the program keeps its traceback
         command.run(parser, fail(KeyError("bug")), [])

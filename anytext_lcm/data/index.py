@@ -30,7 +30,7 @@ from filelock import FileLock
 
 from anytext_lcm.data.json_stream import read_records
 from anytext_lcm.data.records import Annotation, Problem, Record, clean
-from anytext_lcm.files import atomic_folder, check_writable
+from anytext_lcm.files import atomic_folder, check_writable, printable
 
 VERSION = 2
 """Goes up when the columns or the rules of `records` change; an index of another version is rebuilt."""
@@ -224,7 +224,7 @@ def build_index(
 
 def problem_sentence(source: str | Path, problem: Problem) -> str:
     """Write one line that names file, record, field and what is wrong."""
-    return f"{source}, record {problem.number}, {problem.kind}: {problem.detail}"
+    return printable(f"{source}, record {problem.number}, {problem.kind}: {problem.detail}")
 
 
 class _Table:
