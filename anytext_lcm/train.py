@@ -44,7 +44,9 @@ def describe_memory(settings: Mapping[str, Any]) -> str:
     from anytext_lcm.training import memory
 
     precision = settings["mixed_precision"] or "no"
-    sizes = memory.estimate(TrainSettings(**settings))
+    wanted = TrainSettings(**settings)
+    wanted.check_values()
+    sizes = memory.estimate(wanted)
     head = f"Memory of one process, batch {settings['train_batch_size']}, rank {settings['lora_rank']}, {precision}:"
     return f"{head}\n{memory.table(sizes)}"
 
