@@ -17,6 +17,7 @@ from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import PackedDataset
 from anytext_lcm.data.usable import complaints, require_lines
+from anytext_lcm.training.processes import ignore_interrupts
 from anytext_lcm.training.settings import DataSettings, TrainSettings
 
 
@@ -115,6 +116,7 @@ def build_loader(
         collate_fn=collate,
         num_workers=settings.num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=ignore_interrupts,
         generator=seeded_generator(settings.seed, rank, done),  # else it draws from the global one
     )
 
