@@ -155,14 +155,15 @@ class AnyWordDataset(torch.utils.data.Dataset):
             try:
                 picture = read_picture(path)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                self._report(source, [Problem(record.number, "picture", _reason(error, path))], problems)
+                reason = _reason(error, path)
+                self._report(source, [Problem(record.number, "picture", reason)], problems)
                 continue
             rng = np.random.default_rng([self.seed, index])
             item, found = make_item(record, picture, self.rules, rng)
             self._report(source, found, problems)
             return item | {"img_name": record.img_name, "problems": problems}
         raise FileNotFoundError(
-            f"{min(MAX_SKIPS, len(self))} records in a row have no picture that can be read, the last is {path}: "
+            f"{min(MAX_SKIPS, len(self))} records in a row have no picture that can be read; of the last, {reason}: "
             "check data_root."
         )
 
