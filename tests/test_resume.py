@@ -16,7 +16,7 @@ from micro_network import micro_network
 from processes import NoisyPictures, finish, start, start_ranks
 from safetensors.torch import save_file
 
-from anytext_lcm.adapter.lora import read_adapter
+from anytext_lcm.adapter.stored import read_adapter
 from anytext_lcm.training import checkpoints, data_order, loop, resume, watching
 from anytext_lcm.training.checkpoints import find_resume, what_is_wrong_with
 from anytext_lcm.training.loop import run_distillation

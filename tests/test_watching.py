@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_resume import options
 from torch.utils.tensorboard import SummaryWriter
 
-from anytext_lcm.adapter.lora import read_adapter
+from anytext_lcm.adapter.stored import read_adapter
 from anytext_lcm.drawing.draw import to_uint8
 from anytext_lcm.training.logs import read_curves
 from anytext_lcm.training.loop import run_distillation

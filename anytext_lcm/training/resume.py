@@ -13,7 +13,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import SafetensorError
 from torch import nn
 
-from anytext_lcm.adapter.lora import adapter_state, load_adapter, read_adapter, save_adapter
+from anytext_lcm.adapter.lora import adapter_state, load_adapter, save_adapter
+from anytext_lcm.adapter.stored import read_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.average import Ema
 from anytext_lcm.training.checkpoints import (
