@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from anytext_lcm.adapter.choices import MAX_RANK
+from anytext_lcm.model.checkpoint import DAMAGE
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."  # in front of every key that PEFT writes and reads
@@ -99,9 +100,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         state = load_file(path)
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:  # safetensors raises a class of its own
+    except DAMAGE as error:
         raise ValueError(f"{path} cannot be read: it is truncated or no safetensors file ({error}).") from error
     for key, value in state.items():
         if not value.is_floating_point() and not key.endswith(".alpha"):
