@@ -30,8 +30,9 @@ from anytext_lcm.training.processes import (
     share_first_weights,
     start_accelerator,
 )
-from anytext_lcm.training.resume import Progress, TrainingState, restore, save_checkpoint
+from anytext_lcm.training.resume import TrainingState, restore, save_checkpoint
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings
+from anytext_lcm.training.state_file import Progress
 from anytext_lcm.training.step import DistillStep, LossParts, update
 from anytext_lcm.training.watching import OnSample, Watcher, sample_pictures
 
