@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 
 import pytest
@@ -335,6 +336,19 @@ def test_we_read_what_peft_writes(tmp_path):
     wrapped.save_pretrained(tmp_path)
     for mine, theirs in zip(outputs(lora.load_adapter(micro_network(), tmp_path)), on, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_files_follow_the_umask(saved, tmp_path, mask):
+    model = lora.load_adapter(micro_network(), saved[0])
+    before = os.umask(mask)
+    try:
+        for _ in range(2):  # a new folder, and over the files of an old one
+            folder = lora.save_adapter(model, tmp_path / "out")
+            assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~mask}
+    finally:
+        os.umask(before)
 
 
 def test_an_existing_directory_keeps_its_other_files(saved, tmp_path):

@@ -25,7 +25,7 @@ from anytext_lcm.adapter.stored import (
     read_adapter,
 )
 from anytext_lcm.adapter.targets import resolve_targets, unwrapped
-from anytext_lcm.files import atomic_file, atomic_folder
+from anytext_lcm.files import atomic_file, atomic_folder, follow_umask
 from anytext_lcm.model.networks import ASSETS
 
 if TYPE_CHECKING:  # peft takes seconds to import, so functions that need it import it
@@ -225,6 +225,7 @@ def save_adapter(model: nn.Module, directory: str | Path, metadata: Mapping[str,
 def _write_weights(adapter: Adapter, path: Path, metadata: Mapping[str, str] | None) -> None:
     state = {key: value.detach().float().cpu().contiguous() for key, value in adapter.state().items()}
     save_file(state, path, metadata={"format": "pt", **(metadata or {})})
+    follow_umask(path)
 
 
 def _write_config(adapter: Adapter, path: Path) -> None:
