@@ -66,7 +66,7 @@ def work(args: argparse.Namespace) -> str:
 
 def distil_into(folder: Path, steps: int, seed: int) -> float:
     """Train an adapter and leave it in folder/adapter and its logs in folder/logs. Returns the seconds it took."""
-    from anytext_lcm.adapter.lora import CONFIG_FILE, WEIGHTS_FILE
+    from anytext_lcm.adapter.stored import CONFIG_FILE, WEIGHTS_FILE
     from anytext_lcm.training.recipes import distil
 
     began = time.monotonic()

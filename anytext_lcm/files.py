@@ -1,8 +1,10 @@
 """Files and folders that appear whole or not at all, and names of them that a terminal can show."""
 
 import os
+import platform
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,41 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the access that a new one has; mkstemp and safetensors give it to its owner alone."""
+    path.chmod(0o666 & ~_umask())
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # os.kill would end the process there
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
+
+
+def _sweep(path: Path) -> None:
+    """Delete the temporary folders that killed runs left beside `path`; their names carry machine and process.
+
+    Those of a running process are left alone, and those of another machine, whose processes cannot be seen.
+    """
+    start = _start_of_name(path)
+    for leftover in path.parent.iterdir():
+        process, dot, _ = leftover.name.removeprefix(start).partition(".")
+        ours = leftover.name.startswith(start) and dot and process.isascii() and process.isdecimal()
+        if ours and leftover.is_dir() and not leftover.is_symlink() and not _is_running(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _start_of_name(path: Path) -> str:
+    machine = zlib.crc32(platform.node().encode())  # short: file names have at most 255 bytes
+    return f".{path.name}.{machine:08x}-"
 
 
 def check_writable(path: str | Path) -> Path:
@@ -52,7 +89,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp gives access to its owner alone
+        follow_umask(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -63,7 +100,8 @@ def atomic_folder(path: str | Path, mark: str = "report.json") -> Iterator[Path]
     """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends well, else it vanishes.
 
     An existing folder is replaced only if it is empty or holds `mark`, that is, if an earlier run wrote it: a mistyped
-    name deletes nothing. Raises ValueError for any other folder, before the block runs.
+    name deletes nothing. What a killed run of the same machine left of its own temporary folder is deleted. Raises
+    ValueError for any other folder, before the block runs.
     """
     path = Path(path).absolute()
     folder = check_writable(path)
@@ -74,8 +112,9 @@ def atomic_folder(path: str | Path, mark: str = "report.json") -> Iterator[Path]
             raise ValueError(f"{path} holds other files and will not be replaced; name another folder.")
 
     def fresh() -> Path:
-        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=folder))
+        return Path(tempfile.mkdtemp(prefix=f"{_start_of_name(path)}{os.getpid()}.", dir=folder))
 
+    _sweep(path)
     temporary, former = fresh(), None
     try:
         temporary.chmod(0o777 & ~_umask())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from micro_network import micro_network
 
-from anytext_lcm.adapter import lora, targets
+from anytext_lcm.adapter import stored, targets
 from anytext_lcm.judging import likeness
 from anytext_lcm.training import ablation, recipes
 from anytext_lcm.training.recipes import DEFAULTS, recipe
@@ -76,7 +76,9 @@ def test_two_runs_are_trained_and_judged(teacher, tmp_path, monkeypatch, quick):
         "untrained": 0,
     }
     assert runs["default"]["seconds"] > 0 and runs["default"]["cpu_seconds"] > 0
-    averages = [lora.read_adapter(tmp_path / name)[1] for name in ("default/checkpoint-5", "default/checkpoint-5/ema")]
+    averages = [
+        stored.read_adapter(tmp_path / name)[1] for name in ("default/checkpoint-5", "default/checkpoint-5/ema")
+    ]
     assert any((averages[0][key] != averages[1][key]).any() for key in averages[0])
     for name, run in runs.items():
         of = run["read"]["4"]

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from reference_weights import REFERENCE
 from safetensors.torch import load_file, save_file
 
 from anytext_lcm.adapter import lora, mix, targets
+from anytext_lcm.adapter.card import describe_adapter
 from anytext_lcm.adapter.lora import Adapter
 from anytext_lcm.model.anytext2 import AnyText2
 
@@ -123,6 +126,9 @@ def test_a_choice_of_targets():
         ({"rank": 0}, "rank"),
         ({"rank": -4}, "rank"),
         ({"rank": 2.5}, "rank"),
+        ({"rank": 1025}, "from 1 to 1024"),
+        ({"alpha": float("nan")}, "finite"),
+        ({"alpha": float("inf")}, "finite"),
         ({"alpha": 0}, "alpha"),
         ({"targets": []}, "No LoRA target"),
         ({"targets": ["zero_convs", "unet_atention"]}, "unet_atention"),
@@ -332,6 +338,19 @@ def test_we_read_what_peft_writes(tmp_path):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_files_follow_the_umask(saved, tmp_path, mask):
+    model = lora.load_adapter(micro_network(), saved[0])
+    before = os.umask(mask)
+    try:
+        for _ in range(2):  # a new folder, and over the files of an old one
+            folder = lora.save_adapter(model, tmp_path / "out")
+            assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~mask}
+    finally:
+        os.umask(before)
+
+
 def test_an_existing_directory_keeps_its_other_files(saved, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     model = lora.load_adapter(micro_network(), saved[0])
@@ -362,14 +381,14 @@ def test_adapters_that_do_not_fit(saved, tmp_path):
 
     before = set(micro_network().state_dict())
     for options, words in (
-        ({"config": {"r": 8}}, "differ in shape"),
+        ({"config": {"r": 8}}, "r is 8"),
         ({"config": {"use_rslora": True}}, "use_rslora"),
         (
             {"state": lambda s: {k.replace("output_blocks", "outputs"): v for k, v in s.items()}},
             "does not fit",
         ),
         ({"state": lambda s: {k.removeprefix("base_model.model."): v for k, v in s.items()}}, "no PEFT LoRA"),
-        ({"state": lambda s: dict(list(s.items())[1:])}, "differ in shape"),
+        ({"state": lambda s: dict(list(s.items())[1:])}, "one half"),
         ({"raw": b"cut"}, "truncated"),
     ):
         model = micro_network()
@@ -391,3 +410,97 @@ def test_targets_from_a_file(bare, tmp_path):
     written.write_text("")
     with pytest.raises(ValueError, match="is empty"):
         targets.resolve_targets(model, [str(written)])
+
+
+# -- what is refused --------------------------------------------------------------------------------------
+
+BAD_FIELDS = [
+    *({"r": value} for value in (2, 10**9, -1, 0, True, 4.0, "4", None)),
+    *({"lora_alpha": value} for value in (float("nan"), float("inf"), 0, -8, True, "8", None)),
+    *({key: True} for key in ("use_dora", "use_rslora", "use_qalora", "lora_bias", "kasa_config", "use_bdlora")),
+    *({"peft_type": kind} for kind in ("LOHA", "IA3", "LOKR", "VERA")),
+    *({"bias": kind} for kind in ("all", "lora_only")),
+    *({"init_lora_weights": kind} for kind in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", 1)),
+    {"rank_pattern": {"to_q": 2}},
+    {"alpha_pattern": {"to_q": 2}},
+    {"modules_to_save": ["out"]},
+    {"target_parameters": ["weight"]},
+    {"trainable_token_indices": [1]},
+    {"layer_replication": [[0, 1]]},
+    {"some_future_variant": True},
+]
+
+
+def altered(directory, target, config=None, change=None):
+    """A copy of a saved adapter with fields of its configuration, or its tensors, changed."""
+    shutil.copytree(directory, target)
+    path = target / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
+    if change is not None:
+        state = load_file(target / "adapter_model.safetensors")
+        change(state)
+        save_file(state, target / "adapter_model.safetensors")
+    return target
+
+
+def ways_in(model, folder):
+    """Every way an adapter's folder comes in."""
+    yield lambda: lora.load_adapter(model, folder)
+    yield lambda: mix.load_adapters(model, [mix.WeightedAdapter(folder)])
+    yield lambda: mix.load_adapters(model, [mix.WeightedAdapter(folder, 0.5)])
+    yield lambda: describe_adapter(folder)
+
+
+@pytest.mark.parametrize("fields", BAD_FIELDS, ids=str)
+def test_one_validation_for_every_way_in(bare, saved, tmp_path, fields):
+    before = set(bare.state_dict())
+    folder = altered(saved[0], tmp_path / "bad", fields)
+    for way in ways_in(bare, folder):
+        with pytest.raises(ValueError) as error:
+            way()
+        said = str(error.value)
+        assert "adapter_config.json" in said or "adapter_model.safetensors" in said
+        assert next(iter(fields)) in said or "r is" in said and "\n" not in said
+    assert set(bare.state_dict()) == before
+
+
+def put(state, key, value):
+    state[key] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.pop(min(s)), "one half"),
+        (lambda s: put(s, min(s), s[min(s)][:2]), "r is 4"),
+        (lambda s: put(s, min(s), s[min(s)].flatten()), "r is 4"),
+        (lambda s: s[min(s)].view(-1)[:1].fill_(float("nan")), "not finite"),
+        (lambda s: s[max(s)].view(-1)[:1].fill_(float("inf")), "not finite"),
+        (lambda s: put(s, min(s), s[min(s)].to(torch.int8)), "int8"),
+        (lambda s: put(s, "base_model.model.x.lora_magnitude_vector", torch.ones(1)), "1 other keys"),
+    ],
+)
+def test_weights_that_are_no_plain_lora(bare, saved, tmp_path, change, words):
+    before = set(bare.state_dict())
+    for way in ways_in(bare, altered(saved[0], tmp_path / "bad", change=change)):
+        with pytest.raises(ValueError, match=words):
+            way()
+    assert set(bare.state_dict()) == before
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal", "eva"])
+def test_plain_inits_load(saved, tmp_path, init):
+    folder = altered(saved[0], tmp_path / "fine", {"init_lora_weights": init, "lora_dropout": 0.1})
+    assert same(
+        outputs(lora.load_adapter(micro_network(), folder)), outputs(lora.load_adapter(micro_network(), saved[0]))
+    )
+
+
+def test_a_byte_order_mark_is_no_fault(bare, saved, tmp_path):
+    folder = altered(saved[0], tmp_path / "marked")
+    path = folder / "adapter_config.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert describe_adapter(folder)["rank"] == 4
+    names = targets.find_targets(bare)["zero_convs"]
+    (tmp_path / "list.txt").write_text("\n".join(names), encoding="utf-8-sig")
+    assert targets.resolve_targets(bare, [str(tmp_path / "list.txt")]) == names

@@ -11,7 +11,7 @@ import yaml
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from micro_network import CHANNELS, CONTEXT, ROOT, SIDE, micro_network
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -273,7 +273,7 @@ def test_files_that_do_not_fit(tmp_path):
         with pytest.raises(ValueError, match=words):
             load_adapters(model, [WeightedAdapter(path)])
     path.write_bytes(b"cut")
-    with pytest.raises(ValueError, match="no safetensors"):
+    with pytest.raises(ValueError, match="no safetensors file"):
         load_adapters(model, [WeightedAdapter(path)])
     with pytest.raises(FileNotFoundError):
         load_adapters(model, [WeightedAdapter(tmp_path / "nowhere.safetensors")])
@@ -295,6 +295,111 @@ def test_files_that_do_not_fit(tmp_path):
     for text in ("a@x", "a@nan", "a@1e9"):
         with pytest.raises(ValueError):
             WeightedAdapter.parse(text)
+
+
+def saved_by_diffusers(folder, unet, **settings):
+    """A LoRA of diffusers' UNet as diffusers itself writes it; returns the file."""
+    unet.add_adapter(LoraConfig(init_lora_weights=False, **settings))
+    state, metadata = get_peft_model_state_dict(unet), unet.peft_config["default"].to_dict()
+    Loader.save_lora_weights(folder, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 4, "lora_alpha": 8},
+        {"r": 6, "lora_alpha": 1},
+        {"r": 4, "lora_alpha": 4, "use_rslora": True},
+        {"r": 4, "lora_alpha": 2, "rank_pattern": {LAYER: 2}, "alpha_pattern": {"attn2.to_q": 16}},
+    ],
+    ids=str,
+)
+def test_rank_and_alpha_in_the_header_of_diffusers(tmp_path, settings):
+    unet = theirs_unet(micro_network())
+    path = saved_by_diffusers(tmp_path, unet, target_modules=["to_q", "to_out.0"], **settings)
+    assert not any(key.endswith("alpha") for key in load_file(path))
+    mine = answers(load_adapters(micro_network(), [WeightedAdapter(path)]))
+    assert (mine - answers(micro_network())).abs().max() > 0.01
+    torch.testing.assert_close(mine, answers(None, unet), rtol=1e-4, atol=1e-4)
+
+
+def test_an_alpha_beside_the_weights_wins(tmp_path):
+    unet = theirs_unet(micro_network())
+    path = saved_by_diffusers(tmp_path, unet, r=4, lora_alpha=8, target_modules=["to_q"])
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    state = load_file(path)
+    names = {key.partition(".lora")[0] for key in state}
+    save_file(state | {f"{name}.alpha": torch.tensor(2.0) for name in names}, path, metadata=header)
+    model = micro_network()
+    with_alpha = formats.read_lora_file(model, path)
+    save_file(state, path, metadata=header)
+    for name, (_, up) in formats.read_lora_file(model, path).items():
+        torch.testing.assert_close(with_alpha[name][1], up / 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"unet.r": 2}, "rank 2, its weights have rank 4"),
+        ({"unet.r": True}, "lora_adapter_metadata: r must be"),
+        ({"unet.lora_alpha": float("nan")}, "lora_alpha must be"),
+        ({"unet.use_dora": True}, "use_dora"),
+        ({"unet.init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"unet.rank_pattern": {"to_q": "x"}}, "rank_pattern"),
+        ({"unet.alpha_pattern": {"(": 4}}, "alpha_pattern"),
+        ({"unet.alpha_pattern": [1]}, "alpha_pattern"),
+        ("[]", "cannot be read"),
+        ("{", "cannot be read"),
+    ],
+    ids=str,
+)
+def test_headers_that_are_refused(tmp_path, changes, words):
+    model, path = micro_network(), tmp_path / "x.safetensors"
+    state = {f"unet.{LAYER}.lora.down.weight": torch.ones(4, 16), f"unet.{LAYER}.lora.up.weight": torch.ones(16, 4)}
+    text = changes if isinstance(changes, str) else json.dumps({"unet.r": 4, "unet.lora_alpha": 8} | changes)
+    save_file(state, path, metadata={"lora_adapter_metadata": text})
+    with pytest.raises(ValueError, match=words) as error:
+        load_adapters(model, [WeightedAdapter(path)])
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert set(model.state_dict()) == set(micro_network().state_dict())
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 0.0, -1.0, [1.0, 2.0]])
+def test_an_alpha_tensor_that_is_no_number(tmp_path, alpha):
+    key, path = formats.kohya_name(LAYER), tmp_path / "x.safetensors"
+    state = {f"{key}.lora_down.weight": torch.ones(4, 16), f"{key}.lora_up.weight": torch.ones(16, 4)}
+    save_file(state | {f"{key}.alpha": torch.tensor(alpha)}, path)
+    with pytest.raises(ValueError, match="alpha"):
+        load_adapters(micro_network(), [WeightedAdapter(path)])
+
+
+def test_one_layer_of_a_huge_rank_is_refused(tmp_path):
+    """All layers of a mixture have one rank, so a file of 3 MB would ask for gigabytes."""
+    key, path = formats.kohya_name(LAYER), tmp_path / "x.safetensors"
+    save_file(
+        {f"{key}.lora_down.weight": torch.ones(20_000, 16), f"{key}.lora_up.weight": torch.ones(16, 20_000)}, path
+    )
+    with pytest.raises(ValueError, match="from 1 to 1024, not 20000"):
+        load_adapters(micro_network(), [WeightedAdapter(path)])
+    halves = {f"{key}.lora_down.weight": torch.ones(600, 16), f"{key}.lora_up.weight": torch.ones(16, 600)}
+    save_file(halves, path)
+    with pytest.raises(ValueError, match="together must be an integer from 1 to 1024, not 1200"):
+        load_adapters(micro_network(), [WeightedAdapter(path), WeightedAdapter(path)])
+
+
+def test_paths_with_an_at_sign_and_capital_endings(tmp_path):
+    path = tmp_path / "style@v2.SAFETENSORS"
+    formats.write_kohya(adapted(), path)
+    assert WeightedAdapter.parse(str(path)) == WeightedAdapter(path)
+    assert WeightedAdapter.parse(f"{path}@0.5") == WeightedAdapter(path, 0.5)
+    assert load_adapters(micro_network(), [WeightedAdapter.parse(str(path))])
+    with pytest.raises(ValueError, match="There is no 'style@v3.safetensors'"):
+        WeightedAdapter.parse("style@v3.safetensors")
 
 
 # -- card and command -----------------------------------------------------------------------------------

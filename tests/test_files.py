@@ -1,9 +1,12 @@
 """Folders that are replaced whole, where the operating system is stricter."""
 
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
+from processes import start
 
 from anytext_lcm import files
 
@@ -46,3 +49,39 @@ def test_what_was_there_comes_back_when_the_new_cannot_take_its_place(windows, t
         (folder / "report.json").write_text("two")
         (folder / "second").touch()
     assert not new.exists() and list(tmp_path.iterdir()) == [target] and (target / "report.json").read_text() == "one"
+
+
+def killed_inside(target):
+    with files.atomic_folder(target) as folder:
+        (folder / "half").write_text("half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def live_inside(target, ready):
+    with files.atomic_folder(target) as folder:
+        os.write(ready, folder.name.encode())
+        time.sleep(600)
+
+
+def test_what_a_killed_run_left_is_swept_and_a_live_one_is_not(tmp_path):
+    target = tmp_path / "data.index"
+    process = start(killed_inside, target)
+    process.join()
+    [left] = tmp_path.iterdir()
+    assert left.name.startswith(".data.index.") and (left / "half").is_file()
+    bystanders = [tmp_path / ".data.index.mine", tmp_path / ".other.index.host-1.x", tmp_path / ".data.index.far-1.x"]
+    for folder in bystanders:
+        folder.mkdir()
+    read, write = os.pipe()
+    live = start(live_inside, target, write)
+    try:
+        name = os.read(read, 200).decode()
+        with files.atomic_folder(target) as folder:
+            assert not left.exists() and (tmp_path / name).is_dir()
+            (folder / "report.json").write_text("{}")
+        assert {path.name for path in tmp_path.iterdir()} == {name, target.name, *(path.name for path in bystanders)}
+    finally:
+        live.kill()
+        live.join()
+    with files.atomic_folder(target):
+        assert not (tmp_path / name).exists()

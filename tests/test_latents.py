@@ -96,6 +96,32 @@ def test_latents_of_something_else_are_refused(stored, tmp_path):
         with_latents(pictures(), damaged, micro_network())
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("moments.npy", b""),
+        ("pictures.npy", b""),
+        ("moments.npy", b"PK\x03\x04"),
+        ("moments.npy", np.zeros((3, 2), np.float16)),
+        ("moments.npy", np.zeros((3, 8, 8, 8), np.float32)),
+        ("moments.npy", np.zeros((3, 6, 8, 8), np.float16)),
+        ("moments.npy", np.float16(1)),
+        ("pictures.npy", np.zeros((3, 1), np.uint32)),
+        ("pictures.npy", np.zeros(3)),
+        ("latents.json", b""),
+        ("latents.json", b"[]"),
+        ("latents.json", b"[" * 99_999),
+        ("latents.json", b"\xff\xfe"),
+    ],
+)
+def test_latents_of_another_form_are_refused_in_a_sentence(stored, tmp_path, name, content):
+    path = shutil.copytree(stored, tmp_path / "damaged") / name
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    with pytest.raises(ValueError, match="The latents in .* cannot be read .*; compute them") as error:
+        with_latents(pictures(), tmp_path / "damaged", micro_network())
+    assert "\n" not in str(error.value)
+
+
 def test_precision_does_not_matter_to_whose_latents_they_are(stored):
     with_latents(pictures(), stored, micro_network().to(torch.bfloat16))
 

@@ -178,6 +178,89 @@ def test_an_empty_state_dict(model, original, tmp_path):
     assert f"{len(original)} missing" in refused(model, saved(tmp_path / "none.ckpt", {}), original)
 
 
+KINDS = {
+    "sparse": lambda value: value.to_sparse(),
+    "quantised": lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+    "without data": lambda value: torch.empty(value.shape, device="meta"),
+    "int64": lambda value: value.to(torch.int64),
+    "bool": lambda value: value > 0,
+    "complex64": lambda value: value.to(torch.complex64),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("key", [OTHER, "alphas_cumprod"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_one_tensor_of_another_kind_is_refused_before_the_first_copy(model, original, source, tmp_path, kind, key):
+    """`refused` compares every tensor of the model with what it was."""
+    path = saved(tmp_path / "odd.ckpt", source | {key: KINDS[kind](source[key])})
+    assert f"1 no plain floating-point weights ({key} is {kind})" in refused(model, path, original)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
+)
+def test_names_of_wrappers_are_taken_out(model, source, tmp_path, prefix):
+    state = {prefix + key: value for key, value in source.items()}
+    model.load_checkpoint(saved(tmp_path / "wrapped.ckpt", {"state_dict": state}))
+    assert all(torch.equal(source[key], value) for key, value in model.state_dict().items())
+
+
+def test_one_compiled_part(model, source, tmp_path):
+    part = "model.diffusion_model."
+    state = {key.replace(part, f"{part}_orig_mod."): value for key, value in source.items()}
+    model.load_checkpoint(saved(tmp_path / "compiled.ckpt", state))
+    assert all(torch.equal(source[key], value) for key, value in model.state_dict().items())
+
+
+def test_an_average_beside_the_weights_is_explained(model, original, source, tmp_path):
+    path = saved(tmp_path / "ema.ckpt", source | {"model_ema.decay": torch.tensor(0.9)})
+    assert "model_ema. are an average of the weights" in refused(model, path, original)
+
+
+def test_two_names_for_one_weight_are_not_merged(model, original, source, tmp_path):
+    path = saved(tmp_path / "twice.ckpt", source | {f"_orig_mod.{OTHER}": source[OTHER]})
+    assert f"1 unexpected (_orig_mod.{OTHER})" in refused(model, path, original)
+
+
+def test_capital_endings(model, source, tmp_path):
+    save_file(source, tmp_path / "MODEL.SAFETENSORS")
+    model.load_checkpoint(tmp_path / "MODEL.SAFETENSORS")
+    assert torch.equal(model.state_dict()[KEY], source[KEY])
+
+
+class Stopped(Exception):
+    """As torch's launcher raises for SIGTERM in its agent."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped(), PermissionError(13, "Permission denied")], ids=repr)
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_only_damage_is_called_damage(model, source, tmp_path, monkeypatch, error, suffix):
+    path = tmp_path / f"model.{suffix}"
+    save_file(source, path) if suffix == "safetensors" else torch.save(source, path)
+
+    def interrupted(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", interrupted)
+    monkeypatch.setattr("safetensors.torch.load_file", interrupted)
+    with pytest.raises(type(error)) as caught:
+        model.load_checkpoint(path)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("unable to mmap: Cannot allocate memory (12)")], ids=repr
+)
+def test_too_little_memory_is_said(model, original, source, tmp_path, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    path = saved(tmp_path / "large.ckpt", source)
+    monkeypatch.setattr(torch, "load", full)
+    assert "needs more memory than there is" in refused(model, path, original)
+
+
 # --- what is no checkpoint ------------------------------------------------------------------------------
 
 
@@ -225,7 +308,13 @@ def test_a_pickle_with_code_is_not_run(model, original, source, tmp_path, kind):
 
 
 def test_files_without_a_state_dict(model, original, tmp_path):
-    for content in ([torch.zeros(2)], {"state_dict": {"step": 3}}, {"a": {"b": torch.zeros(1)}}, torch.zeros(3)):
+    for content in (
+        [torch.zeros(2)],
+        {"state_dict": {"step": 3}},
+        {"a": {"b": torch.zeros(1)}},
+        torch.zeros(3),
+        {1: torch.zeros(1)},
+    ):
         assert "holds no state dict" in refused(model, saved(tmp_path / "odd.ckpt", content), original)
 
 

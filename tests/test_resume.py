@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -16,11 +17,12 @@ from micro_network import micro_network
 from processes import NoisyPictures, finish, start, start_ranks
 from safetensors.torch import save_file
 
-from anytext_lcm.adapter.lora import read_adapter
+from anytext_lcm.adapter.stored import read_adapter
 from anytext_lcm.training import checkpoints, data_order, loop, resume, watching
 from anytext_lcm.training.checkpoints import find_resume, what_is_wrong_with
 from anytext_lcm.training.loop import run_distillation
 from anytext_lcm.training.settings import REMOVED, TrainSettings
+from anytext_lcm.training.state_file import REQUIRED
 
 STEPS = 3
 
@@ -391,6 +393,110 @@ def change_state(checkpoint, change):
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": digest}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def first_moments(state):
+    return state["optimizer"]["state"][0]
+
+
+BROKEN_STATES = {
+    **{f"{key} is missing": lambda s, key=key: s.pop(key) for key in REQUIRED},
+    **{f"{key} in training_state": lambda s, key=key: s.update({key: torch.zeros(2)}) for key in REQUIRED},
+    **{
+        f"progress.{key} is missing": lambda s, key=key: s["progress"].pop(key)
+        for key in ("step", "skipped", "skipped_in_row", "best_score", "best_step", "panels_since_best")
+    },
+    "progress.step in": lambda s: s["progress"].update(step="2"),
+    "progress.skipped in": lambda s: s["progress"].update(skipped=True),
+    "progress.best_score in": lambda s: s["progress"].update(best_score="x"),
+    "progress.best_step in": lambda s: s["progress"].update(best_step=-1),
+    "progress.more in": lambda s: s["progress"].update(more=1),
+    "settings.seed in": lambda s: s["settings"].update(seed=torch.zeros(3)),
+    "scaler.scale is missing": lambda s: s.update(scaler={"growth_factor": 2.0}),
+    "optimizer.state is missing": lambda s: s["optimizer"].pop("state"),
+    "optimizer.state in": lambda s: s["optimizer"].update(state=[]),
+    "optimizer.param_groups is missing": lambda s: s["optimizer"].pop("param_groups"),
+    "param_groups in .* lists no parameters": lambda s: s["optimizer"].update(param_groups=[1]),
+    "param_groups in .* lists no numbers": lambda s: s["optimizer"]["param_groups"][0].update(params=["a"]),
+    "holds 9999, which": lambda s: s["optimizer"]["state"].update({9999: first_moments(s)}),
+    "moments of parameter 0 are missing": lambda s: s["optimizer"]["state"].pop(0),
+    "moments of parameter 1 are missing": lambda s: s["optimizer"]["state"][1].pop("exp_avg"),
+    "moments of parameter 2 are missing": lambda s: s["optimizer"]["state"][2].update(exp_avg_sq=None),
+    "moments of parameter 3 are missing": lambda s: s["optimizer"]["state"].update({3: 7}),
+    r"optimizer.state\[0\].step is missing": lambda s: first_moments(s).pop("step"),
+}
+
+
+@pytest.mark.parametrize("words", BROKEN_STATES)
+def test_a_state_that_lacks_something_is_passed_over(teacher, tmp_path, unbroken, words, capsys):
+    output = shutil.copytree(unbroken[0].parent, tmp_path / "run")
+    change_state(output / f"checkpoint-{STEPS}", BROKEN_STATES[words])
+    latest = TrainSettings.from_dict(options(teacher, output, resume_from_checkpoint="latest"))
+    assert find_resume(latest) == output / f"checkpoint-{STEPS - 1}"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and re.search(f"checkpoint-{STEPS} is passed over: .*{words}", said), said
+    named = options(teacher, output, resume_from_checkpoint=str(output / f"checkpoint-{STEPS}"))
+    with pytest.raises(FileNotFoundError, match=words):
+        find_resume(TrainSettings.from_dict(named))
+
+
+def test_a_state_of_other_parameters_is_refused(teacher, tmp_path, unbroken):
+    """Its keys and types are right, so that only the run can see it."""
+    output = shutil.copytree(unbroken[0].parent, tmp_path / "run")
+    more = options(teacher, output, resume_from_checkpoint="latest", max_train_steps=STEPS + 1)
+    for change in (
+        lambda s: first_moments(s).update(exp_avg=torch.zeros(5)),
+        lambda s: s["optimizer"]["param_groups"][0]["params"].reverse(),
+    ):
+        change_state(output / f"checkpoint-{STEPS}", change)
+        with pytest.raises(ValueError, match="the optimizer's state is of other parameters"):
+            train(more)
+        change_state(output / f"checkpoint-{STEPS}", lambda s: s.update(torch.load(unbroken[0] / "training_state.pt")))
+    change_state(output / f"checkpoint-{STEPS}", lambda s: s.update(ema_updates=None))
+    with pytest.raises(ValueError, match="is not the average of this run's adapter"):
+        train(more)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        "null",
+        '{"files": []}',
+        '{"files": null}',
+        '{"files": {"a": 3}}',
+        '{"files": {"": {}}}',
+        "[" * 9999,
+    ],
+)
+def test_a_manifest_of_another_form_is_passed_over(teacher, tmp_path, unbroken, text, capsys):
+    output = shutil.copytree(unbroken[0].parent, tmp_path / "run")
+    (output / f"checkpoint-{STEPS}" / "manifest.json").write_text(text)
+    latest = TrainSettings.from_dict(options(teacher, output, resume_from_checkpoint="latest"))
+    assert find_resume(latest) == output / f"checkpoint-{STEPS - 1}"
+    assert f"checkpoint-{STEPS} is passed over" in capsys.readouterr().err
+
+
+def test_a_resumed_run_may_have_another_learning_rate(teacher, tmp_path, unbroken, capsys):
+    """As the advice after updates that are not finite says."""
+    output = shutil.copytree(unbroken[0].parent, tmp_path / "run")
+    again = {"resume_from_checkpoint": "latest", "max_train_steps": STEPS + 1, "learning_rate": 1e-3}
+    last = run_distillation(options(teacher, output, **again), None, NoisyPictures())
+    said = capsys.readouterr().err
+    assert "learning rate is 0.001 from update 4 on, before it was 0.01: another run from here on" in said
+    state = torch.load(last / "training_state.pt", weights_only=True)
+    assert state["settings"]["learning_rate"] == 1e-3 == state["optimizer"]["param_groups"][0]["lr"]
+
+
+def test_names_that_only_look_like_checkpoints(teacher, tmp_path, unbroken):
+    output = shutil.copytree(unbroken[0].parent, tmp_path / "run")
+    for name in ("checkpoint-²", "checkpoint-٣", "checkpoint-", "checkpoint--1", "checkpoint-1e3"):
+        shutil.copytree(unbroken[0], output / name)
+    (output / "checkpoint-99").write_text("a file")
+    latest = TrainSettings.from_dict(options(teacher, output, resume_from_checkpoint="latest"))
+    assert find_resume(latest) == output / f"checkpoint-{STEPS}" and sorted(whole(output)) == [STEPS - 1, STEPS]
 
 
 def test_settings_that_are_no_longer_there(teacher, tmp_path, unbroken):

@@ -11,11 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_resume import options
 from torch.utils.tensorboard import SummaryWriter
 
-from anytext_lcm.adapter.lora import read_adapter
+from anytext_lcm.adapter.stored import read_adapter
 from anytext_lcm.drawing.draw import to_uint8
 from anytext_lcm.training.logs import read_curves
 from anytext_lcm.training.loop import run_distillation
-from anytext_lcm.training.resume import Progress
+from anytext_lcm.training.state_file import Progress
 from anytext_lcm.training.watching import problem_counts, report_problems, sample_pictures
 
 

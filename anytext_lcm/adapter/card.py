@@ -9,7 +9,8 @@ from typing import Any
 from safetensors import safe_open
 
 from anytext_lcm import __version__
-from anytext_lcm.adapter.lora import WEIGHTS_FILE, Adapter, read_adapter
+from anytext_lcm.adapter.lora import Adapter
+from anytext_lcm.adapter.stored import WEIGHTS_FILE, read_adapter
 from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.lcm.schedule import lcm_timesteps
 from anytext_lcm.model.anytext2 import AnyText2

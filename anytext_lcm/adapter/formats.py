@@ -5,16 +5,19 @@ much that is. Next: `layouts.py`.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anytext_lcm.adapter.lora import ADAPTER_NAME, Adapter, adapter_layers
+from anytext_lcm.adapter.stored import check_alpha, check_config, check_rank, read_tensors
 from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.layers import Downsample, ResBlock, SpatialTransformer, Upsample
@@ -206,9 +209,10 @@ def _write_lora(state: Mapping[str, Tensor], path: str | Path, header: dict[str,
 def read_lora_file(model: AnyText2, path: str | Path) -> Pairs:
     """Read a kohya or diffusers LoRA file, its alpha and rank multiplied into `up`.
 
-    Knows diffusers' older names (attn1.processor.to_q_lora) as well. Skips weights of text encoders, since the text
-    towers take no adapter here. Raises FileNotFoundError, or ValueError for another format and for layers that this
-    UNet does not have.
+    Alpha and rank stand beside the weights, or in the header that diffusers 0.34 and later write, rslora and patterns
+    too; an alpha beside the weights wins. Knows diffusers' older names (attn1.processor.to_q_lora) as well. Skips
+    weights of text encoders, since the text towers take no adapter here. Raises FileNotFoundError, or ValueError for
+    another format, for layers that this UNet does not have, and as `stored.check_config` for the header.
     """
     state = _load(path)
     theirs = diffusers_names(model.model.diffusion_model)
@@ -228,22 +232,76 @@ def read_lora_file(model: AnyText2, path: str | Path) -> Pairs:
         found.setdefault(names[match[1]], {})[kind] = value.float()
     if not found:
         raise ValueError(f"{path} holds no LoRA weights of a UNet.")
-    pairs = {}
+    config, pairs = _unet_config(path), {}
     for name, parts in found.items():
         if not {"down", "up"} <= set(parts):
             raise ValueError(f"{path} has only one half of {name!r}.")
-        rank = len(parts["down"])
-        pairs[name] = (parts["down"], parts["up"] * (float(parts.get("alpha", rank)) / rank))
+        if parts["down"].ndim < 2 or parts["up"].ndim < 2 or len(parts["down"]) != parts["up"].shape[1]:
+            shapes = " and ".join(str(tuple(parts[kind].shape)) for kind in ("down", "up"))
+            raise ValueError(f"{path} does not fit this network: the halves of {name!r} have {shapes}.")
+        scale = _scale(path, theirs[name.removeprefix(UNET)], parts, config)
+        pairs[name] = (parts["down"], parts["up"] * scale)
     return pairs
+
+
+def _unet_config(path: str | Path) -> dict[str, Any]:
+    """PEFT's settings of the UNet that diffusers 0.34 and later write into the header; empty without them.
+
+    Raises ValueError when they are not readable or are those of a variant of LoRA.
+    """
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get("lora_adapter_metadata")
+    if text is None:
+        return {}
+    what = f"{path}: lora_adapter_metadata"
+    try:
+        config = {k.removeprefix("unet."): v for k, v in json.loads(text).items() if k.startswith("unet.")}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{what} in the header cannot be read ({error}).") from error
+    if not config:
+        return {}
+    config = {"r": 8, "lora_alpha": 8} | config  # PEFT's defaults
+    check_config(config, what)
+    for key, check in (("rank_pattern", check_rank), ("alpha_pattern", check_alpha)):
+        if not isinstance(pattern := config.get(key) or {}, dict):
+            raise ValueError(f"{what}: {key} must be a table of layers, not {pattern!r}.")
+        for layer, value in pattern.items():
+            check(value, f"{what}: {key} of {layer!r}")
+    return config
+
+
+def _scale(path: str | Path, layer: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
+    """What `up` is multiplied by: alpha / rank, where an alpha beside the weights wins over the header's. Without
+    either it is 1. layer: its name in diffusers. Raises ValueError for another rank than the header's.
+    """
+    rank = len(parts["down"])
+    check_rank(rank, f"{path}: the rank of {layer!r}")
+    if "alpha" in parts:
+        if parts["alpha"].numel() != 1:
+            raise ValueError(f"{path}: the alpha of {layer!r} has {parts['alpha'].numel()} numbers instead of one.")
+        alpha = float(parts["alpha"])
+        check_alpha(alpha, f"{path}: the alpha of {layer!r}")
+        return alpha / rank
+    if not config:
+        return 1.0
+    from peft.utils.other import get_pattern_key
+
+    def of_layer(default: str, patterns: str) -> Any:
+        table = config.get(patterns) or {}
+        try:
+            return table.get(get_pattern_key(table, layer), config[default])
+        except re.error as error:
+            raise ValueError(f"{path}: {patterns} in the header is no list of patterns ({error}).") from error
+
+    if (said := of_layer("r", "rank_pattern")) != rank:
+        raise ValueError(f"{path}: the header gives {layer!r} rank {said}, its weights have rank {rank}.")
+    return of_layer("lora_alpha", "alpha_pattern") / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _load(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no LoRA file {path}.")
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises a class of its own
-        raise ValueError(f"{path} is no safetensors file ({error}).") from error
+    return read_tensors(Path(path))
 
 
 def update_error(model: AnyText2, pairs: Pairs) -> float:

@@ -22,8 +22,9 @@ from anytext_lcm.adapter.formats import (
     write_diffusers,
     write_kohya,
 )
-from anytext_lcm.adapter.lora import CONFIG_FILE, load_adapter, save_adapter
+from anytext_lcm.adapter.lora import load_adapter, save_adapter
 from anytext_lcm.adapter.mix import merge, write_merged
+from anytext_lcm.adapter.stored import CONFIG_FILE
 from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
 

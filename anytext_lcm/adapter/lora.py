@@ -9,22 +9,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from anytext_lcm.adapter.stored import (
+    CONFIG_FILE,
+    KEY_PREFIX,
+    WEIGHTS_FILE,
+    check_alpha,
+    check_rank,
+    layer_names,
+    read_adapter,
+)
 from anytext_lcm.adapter.targets import resolve_targets, unwrapped
-from anytext_lcm.files import atomic_file, atomic_folder
+from anytext_lcm.files import atomic_file, atomic_folder, follow_umask
 from anytext_lcm.model.networks import ASSETS
 
 if TYPE_CHECKING:  # peft takes seconds to import, so functions that need it import it
     from peft.tuners.lora import LoraLayer
 
 ADAPTER_NAME = "default"  # PEFT's name for the only adapter
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-KEY_PREFIX = "base_model.model."  # in front of every key that PEFT writes and reads
 SHIPPED_ADAPTER = ASSETS / "adapter"
 
 
@@ -139,15 +146,14 @@ def attach(model: nn.Module, rank: int = 64, alpha: float = 64, targets: Sequenc
 
     W becomes W + (alpha / rank) B A; B starts at zero, so nothing changes yet (arXiv:2106.09685). A is drawn from
     torch's global generator. targets: group names of `find_targets` or module names, None for all groups. Raises
-    ValueError for a rank or alpha that is not positive, an unknown target, or a model that has an adapter already.
+    ValueError for a rank outside 1..MAX_RANK, an alpha that is not positive and finite, an unknown target, or a model
+    that has an adapter already.
     """
     from peft import LoraConfig
     from peft.functional import cast_adapter_dtype, inject_adapter_in_model
 
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"The LoRA rank must be a positive integer, not {rank!r}; 64 is usual.")
-    if not alpha > 0:
-        raise ValueError(f"LoRA alpha must be positive, not {alpha!r}; alpha = rank leaves the update unscaled.")
+    check_rank(rank, "The LoRA rank")
+    check_alpha(alpha, "LoRA alpha")
     if adapter_layers(model):
         raise ValueError("The model has an adapter already; merge it or build the model anew.")
     names = resolve_targets(model, targets)
@@ -178,11 +184,6 @@ def attach_weights(
     for parameter in Adapter.of(model).state().values():
         parameter.requires_grad_(trainable)
     return model
-
-
-def layer_names(state: Mapping[str, Tensor]) -> list[str]:
-    """The names of the adapted layers, sorted, from PEFT's keys of their weights."""
-    return sorted({key.removeprefix(KEY_PREFIX).rpartition(".lora_")[0] for key in state})
 
 
 def update_shapes(model: nn.Module, names: Sequence[str], rank: int) -> dict[str, tuple[int, ...]]:
@@ -224,6 +225,7 @@ def save_adapter(model: nn.Module, directory: str | Path, metadata: Mapping[str,
 def _write_weights(adapter: Adapter, path: Path, metadata: Mapping[str, str] | None) -> None:
     state = {key: value.detach().float().cpu().contiguous() for key, value in adapter.state().items()}
     save_file(state, path, metadata={"format": "pt", **(metadata or {})})
+    follow_umask(path)
 
 
 def _write_config(adapter: Adapter, path: Path) -> None:
@@ -244,40 +246,6 @@ def resolve_adapter(name: str | Path) -> Path | None:
     return folder
 
 
-def read_adapter(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read configuration and weights of a saved adapter. Raises FileNotFoundError or ValueError, naming the file."""
-    directory = Path(directory)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name} does not exist; name a directory that holds a saved adapter.")
-    try:
-        config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-        config = {"r": config["r"], "lora_alpha": config["lora_alpha"], **config}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{directory / CONFIG_FILE} is not the configuration of a LoRA adapter ({error!r})."
-        ) from error
-    try:
-        return config, load_file(directory / WEIGHTS_FILE)
-    except Exception as error:  # safetensors raises a class of its own
-        raise ValueError(
-            f"{directory / WEIGHTS_FILE} cannot be read: it is truncated or not an adapter ({error})."
-        ) from error
-
-
-def check_plain(config: Mapping[str, Any], state: Mapping[str, Tensor], directory: str | Path) -> None:
-    """Raise ValueError unless a saved adapter (see `read_adapter`) is plain LoRA and nothing else."""
-    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
-        if config.get(key):
-            raise ValueError(f"The adapter in {directory} uses {key}, which this package does not; train it here anew.")
-    endings = (".lora_A.weight", ".lora_B.weight")
-    foreign = [key for key in state if not key.startswith(KEY_PREFIX) or not key.endswith(endings)]
-    if foreign or not state:
-        raise ValueError(
-            f"The adapter in {directory} holds no PEFT LoRA weights ({len(foreign)} other keys, like {foreign[:1]})."
-        )
-
-
 def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = False) -> nn.Module:
     """Put a saved adapter into the model, in place; over the attached one where both adapt the same modules. Return
     the model.
@@ -287,7 +255,6 @@ def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = Fals
     unchanged then.
     """
     config, state = read_adapter(directory)
-    check_plain(config, state, directory)
     rank, alpha, shapes = config["r"], config["lora_alpha"], _shapes(state)
     try:
         wanted = update_shapes(model, resolve_targets(model, layer_names(state)), rank)

@@ -12,15 +12,12 @@ from torch import Tensor, nn
 from anytext_lcm.adapter.formats import Pairs, file_header, read_lora_file
 from anytext_lcm.adapter.lora import (
     ADAPTER_NAME,
-    KEY_PREFIX,
     Adapter,
     attach_weights,
-    check_plain,
-    layer_names,
     load_adapter,
-    read_adapter,
     update_shapes,
 )
+from anytext_lcm.adapter.stored import KEY_PREFIX, check_rank, layer_names, read_adapter
 from anytext_lcm.adapter.targets import resolve_targets
 from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import SCHEDULE_BUFFERS, AnyText2
@@ -45,35 +42,34 @@ class WeightedAdapter:
         if not abs(self.scale) <= 100:  # also catches nan
             raise ValueError(f"The scale of an adapter must lie in -100..100, not {self.scale}.")
 
+    @property
+    def is_file(self) -> bool:
+        return self.source.suffix.lower() == ".safetensors" and not self.source.is_dir()
+
     @classmethod
     def parse(cls, text: str) -> "WeightedAdapter":
-        """PATH or PATH@SCALE. Raises ValueError for a scale that is no number."""
+        """PATH or PATH@SCALE; what exists is a path, @ or not. Raises ValueError for a scale that is no number."""
         source, at, scale = text.rpartition("@")
-        if not at:
+        if not at or Path(text).exists():
             return cls(Path(text))
         try:
             value = float(scale)
         except ValueError:
             example = "write PATH@SCALE, as in style.safetensors@0.8"
-            raise ValueError(f"{text!r} gives no number after @: {example}.") from None
+            raise ValueError(f"There is no {text!r}, and it gives no number after @: {example}.") from None
         return cls(Path(source), value)
 
     def read(self, model: AnyText2) -> Pairs:
         """(down, up) of each layer, with alpha / rank and the scale in `up`. Raises ValueError or FileNotFoundError."""
-        is_file = self.source.suffix == ".safetensors"
-        pairs = read_lora_file(model, self.source) if is_file else _read_folder(self.source)
+        pairs = read_lora_file(model, self.source) if self.is_file else _read_folder(self.source)
         return {name: (down, up * self.scale) for name, (down, up) in pairs.items()}
 
 
 def _read_folder(folder: Path) -> Pairs:
     config, state = read_adapter(folder)
-    check_plain(config, state, folder)
     pairs = {}
     for name in layer_names(state):
-        keys = [f"{KEY_PREFIX}{name}.lora_{matrix}.weight" for matrix in "AB"]
-        if missing := [key for key in keys if key not in state]:
-            raise ValueError(f"The adapter in {folder} has only one half of {name}: {missing[0]} is missing.")
-        down, up = (state[key].float() for key in keys)
+        down, up = (state[f"{KEY_PREFIX}{name}.lora_{matrix}.weight"].float() for matrix in "AB")
         pairs[name] = (down, up * (config["lora_alpha"] / config["r"]))
     return pairs
 
@@ -86,7 +82,7 @@ def load_adapters(model: AnyText2, adapters: Sequence[WeightedAdapter]) -> AnyTe
     if not adapters:
         raise ValueError("No adapter was named.")
     first = adapters[0]
-    if len(adapters) == 1 and first.scale == 1.0 and first.source.suffix != ".safetensors":
+    if len(adapters) == 1 and first.scale == 1.0 and not first.is_file:
         return load_adapter(model, first.source)
     return add_adapters(model, [adapter.read(model) for adapter in adapters])
 
@@ -95,13 +91,14 @@ def add_adapters(model: nn.Module, parts: Sequence[Pairs]) -> nn.Module:
     """Put several adapters into a bare model, in place, as one whose update is the sum of theirs. Return the model.
 
     Stacking them is exact: [B1 B2] [A1; A2] = B1 A1 + B2 A2. The rank is the sum of the parts' largest ranks; what a
-    part does not adapt is zero. Raises ValueError as `attach` does and for weights of another shape; the model is
-    unchanged then.
+    part does not adapt is zero. Raises ValueError as `attach` does, for a rank above MAX_RANK, and for weights of
+    another shape; the model is unchanged then.
 
     PEFT's add_weighted_adapter with "cat" gives the same updates to the bit. It needs every part attached beside the
     others first, and its result has the precision of the network: in bf16 the mixture would be rounded.
     """
     ranks = [max((len(down) for down, _ in part.values()), default=0) for part in parts]
+    check_rank(sum(ranks), "The rank of the adapters together")
     names = resolve_targets(model, sorted({name for part in parts for name in part}))
     state = {key: torch.zeros(shape) for key, shape in update_shapes(model, names, sum(ranks)).items()}
     start = 0

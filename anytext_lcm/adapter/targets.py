@@ -91,9 +91,10 @@ def _read_lists(targets: Sequence[str]) -> Iterator[str]:
             yield target
             continue
         try:
-            lines = Path(target).read_text(encoding="utf-8").split()
-        except OSError as error:
-            raise ValueError(f"The list of LoRA targets {target} cannot be read ({error.strerror}).") from error
+            lines = Path(target).read_text(encoding="utf-8-sig").split()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise ValueError(f"The list of LoRA targets {target} cannot be read ({reason}).") from error
         if not lines:
             raise ValueError(f"The list of LoRA targets {target} is empty.")
         yield from lines

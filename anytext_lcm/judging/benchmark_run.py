@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from anytext_lcm import __version__
-from anytext_lcm.adapter.lora import CONFIG_FILE, WEIGHTS_FILE, load_adapter
+from anytext_lcm.adapter.lora import load_adapter
+from anytext_lcm.adapter.stored import CONFIG_FILE, WEIGHTS_FILE
 from anytext_lcm.data.fonts import font_path
 from anytext_lcm.drawing.cores import describe_hardware
 from anytext_lcm.drawing.methods import Method, reference_of

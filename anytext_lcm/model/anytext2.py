@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from anytext_lcm.model.checkpoint import load_strict, read_state_dict
+from anytext_lcm.model.checkpoint import kind_of, load_strict, read_state_dict
 from anytext_lcm.model.conditioning import Conditioning, check_fields, is_blank, line_inputs
 from anytext_lcm.model.config import read_configs
 from anytext_lcm.model.embedding_manager import EmbeddingManager
@@ -105,7 +105,7 @@ class AnyText2(nn.Module):
         # A half-precision file has rounded the schedule too, 1 - abar at t = 1 by 15 %: the yaml's exact one stays.
         for name, exact in schedule_buffers(*self._schedule, device="cpu").items():
             stored = state.get(name)
-            if stored is None or stored.dtype == torch.float32 or stored.shape != exact.shape:
+            if stored is None or kind_of(stored) or stored.dtype == torch.float32 or stored.shape != exact.shape:
                 continue
             if torch.allclose(stored.float(), exact, rtol=1e-2, atol=1e-4):
                 state[name] = exact

@@ -1,29 +1,39 @@
 """Read checkpoint files and load them strictly, all or nothing."""
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 # transformers up to 4.30 saved this buffer, later versions do not; it carries no information.
 OPTIONAL_KEYS = ("cond_stage_model.transformer.text_model.embeddings.position_ids",)
+
+# What readers raise for a damaged or foreign file. An interrupt, a denied access or a lack of memory is no damage.
+DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, RuntimeError, TypeError),
+    *(ValueError, SafetensorError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
+)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a `.safetensors` file or a pickled checkpoint (`.ckpt`, `.pt`, `.pth`, `.bin`) as name -> tensor.
 
     Files are memory-mapped. Pickles are read with `weights_only=True`, so that a foreign file cannot run code. Entries
-    under `state_dict` (once or twice, as upstream's loader allows) are unwrapped.
-    Raises FileNotFoundError for a missing file, ValueError for one that is damaged or holds no state dict.
+    under `state_dict` (once or twice, as upstream's loader allows) are unwrapped, and what torch.compile and
+    DistributedDataParallel put into the names (`_orig_mod.`, `module.`) is taken out.
+    Raises FileNotFoundError for a missing file, ValueError for one that is damaged, holds no state dict or does not fit
+    into memory, OSError for one that cannot be opened.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Checkpoint {path} is not a file; name the one that holds the AnyText2 weights.")
     try:
-        state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
     except pickle.UnpicklingError as error:
         if not zipfile.is_zipfile(path):  # what torch.save has written since 1.6
             raise ValueError(_unreadable(path)) from error
@@ -31,14 +41,26 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"Checkpoint {path} holds more than tensors, and loading that could run foreign code; "
             "save its state dict alone, best as .safetensors."
         ) from error
-    except Exception as error:  # each format and each kind of damage has its own class
+    except (MemoryError, *DAMAGE) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error):  # torch's is a RuntimeError
+            raise ValueError(f"Checkpoint {path} needs more memory than there is; close other programs.") from error
         raise ValueError(_unreadable(path)) from error
     for _ in range(2):
         if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
             state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise ValueError(f"Checkpoint {path} holds no state dict: expected tensors by name, maybe under 'state_dict'.")
-    return dict(state)
+    return _plain_names(state)
+
+
+def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without the names of wrappers, or as it is where that would make two names one."""
+    plain = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    while plain and all(name.startswith("module.") for name in plain):
+        plain = {name.removeprefix("module."): value for name, value in plain.items()}
+    return plain if len(plain) == len(state) else dict(state)
 
 
 def _unreadable(path: Path) -> str:
@@ -57,15 +79,33 @@ def _read_pickle(path: Path) -> object:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
+_AVERAGE = (
+    " The keys under model_ema. are an average of the weights, which is not read: delete them from the file to use the "
+    "weights beside them."
+)
+
+
 def _listing(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def kind_of(tensor: Tensor) -> str:
+    """What a tensor is besides a plain one of floating-point numbers; empty for such a one."""
+    if tensor.is_meta:
+        return "without data"
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return "sparse"
+    if tensor.is_quantized:
+        return "quantised"
+    return "" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+
+
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
-    """Load every tensor or none: names and shapes are compared before the first one is touched.
+    """Load every tensor or none: names, shapes and kinds are compared before the first one is touched.
 
     Values are converted to the model's dtypes. Parameters on the meta device receive the tensors themselves, so a full
-    model is never held twice. Raises ValueError naming missing, unexpected and mis-shaped keys; source begins it.
+    model is never held twice. Raises ValueError naming keys that are missing, unexpected, of another shape, or no plain
+    floating-point numbers; source begins it.
     """
     state = {k: v for k, v in state.items() if k not in OPTIONAL_KEYS}
     own = model.state_dict()
@@ -76,13 +116,23 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "th
         for k, v in own.items()
         if k in state and state[k].shape != v.shape
     ]
+    kinds = [
+        f"{k} is {kind}" for k, v in own.items() if k in state and v.is_floating_point() and (kind := kind_of(state[k]))
+    ]
     problems = [
         f"{len(names)} {kind} ({_listing(names)})"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            ("no plain floating-point weights", kinds),
+        )
         if names
     ]
     if problems:
-        raise ValueError(f"{source} does not fit this model, nothing was loaded: keys " + "; ".join(problems) + ".")
+        hint = _AVERAGE if any(k.startswith("model_ema.") for k in unexpected) else ""
+        keys = "; ".join(problems)
+        raise ValueError(f"{source} does not fit this model, nothing was loaded: keys {keys}.{hint}")
     if any(v.is_meta for v in own.values()):
         model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=True, assign=True)
     else:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +27,9 @@ from torch import nn
 from anytext_lcm.files import atomic_folder, check_writable
 from anytext_lcm.training.processes import raise_everywhere
 from anytext_lcm.training.settings import TrainSettings
+from anytext_lcm.training.state_file import STATE_FILE, read_state
 
-STATE_FILE, MANIFEST_FILE, EMA_FOLDER = "training_state.pt", "manifest.json", "ema"
+MANIFEST_FILE, EMA_FOLDER = "manifest.json", "ema"
 LOCK_SECONDS = 10  # workers of a killed run hold its lock until they notice, within 5 s
 
 
@@ -55,7 +55,7 @@ def _numbered(output_dir: str | Path) -> dict[int, Path]:
     found = {}
     for path in Path(output_dir).glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
-        if number.isdigit():
+        if number.isascii() and number.isdecimal():
             found[int(number)] = path
     return dict(sorted(found.items()))
 
@@ -67,7 +67,7 @@ def checkpoints(output_dir: str | Path) -> dict[int, Path]:
 
 
 def what_is_wrong_with(directory: Path, contents: bool = True) -> str | None:
-    """Why a folder is no complete checkpoint, or None. contents: compare checksums, too."""
+    """Why a folder is no complete checkpoint, or None. contents: compare checksums and look into the state, too."""
     try:
         files = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
@@ -78,22 +78,24 @@ def what_is_wrong_with(directory: Path, contents: bool = True) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
             if contents and _sha256(path) != expected["sha256"]:
                 return f"{name} has changed since it was written"
-        return None if STATE_FILE in files else f"{STATE_FILE} is not in it"
+        if STATE_FILE not in files:
+            return f"{STATE_FILE} is not in it"
     except FileNotFoundError:
         missing = MANIFEST_FILE if (directory / STATE_FILE).is_file() else STATE_FILE
         return f"{missing} is not in it"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST_FILE} cannot be read ({error!r})"
+    if contents:
+        try:
+            read_state(directory)
+        except ValueError as error:
+            return str(error).removeprefix(f"{directory}: ").rstrip(".")
+    return None
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_state(directory: Path) -> dict[str, Any]:
-    """The training state of a checkpoint, on the CPU."""
-    return torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)
 
 
 def find_resume(settings: TrainSettings) -> Path | None:

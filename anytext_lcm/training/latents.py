@@ -11,6 +11,7 @@ them.
 """
 
 import json
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -133,8 +134,16 @@ def with_latents(dataset: Dataset, folder: str | Path, model: AnyText2) -> WithL
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise FileNotFoundError(f"{folder} holds no latents ({missing} is missing); {again}.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, RecursionError, zipfile.BadZipFile) as error:
         raise ValueError(f"The latents in {folder} cannot be read ({error}); {again}.") from error
+    forms = ((MOMENTS, moments, np.float16, 4), (PICTURES, checksums, np.uint32, 1))
+    wrong = [n for n, array, dtype, axes in forms if getattr(array, "dtype", None) != dtype or array.ndim != axes]
+    if not isinstance(about, dict):
+        wrong.append(ABOUT)
+    if not wrong and moments.shape[1] != 2 * model.latent_channels:
+        wrong.append(MOMENTS)
+    if wrong:
+        raise ValueError(f"The latents in {folder} cannot be read ({wrong[0]} has another form); {again}.")
     if about.get("autoencoder") != (own := fingerprint(model.first_stage_model)):
         raise ValueError(
             f"The latents in {folder} come from another autoencoder ({about.get('autoencoder')}, this one is {own}); "

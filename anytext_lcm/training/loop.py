@@ -31,8 +31,9 @@ from anytext_lcm.training.processes import (
     start_accelerator,
     worker_deaths_in_words,
 )
-from anytext_lcm.training.resume import Progress, TrainingState, restore, save_checkpoint
+from anytext_lcm.training.resume import TrainingState, restore, save_checkpoint
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings
+from anytext_lcm.training.state_file import Progress
 from anytext_lcm.training.step import DistillStep, LossParts, update
 from anytext_lcm.training.watching import OnSample, Watcher, sample_pictures
 

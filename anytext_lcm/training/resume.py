@@ -4,6 +4,7 @@ Noise, timesteps and the order of the data are not saved: seed, process and step
 """
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -11,41 +12,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
-from anytext_lcm.adapter.lora import adapter_state, load_adapter, read_adapter, save_adapter
+from anytext_lcm.adapter.lora import adapter_state, load_adapter, save_adapter
+from anytext_lcm.adapter.stored import read_adapter
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.average import Ema
 from anytext_lcm.training.checkpoints import (
     EMA_FOLDER,
-    STATE_FILE,
     checkpoints,
     fingerprint,
     new_checkpoint,
     prune,
-    read_state,
 )
 from anytext_lcm.training.processes import raise_everywhere
 from anytext_lcm.training.settings import REMOVED, TrainSettings
-
-
-@dataclass
-class Progress:
-    """Where a run stands; plain numbers."""
-
-    step: int = 0  # updates, skipped ones included
-    skipped: int = 0  # updates whose loss or gradient was not finite
-    skipped_in_row: int = 0
-    best_score: float | None = None  # of the panel so far, 0..1
-    best_step: int = 0
-    panels_since_best: int = 0
-
-    def note_score(self, score: float) -> None:
-        """Note the panel's score at this step; a tie is no better."""
-        if self.best_score is None or score > self.best_score:
-            self.best_score, self.best_step, self.panels_since_best = score, self.step, 0
-        else:
-            self.panels_since_best += 1
+from anytext_lcm.training.state_file import MOMENTS, STATE_FILE, Progress, read_state
 
 
 @dataclass
@@ -119,21 +101,54 @@ def _write(directory: Path, state: TrainingState, settings: TrainSettings) -> No
 def restore(directory: Path, state: TrainingState, settings: TrainSettings) -> None:
     """Put a checkpoint back into `state`. The random states that earlier versions saved are not read.
 
-    Raises ValueError for a checkpoint of another run: other settings, number of processes or base weights.
+    Raises ValueError for a checkpoint of another run: other settings, number of processes or base weights; nothing is
+    restored then.
     """
     stored = read_state(directory)
     check_same_run(directory, stored, state, settings)
+    groups = state.optimizer.state_dict()["param_groups"]  # their values are the settings', not the checkpoint's
+    check_moments(directory, stored, state, [group["params"] for group in groups])
+    average = stored_average(directory, stored, state)
     load_adapter(state.model, directory, trainable=True)
-    state.optimizer.load_state_dict(stored["optimizer"])
+    state.optimizer.load_state_dict({"state": stored["optimizer"]["state"], "param_groups": groups})
     if state.accelerator.scaler is not None and stored["scaler"]:
         state.accelerator.scaler.load_state_dict(stored["scaler"])
     if state.ema is not None:
-        state.ema.restore(read_adapter(directory / EMA_FOLDER)[1], stored["ema_updates"])
+        state.ema.restore(average, stored["ema_updates"])
     state.progress = Progress(**stored["progress"])
 
 
+def check_moments(directory: Path, stored: dict, state: TrainingState, numbers: list[list[int]]) -> None:
+    """Raise ValueError unless the stored moments have the shapes of the run's parameters, `numbers` of each group."""
+    optimizer = stored["optimizer"]
+    fits = [group["params"] for group in optimizer["param_groups"]] == numbers
+    shapes = [parameter.shape for parameter in state.parameters]
+    if not fits or any(
+        not 0 <= number < len(shapes) or any(entry[name].shape != shapes[number] for name in MOMENTS)
+        for number, entry in optimizer["state"].items()
+    ):
+        raise ValueError(
+            f"{directory / STATE_FILE} does not fit its adapter: the optimizer's state is of other parameters; "
+            "resume from another checkpoint."
+        )
+
+
+def stored_average(directory: Path, stored: dict, state: TrainingState) -> dict[str, Tensor]:
+    """The stored average of the adapter, empty for a run without one. Raises ValueError for one that does not fit."""
+    if state.ema is None:
+        return {}
+    average = read_adapter(directory / EMA_FOLDER)[1]
+    shapes = [{key: value.shape for key, value in found.items()} for found in (average, state.ema.parameters)]
+    if stored["ema_updates"] is None or shapes[0] != shapes[1]:
+        raise ValueError(f"{directory / EMA_FOLDER} is not the average of this run's adapter; use another checkpoint.")
+    return average
+
+
 def check_same_run(directory: Path, stored: dict, state: TrainingState, settings: TrainSettings) -> None:
-    """Raise ValueError unless the stored state belongs to a run of these settings, processes and base weights."""
+    """Raise ValueError unless the stored state belongs to a run of these settings, processes and base weights.
+
+    The learning rate may change, which is printed.
+    """
     if gone := [f"{k} {then!r}" for k, then in stored["settings"].items() if REMOVED.get(k, then) != then]:
         raise ValueError(
             f"{directory} was trained with {', '.join(gone)}, which this version no longer has; start a new run, "
@@ -142,6 +157,7 @@ def check_same_run(directory: Path, stored: dict, state: TrainingState, settings
     now = settings.identity() | {"processes": state.accelerator.num_processes}
     defaults = {f.name: f.default for f in fields(TrainSettings)}  # of settings younger than the checkpoint
     then = defaults | stored["settings"] | {"processes": stored["processes"]}
+    rates = [values.pop("learning_rate") for values in (then, now)]
     if differing := [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]:
         raise ValueError(
             f"{directory} was trained with other settings: {'; '.join(differing)}; use the same to resume."
@@ -150,4 +166,10 @@ def check_same_run(directory: Path, stored: dict, state: TrainingState, settings
         raise ValueError(
             f"{directory} was trained on other base weights ({stored['base']}, these are {base}); "
             "name the same --config and --teacher_ckpt to resume."
+        )
+    if rates[0] != rates[1] and state.accelerator.is_main_process:
+        print(
+            f"The learning rate is {rates[1]:g} from update {stored['progress']['step'] + 1} on, before it was "
+            f"{rates[0]}: another run from here on.",
+            file=sys.stderr,
         )
