@@ -12,6 +12,7 @@ from PIL import Image
 from anytext_lcm import sample
 from anytext_lcm.adapter.lora import adapter_state, attach, save_adapter
 from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.drawing import png, prompts
 from anytext_lcm.model import loading, networks
 
@@ -193,7 +194,7 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
     photograph(tmp_path / "plain.png", (48, SIDE))
     Image.open(tmp_path / "plain.png").save(tmp_path / "photo.jpg", exif=exif)
     plain = np.asarray(Image.open(tmp_path / "photo.jpg"))
-    assert np.array_equal(png.read_picture(tmp_path / "photo.jpg"), np.rot90(plain, -1))
+    assert np.array_equal(open_picture(tmp_path / "photo.jpg"), np.rot90(plain, -1))
 
 
 def test_a_large_photograph_is_fitted(micro, tmp_path, capsys):

@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from anytext_lcm.data.fonts import PLAIN_FONT
+from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.drawing.draw import draw_prompts
-from anytext_lcm.drawing.editing import BRIGHT, boxes_of_mask, fit_picture, paste_back
+from anytext_lcm.drawing.editing import BRIGHT, boxes_of_mask, fit_picture, paste_back, read_mask
 from anytext_lcm.drawing.methods import Method
-from anytext_lcm.drawing.png import describe, read_mask, read_picture, save_picture
+from anytext_lcm.drawing.png import describe, save_picture
 from anytext_lcm.drawing.prompts import Prompt, parse_line
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.networks import Defaults
@@ -33,7 +34,7 @@ def read_photo(path: str, size: tuple[int, int], fit: bool) -> np.ndarray:
 
     Raises FileNotFoundError or ValueError.
     """
-    image = read_picture(path)
+    image = open_picture(path)
     return fit_picture(image, size) if fit else image
 
 
