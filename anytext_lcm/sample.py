@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anytext_lcm.command import add_adapter, add_network, natural, new_parser, positive, run
-from anytext_lcm.data.fonts import PLAIN_FONT, font_path
+from anytext_lcm.data.fonts import PLAIN_FONT, check_fonts
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST
 from anytext_lcm.drawing.methods import STUDENT_SAMPLERS, TEACHER_SAMPLERS
 from anytext_lcm.files import check_writable
@@ -119,7 +119,7 @@ def work(args: argparse.Namespace) -> str:
             )
         defaults = replace(defaults, negative_prompt=args.negative_prompt)
     if args.font_hint is not None:
-        font_path(args.font_hint)
+        check_fonts([args.font_hint])
     jobs = batch_jobs(args) if args.batch is not None else prompt_jobs(args, defaults.size)
     prompts = [job.prompt for job in (jobs[:1] if args.batch is None else jobs)]
     prompts_to_batch(prompts, defaults.size, defaults.max_lines, args.font)

@@ -50,6 +50,7 @@ REFUSED = {
         (["--adapter", "none"], "no student without"),
         (["--methods", "euler-4"], "unknown"),
         (["--font", "nowhere.ttf"], "nowhere.ttf"),
+        (["--font", "{folder}/pointer.ttf"], "pointer.ttf cannot be read"),
     ],
     "build_teacher": [
         (["--pictures", "99"], "--pictures must be 100 or more, not 99"),
@@ -119,6 +120,8 @@ REFUSED = {
         (["--config", FULL, "--height", "32"], "--height must be a multiple of 64"),
         (["--font", "nowhere.ttf"], "nowhere.ttf"),
         (["--font_hint", "nowhere.ttf"], "nowhere.ttf"),
+        (["--font", "{folder}/pointer.ttf"], "pointer.ttf cannot be read"),
+        (["--font_hint", "{folder}/pointer.ttf"], "pointer.ttf cannot be read"),
         (["--image", "nowhere.png"], "nowhere.png does not exist"),
         (["--image", __file__], "cannot be read"),
         (["--mask", "nowhere.png"], "nowhere.png does not exist"),
@@ -186,6 +189,7 @@ def folder(teacher):
     save_adapter(attach(micro_network(), 2, 2), teacher / "adapter")
     (teacher / "test1k.json").write_text(json.dumps({"data_root": ".", "data_list": [RECORD]}))
     (teacher / "wrong.yaml").write_text("colour: red\n")
+    (teacher / "pointer.ttf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
     return teacher
 
 

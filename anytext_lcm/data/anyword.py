@@ -27,7 +27,7 @@ import torch
 from anytext_lcm.data.batch import MAX_CHARACTERS, TEXT_PHRASES, UNSPECIFIED_COLOR, text_caption
 from anytext_lcm.data.captions import image_caption
 from anytext_lcm.data.font_hints import Shake, hint_from_picture
-from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, covering_fonts, font_path
+from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, check_fonts, covering_fonts
 from anytext_lcm.data.glyphs import draw_position
 from anytext_lcm.data.index import BadRecord, open_index, problem_sentence
 from anytext_lcm.data.masks import ignore_mask, jitter_position
@@ -61,7 +61,7 @@ class ReadingRules:
     name_watermarks  say in the caption whether there is a watermark, where that is known (cap_watermark)
     phrases          openings of text captions, one is drawn
 
-    Raises ValueError for values outside their range, FileNotFoundError for a font that is not there.
+    Raises ValueError for values outside their range and a damaged font, FileNotFoundError for one that is not there.
     """
 
     image_size: int = 512
@@ -93,8 +93,7 @@ class ReadingRules:
             raise ValueError(f"hint_area {self.hint_area} must be two rising shares over 0 and up to 1.")
         if not self.fonts:
             raise ValueError("There is no font to draw glyphs in: name at least one.")
-        for font in self.fonts:
-            font_path(font)  # FileNotFoundError for one that is not there
+        check_fonts(self.fonts)
 
 
 class AnyWordDataset(torch.utils.data.Dataset):
