@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from anytext_lcm.command import add_adapter, add_network, natural, new_parser, positive, run
 from anytext_lcm.data.fonts import PLAIN_FONT, check_fonts
+from anytext_lcm.data.text import checked
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST
 from anytext_lcm.drawing.methods import STUDENT_SAMPLERS, TEACHER_SAMPLERS
 from anytext_lcm.files import check_writable
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = 'python -m anytext_lcm.sample --prompt "a red background" --line "HELLO@10,40,118,80#yellow"'
 STUDENT_STEPS, TEACHER_STEPS = 4, 20
+MOST_LINES, MOST_PICTURES = 100, 1000
+MOST_PIXELS = 2048  # of a side; four times what AnyText2 was trained at
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -117,7 +120,7 @@ def work(args: argparse.Namespace) -> str:
             raise ValueError(
                 "Without guidance a negative prompt has no effect: raise --guidance_scale above 1 or drop it."
             )
-        defaults = replace(defaults, negative_prompt=args.negative_prompt)
+        defaults = replace(defaults, negative_prompt=checked(args.negative_prompt, "The negative prompt"))
     if args.font_hint is not None:
         check_fonts([args.font_hint])
     jobs = batch_jobs(args) if args.batch is not None else prompt_jobs(args, defaults.size)
@@ -146,6 +149,10 @@ def prompt_jobs(args: argparse.Namespace, size: tuple[int, int]) -> "list[Job]":
 
     if args.prompt is None:
         raise ValueError("There is nothing to draw: say --prompt and --line, or --batch.")
+    if args.fit and args.image is None and args.mask is None:
+        raise ValueError("There is nothing to fit: name the picture to edit with --image, or a --mask.")
+    if args.count > MOST_PICTURES:
+        raise ValueError(f"--count must be at most {MOST_PICTURES}, not {args.count}: draw the others in further runs.")
     image = None if args.image is None else jobs.read_photo(args.image, size, args.fit)
     if image is None and args.paste_back:
         raise ValueError("There is nothing to paste back into: name the picture to edit with --image.")
@@ -163,8 +170,10 @@ def batch_jobs(args: argparse.Namespace) -> "list[Job]":
     """The pictures of a --batch file. Raises ValueError."""
     from anytext_lcm.drawing import jobs
 
-    if args.prompt or args.line or args.image or args.mask or args.paste_back or args.count != 1:
-        raise ValueError("--batch holds the prompts: drop --prompt, --line, --image, --mask, --paste_back and --count.")
+    if args.prompt or args.line or args.image or args.mask or args.fit or args.paste_back or args.count != 1:
+        raise ValueError(
+            "--batch holds the prompts: drop --prompt, --line, --image, --mask, --fit, --paste_back and --count."
+        )
     wishes = jobs.read_batch(args.batch, args.seed, args.font_hint)
     return jobs.make_jobs(wishes, Path(args.output), range(len(wishes)))
 
@@ -175,6 +184,10 @@ def asked_size(args: argparse.Namespace, defaults: Defaults) -> Defaults:
     for name, side in (("width", args.width), ("height", args.height)):
         if side is not None and (side < 1 or side % defaults.multiple):
             raise ValueError(f"--{name} must be a multiple of {defaults.multiple} pixels for this network, not {side}.")
+        if side is not None and side > MOST_PIXELS:
+            raise ValueError(f"--{name} must be at most {MOST_PIXELS} pixels, not {side}.")
+    if args.max_lines is not None and args.max_lines > MOST_LINES:
+        raise ValueError(f"--max_lines must be at most {MOST_LINES}, not {args.max_lines}.")
     return replace(
         defaults,
         size=(height if args.height is None else args.height, width if args.width is None else args.width),

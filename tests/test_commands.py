@@ -8,6 +8,7 @@ from importlib import import_module
 
 import pytest
 from micro_network import micro_network
+from PIL import Image
 
 from anytext_lcm import command
 from anytext_lcm.adapter.lora import attach, save_adapter
@@ -111,6 +112,22 @@ REFUSED = {
         (["--line", LINE, "--max_lines", "1"], "do not fit 1 slots"),
         (["--steps", "0"], "1 to"),
         (["--guidance_scale", "nan"], "guidance scale"),
+        *((["--guidance_scale", value], "must lie in 1..100") for value in ("0", "-1", "0.99", "1e38", "inf")),
+        *((["--w", value], "must lie in 1..100") for value in ("-1", "nan", "-0.5", "1e38")),
+        (["--adapter", "{folder}/adapter", "--guidance_scale", "0"], "must lie in 1..100"),
+        (["--prompt", "a\udcff"], "The prompt 'a\\udcff' is not UTF-8"),
+        (["--prompt", "a\nb"], "control characters"),
+        (["--negative_prompt", "a\udcff"], "The negative prompt 'a\\udcff' is not UTF-8"),
+        (["--line", "\udcff@10,40,60,60"], "not UTF-8"),
+        (["--line", "\u200b@10,40,60,60"], "is invisible"),
+        (["--line", "cat@10,40," + "9" * 400 + ",60"], "lies beyond 30000 pixels"),
+        (["--line", "cat@4294967300,4294967300,4294967350,4294967330"], "lies beyond 30000 pixels"),
+        (["--line", "-50%@10,40,118,80"], "as in --line=-50%"),
+        (["--max_lines", "1000000"], "--max_lines must be at most 100"),
+        (["--width", "6400000"], "--width must be at most 2048 pixels"),
+        (["--count", "1000000"], "--count must be at most 1000"),
+        (["--fit"], "nothing to fit"),
+        (["--image", "{folder}/large.png"], "is 100 x 80 pixels, not 64 x 64: say --fit"),
         (["--guidance_scale", "1", "--negative_prompt", "blur"], "no effect"),
         (["--w", "1", "--guidance_scale", "2"], "say the same"),
         (["--width", "100"], "--width must be a multiple of 16 pixels"),
@@ -189,6 +206,7 @@ def folder(teacher):
     save_adapter(attach(micro_network(), 2, 2), teacher / "adapter")
     (teacher / "test1k.json").write_text(json.dumps({"data_root": ".", "data_list": [RECORD]}))
     (teacher / "wrong.yaml").write_text("colour: red\n")
+    Image.new("RGB", (100, 80)).save(teacher / "large.png")
     (teacher / "pointer.ttf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
     return teacher
 
