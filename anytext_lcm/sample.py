@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anytext_lcm.drawing.methods import Method
 
 EXAMPLE = 'python -m anytext_lcm.sample --prompt "a red background" --line "HELLO@10,40,118,80#yellow"'
-STUDENT_STEPS, TEACHER_STEPS = 4, 20
+STUDENT_STEPS, TEACHER_STEPS, GAMMA = 4, 20, 0.3
 MOST_LINES, MOST_PICTURES = 100, 1000
 MOST_PIXELS = 2048  # of a side; four times what AnyText2 was trained at
 
@@ -61,8 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--gamma",
         type=float,
-        default=0.3,
-        help="of --sampler gamma: share of fresh noise, 0 none, 1 almost lcm (default: %(default)s)",
+        help=f"of --sampler gamma: share of fresh noise, 0 none, 1 almost lcm (default: {GAMMA})",
     )
     add(
         "--eta",
@@ -205,6 +204,8 @@ def choose_method(args: argparse.Namespace, student: bool, teacher_guidance: flo
     wrong, kind = (TEACHER_SAMPLERS, "student") if student else (STUDENT_SAMPLERS, "teacher")
     if args.sampler in wrong:
         raise ValueError(f"The {kind} cannot be sampled by {args.sampler}: choose another sampler or --adapter.")
+    if args.gamma is not None and args.sampler != "gamma":
+        raise ValueError("--gamma is of --sampler gamma alone: choose that sampler, or drop it.")
     if not student:
         steps = TEACHER_STEPS if args.steps is None else args.steps
         guidance = teacher_guidance if guidance is None else guidance
@@ -212,7 +213,7 @@ def choose_method(args: argparse.Namespace, student: bool, teacher_guidance: flo
     if args.eta:
         raise ValueError("--eta is of the teacher's ddim: for the student choose --sampler gamma, or --adapter none.")
     steps = STUDENT_STEPS if args.steps is None else args.steps
-    gamma = {"deterministic": 0.0, "gamma": args.gamma}.get(args.sampler)
+    gamma = {"deterministic": 0.0, "gamma": GAMMA if args.gamma is None else args.gamma}.get(args.sampler)
     return student_method(steps, 1.0 if guidance is None else guidance, gamma)
 
 
