@@ -24,6 +24,8 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser; a wrong flag raises ValueError, so that `run` reports it like any other failure."""
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):
+            message += ", and one that begins with - follows an equals sign, as in --line=-50%"
         raise ValueError(f"{message}; --help lists all flags.")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anytext_lcm.command import add_adapter, add_network, natural, new_parser, positive, run
-from anytext_lcm.data.fonts import PLAIN_FONT, font_path
+from anytext_lcm.data.fonts import PLAIN_FONT, check_fonts
+from anytext_lcm.data.text import checked
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST
 from anytext_lcm.drawing.methods import STUDENT_SAMPLERS, TEACHER_SAMPLERS
 from anytext_lcm.files import check_writable
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from anytext_lcm.drawing.methods import Method
 
 EXAMPLE = 'python -m anytext_lcm.sample --prompt "a red background" --line "HELLO@10,40,118,80#yellow"'
-STUDENT_STEPS, TEACHER_STEPS = 4, 20
+STUDENT_STEPS, TEACHER_STEPS, GAMMA = 4, 20, 0.3
+MOST_LINES, MOST_PICTURES = 100, 1000
+MOST_PIXELS = 2048  # of a side; four times what AnyText2 was trained at
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,8 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--gamma",
         type=float,
-        default=0.3,
-        help="of --sampler gamma: share of fresh noise, 0 none, 1 almost lcm (default: %(default)s)",
+        help=f"of --sampler gamma: share of fresh noise, 0 none, 1 almost lcm (default: {GAMMA})",
     )
     add(
         "--eta",
@@ -117,9 +119,9 @@ def work(args: argparse.Namespace) -> str:
             raise ValueError(
                 "Without guidance a negative prompt has no effect: raise --guidance_scale above 1 or drop it."
             )
-        defaults = replace(defaults, negative_prompt=args.negative_prompt)
+        defaults = replace(defaults, negative_prompt=checked(args.negative_prompt, "The negative prompt"))
     if args.font_hint is not None:
-        font_path(args.font_hint)
+        check_fonts([args.font_hint])
     jobs = batch_jobs(args) if args.batch is not None else prompt_jobs(args, defaults.size)
     prompts = [job.prompt for job in (jobs[:1] if args.batch is None else jobs)]
     prompts_to_batch(prompts, defaults.size, defaults.max_lines, args.font)
@@ -146,6 +148,10 @@ def prompt_jobs(args: argparse.Namespace, size: tuple[int, int]) -> "list[Job]":
 
     if args.prompt is None:
         raise ValueError("There is nothing to draw: say --prompt and --line, or --batch.")
+    if args.fit and args.image is None and args.mask is None:
+        raise ValueError("There is nothing to fit: name the picture to edit with --image, or a --mask.")
+    if args.count > MOST_PICTURES:
+        raise ValueError(f"--count must be at most {MOST_PICTURES}, not {args.count}: draw the others in further runs.")
     image = None if args.image is None else jobs.read_photo(args.image, size, args.fit)
     if image is None and args.paste_back:
         raise ValueError("There is nothing to paste back into: name the picture to edit with --image.")
@@ -163,8 +169,10 @@ def batch_jobs(args: argparse.Namespace) -> "list[Job]":
     """The pictures of a --batch file. Raises ValueError."""
     from anytext_lcm.drawing import jobs
 
-    if args.prompt or args.line or args.image or args.mask or args.paste_back or args.count != 1:
-        raise ValueError("--batch holds the prompts: drop --prompt, --line, --image, --mask, --paste_back and --count.")
+    if args.prompt or args.line or args.image or args.mask or args.fit or args.paste_back or args.count != 1:
+        raise ValueError(
+            "--batch holds the prompts: drop --prompt, --line, --image, --mask, --fit, --paste_back and --count."
+        )
     wishes = jobs.read_batch(args.batch, args.seed, args.font_hint)
     return jobs.make_jobs(wishes, Path(args.output), range(len(wishes)))
 
@@ -175,6 +183,10 @@ def asked_size(args: argparse.Namespace, defaults: Defaults) -> Defaults:
     for name, side in (("width", args.width), ("height", args.height)):
         if side is not None and (side < 1 or side % defaults.multiple):
             raise ValueError(f"--{name} must be a multiple of {defaults.multiple} pixels for this network, not {side}.")
+        if side is not None and side > MOST_PIXELS:
+            raise ValueError(f"--{name} must be at most {MOST_PIXELS} pixels, not {side}.")
+    if args.max_lines is not None and args.max_lines > MOST_LINES:
+        raise ValueError(f"--max_lines must be at most {MOST_LINES}, not {args.max_lines}.")
     return replace(
         defaults,
         size=(height if args.height is None else args.height, width if args.width is None else args.width),
@@ -192,6 +204,8 @@ def choose_method(args: argparse.Namespace, student: bool, teacher_guidance: flo
     wrong, kind = (TEACHER_SAMPLERS, "student") if student else (STUDENT_SAMPLERS, "teacher")
     if args.sampler in wrong:
         raise ValueError(f"The {kind} cannot be sampled by {args.sampler}: choose another sampler or --adapter.")
+    if args.gamma is not None and args.sampler != "gamma":
+        raise ValueError("--gamma is of --sampler gamma alone: choose that sampler, or drop it.")
     if not student:
         steps = TEACHER_STEPS if args.steps is None else args.steps
         guidance = teacher_guidance if guidance is None else guidance
@@ -199,7 +213,7 @@ def choose_method(args: argparse.Namespace, student: bool, teacher_guidance: flo
     if args.eta:
         raise ValueError("--eta is of the teacher's ddim: for the student choose --sampler gamma, or --adapter none.")
     steps = STUDENT_STEPS if args.steps is None else args.steps
-    gamma = {"deterministic": 0.0, "gamma": args.gamma}.get(args.sampler)
+    gamma = {"deterministic": 0.0, "gamma": GAMMA if args.gamma is None else args.gamma}.get(args.sampler)
     return student_method(steps, 1.0 if guidance is None else guidance, gamma)
 
 

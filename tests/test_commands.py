@@ -8,6 +8,7 @@ from importlib import import_module
 
 import pytest
 from micro_network import micro_network
+from PIL import Image
 
 from anytext_lcm import command
 from anytext_lcm.adapter.lora import attach, save_adapter
@@ -50,6 +51,7 @@ REFUSED = {
         (["--adapter", "none"], "no student without"),
         (["--methods", "euler-4"], "unknown"),
         (["--font", "nowhere.ttf"], "nowhere.ttf"),
+        (["--font", "{folder}/pointer.ttf"], "pointer.ttf cannot be read"),
     ],
     "build_teacher": [
         (["--pictures", "99"], "--pictures must be 100 or more, not 99"),
@@ -67,6 +69,9 @@ REFUSED = {
         (["preview", "--mock", "3", "--data_list", "a.json"], "Name one data set"),
         (["preview", "--data_list", "no.json"], "There is no file no.json"),
         (["preview", "--mock", "3", "--image_size", "100"], "multiple of 8"),
+        (["preview", "--mock", "3", "--fonts", "no.ttf"], "--fonts has no effect on mock data"),
+        (["preview", "--mock", "3", "--edit_share", "2"], "--edit_share has no effect on mock data"),
+        (["preview", "--data_list", "no.json", "--rich"], "--rich has no effect on records"),
         (["preview", "--mock", "3", "--count", "0"], "--count: must be a whole number from 1 on, not '0'"),
         (["convert", "--output", "x"], "--mock N"),
         (["convert", "--mock", "2", "--output", "x", "--format", "gif"], "choose png or jpg"),
@@ -110,6 +115,22 @@ REFUSED = {
         (["--line", LINE, "--max_lines", "1"], "do not fit 1 slots"),
         (["--steps", "0"], "1 to"),
         (["--guidance_scale", "nan"], "guidance scale"),
+        *((["--guidance_scale", value], "must lie in 1..100") for value in ("0", "-1", "0.99", "1e38", "inf")),
+        *((["--w", value], "must lie in 1..100") for value in ("-1", "nan", "-0.5", "1e38")),
+        (["--adapter", "{folder}/adapter", "--guidance_scale", "0"], "must lie in 1..100"),
+        (["--prompt", "a\udcff"], "The prompt 'a\\udcff' is not UTF-8"),
+        (["--prompt", "a\nb"], "control characters"),
+        (["--negative_prompt", "a\udcff"], "The negative prompt 'a\\udcff' is not UTF-8"),
+        (["--line", "\udcff@10,40,60,60"], "not UTF-8"),
+        (["--line", "\u200b@10,40,60,60"], "is invisible"),
+        (["--line", "cat@10,40," + "9" * 400 + ",60"], "lies beyond 30000 pixels"),
+        (["--line", "cat@4294967300,4294967300,4294967350,4294967330"], "lies beyond 30000 pixels"),
+        (["--line", "-50%@10,40,118,80"], "as in --line=-50%"),
+        (["--max_lines", "1000000"], "--max_lines must be at most 100"),
+        (["--width", "6400000"], "--width must be at most 2048 pixels"),
+        (["--count", "1000000"], "--count must be at most 1000"),
+        (["--fit"], "nothing to fit"),
+        (["--image", "{folder}/large.png"], "is 100 x 80 pixels, not 64 x 64: say --fit"),
         (["--guidance_scale", "1", "--negative_prompt", "blur"], "no effect"),
         (["--w", "1", "--guidance_scale", "2"], "say the same"),
         (["--width", "100"], "--width must be a multiple of 16 pixels"),
@@ -119,6 +140,8 @@ REFUSED = {
         (["--config", FULL, "--height", "32"], "--height must be a multiple of 64"),
         (["--font", "nowhere.ttf"], "nowhere.ttf"),
         (["--font_hint", "nowhere.ttf"], "nowhere.ttf"),
+        (["--font", "{folder}/pointer.ttf"], "pointer.ttf cannot be read"),
+        (["--font_hint", "{folder}/pointer.ttf"], "pointer.ttf cannot be read"),
         (["--image", "nowhere.png"], "nowhere.png does not exist"),
         (["--image", __file__], "cannot be read"),
         (["--mask", "nowhere.png"], "nowhere.png does not exist"),
@@ -128,6 +151,7 @@ REFUSED = {
         (["--adapter", "{folder}/adapter", "--sampler", "ddim"], "student cannot be sampled by ddim"),
         (["--adapter", "{folder}/adapter", "--eta", "1"], "--eta is of the teacher's ddim"),
         (["--eta", "2"], "eta must lie in 0..1"),
+        (["--gamma", "0.5"], "--gamma is of --sampler gamma alone"),
         (["--mix", "style"], "without adapters"),
         (["--batch", "a.json"], "--batch holds the prompts"),
     ],
@@ -202,6 +226,8 @@ def folder(teacher):
     save_adapter(attach(micro_network(), 2, 2), teacher / "adapter")
     (teacher / "test1k.json").write_text(json.dumps({"data_root": ".", "data_list": [RECORD]}))
     (teacher / "wrong.yaml").write_text("colour: red\n")
+    Image.new("RGB", (100, 80)).save(teacher / "large.png")
+    (teacher / "pointer.ttf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
     return teacher
 
 

@@ -12,11 +12,12 @@ from PIL import Image
 
 from anytext_lcm.adapter.lora import adapter_state, attach
 from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.drawing import editing
 from anytext_lcm.drawing import play as play_module
 from anytext_lcm.drawing.methods import student_method, teacher_method
 from anytext_lcm.drawing.play import LineBox, Scene, draw_scene
-from anytext_lcm.drawing.png import png_bytes, read_upload
+from anytext_lcm.drawing.png import png_bytes
 from anytext_lcm.model.networks import Defaults
 from anytext_lcm.teaching import playground_form
 
@@ -124,10 +125,10 @@ def test_layout_and_files(photo):
     outside = play_module.layout([LineBox("x", 0, 0, 64, 30, 45)], (SIDE, SIDE))
     assert (outside == (220, 0, 0)).all(axis=2).any()
     assert not np.array_equal(play_module.layout([], (SIDE, SIDE), photo), play_module.layout([], (SIDE, SIDE)))
-    assert read_upload(png_bytes(photo, 2)).shape == (200, 300, 3)
-    assert np.array_equal(read_upload(png_bytes(photo)), photo)
+    assert open_picture(png_bytes(photo, 2)).shape == (200, 300, 3)
+    assert np.array_equal(open_picture(png_bytes(photo)), photo)
     with pytest.raises(ValueError, match="cannot be read"):
-        read_upload(b"text")
+        open_picture(b"text")
 
 
 def test_an_upload_is_turned_as_its_exif_says(photo):
@@ -135,7 +136,7 @@ def test_an_upload_is_turned_as_its_exif_says(photo):
     exif[0x0112] = 6  # the camera was turned
     Image.fromarray(photo).save(buffer, "JPEG", exif=exif)
     plain = np.asarray(Image.open(buffer))
-    assert np.array_equal(read_upload(buffer.getvalue()), np.rot90(plain, -1))
+    assert np.array_equal(open_picture(buffer.getvalue()), np.rot90(plain, -1))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 128), (512, 512), (256, 512)])

@@ -12,6 +12,7 @@ from PIL import Image
 from anytext_lcm import sample
 from anytext_lcm.adapter.lora import adapter_state, attach, save_adapter
 from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.drawing import png, prompts
 from anytext_lcm.model import loading, networks
 
@@ -193,7 +194,7 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
     photograph(tmp_path / "plain.png", (48, SIDE))
     Image.open(tmp_path / "plain.png").save(tmp_path / "photo.jpg", exif=exif)
     plain = np.asarray(Image.open(tmp_path / "photo.jpg"))
-    assert np.array_equal(png.read_picture(tmp_path / "photo.jpg"), np.rot90(plain, -1))
+    assert np.array_equal(open_picture(tmp_path / "photo.jpg"), np.rot90(plain, -1))
 
 
 def test_a_large_photograph_is_fitted(micro, tmp_path, capsys):
@@ -205,7 +206,7 @@ def test_a_large_photograph_is_fitted(micro, tmp_path, capsys):
     Image.new("L", (5, 5)).save(tmp_path / "mask.png")
     assert run(*micro, *large, "--fit", "--mask", tmp_path / "mask.png") == 2
     assert "0 regions for 1 lines" in capsys.readouterr().err
-    assert run(*micro, *large[:4], "--mask", tmp_path / "mask.png") == 2
+    assert run(*micro, *large[:2], *large[4:], "--mask", tmp_path / "mask.png") == 2
     assert "5 x 5 pixels" in capsys.readouterr().err
 
 
@@ -216,13 +217,27 @@ def test_more_lines_than_it_was_trained_with(micro, tmp_path):
     assert len(png.read_settings(tmp_path / "five.png")["lines"]) == 5
 
 
+def test_a_line_may_begin_with_a_minus(micro, tmp_path):
+    assert run(*micro, "--line=-50%@4,4,60,30", "--output", tmp_path / "out.png") == 0
+    assert png.read_settings(tmp_path / "out.png")["lines"][0]["text"] == "-50%"
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99", "cuda:x"])
+def test_a_device_that_is_not_there(micro, device, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading.AnyText2, "from_config", lambda *_: pytest.fail("the network was built"))
+    assert run(*micro, "--line", "cat@4,4,60,30", "--device", device, "--output", tmp_path / "out.png") == 2
+    printed = capsys.readouterr().err
+    assert f"Device '{device}' cannot be used" in printed and printed.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_batch_of_prompts(micro, tmp_path, capsys):
     """Each picture is that of its own prompt and seed, whatever is drawn beside it."""
     entries = [
         {"prompt": "a red background", "lines": ["cat@4,4,60,30#red"], "seed": 9},
         {"prompt": "a dog", "lines": ["dog@4,4,60,30", "42@4,34,60,60"]},
     ]
-    (tmp_path / "batch.json").write_text(json.dumps(entries))
+    (tmp_path / "batch.json").write_text(json.dumps(entries), encoding="utf-8-sig")  # with a BOM
     command = [*map(str, micro), "--steps", "2"]
     assert sample.main([*command, "--batch", str(tmp_path / "batch.json"), "--output", str(tmp_path / "x.png")]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / f"x_{i}.png") for i in (0, 1)]
@@ -241,6 +256,17 @@ def test_a_batch_of_prompts(micro, tmp_path, capsys):
         ('[{"lines": []}]', "Entry 0"),
         ('[{"prompt": "a", "lines": ["cat"]}]', "where it goes"),
         ('[{"prompt": "a", "lines": ["cat@4,4,60,30"], "seed": -1}]', "seed"),
+        *(
+            (f'[{{"prompt": "a", "lines": ["cat@4,4,60,30"], "seed": {seed}}}]', "seed must be an integer")
+            for seed in ("1e400", "-1e400", "NaN", "1.5", "2.0", "true", '"1"', "null")
+        ),
+        ('[{"prompt": "a", "lines": ["cat@4,4,60,30"], "sed": 1}]', "'sed' is unknown"),
+        ('[{"prompt": "a", "lines": ["cat@4,4,60,30"]}] [', "cannot be read"),
+        ('[{"prompt": "a", "lines": [5]}]', "list of texts"),
+        ('[{"prompt": "a", "lines": ["\\u200b@4,4,60,30"]}]', "invisible"),
+        ('[{"prompt": "\\udcff", "lines": ["cat@4,4,60,30"]}]', "not UTF-8"),
+        ("[5]", "must be an object"),
+        (100_000 * "[", "cannot be read"),
     ],
 )
 def test_wrong_batches(entries, words, tmp_path, capsys):

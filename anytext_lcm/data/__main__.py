@@ -90,6 +90,10 @@ def preview(args: argparse.Namespace) -> str:
 
     if (args.mock is None) == (args.data_list is None):
         raise ValueError("Name one data set: --mock N or --data_list FILE.")
+    of_records = ("data_root", "index_dir", "fonts", "edit_share", "strict", "check_pictures")
+    unused = [name for name in (of_records if args.mock else ("rich",)) if getattr(args, name)]
+    if unused:
+        raise ValueError(f"--{unused[0]} has no effect on {'mock data' if args.mock else 'records'}: drop it.")
     dataset = _records(args) if args.mock is None else _mock(args)
     lines = [f"mock data: {len(dataset)} items"] if args.mock else list(_describe(dataset, args.check_pictures))
     items = [dataset[index] for index in range(min(args.count, len(dataset)))]

@@ -23,15 +23,15 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 from anytext_lcm.data.batch import MAX_CHARACTERS, TEXT_PHRASES, UNSPECIFIED_COLOR, text_caption
 from anytext_lcm.data.captions import image_caption
 from anytext_lcm.data.font_hints import Shake, hint_from_picture
-from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, covering_fonts, font_path
+from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, check_fonts, covering_fonts
 from anytext_lcm.data.glyphs import draw_position
 from anytext_lcm.data.index import BadRecord, open_index, problem_sentence
 from anytext_lcm.data.masks import ignore_mask, jitter_position
+from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.data.records import Annotation, Problem, Record
 from anytext_lcm.data.slots import Slots
 
@@ -61,7 +61,7 @@ class ReadingRules:
     name_watermarks  say in the caption whether there is a watermark, where that is known (cap_watermark)
     phrases          openings of text captions, one is drawn
 
-    Raises ValueError for values outside their range, FileNotFoundError for a font that is not there.
+    Raises ValueError for values outside their range and a damaged font, FileNotFoundError for one that is not there.
     """
 
     image_size: int = 512
@@ -93,8 +93,7 @@ class ReadingRules:
             raise ValueError(f"hint_area {self.hint_area} must be two rising shares over 0 and up to 1.")
         if not self.fonts:
             raise ValueError("There is no font to draw glyphs in: name at least one.")
-        for font in self.fonts:
-            font_path(font)  # FileNotFoundError for one that is not there
+        check_fonts(self.fonts)
 
 
 class AnyWordDataset(torch.utils.data.Dataset):
@@ -153,9 +152,9 @@ class AnyWordDataset(torch.utils.data.Dataset):
             source, record = self.record((index + skip) % len(self))
             path = self.picture_path(source, record)
             try:
-                picture = read_picture(path)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                reason = _reason(error, path)
+                picture = open_picture(path, turned=False)
+            except (OSError, ValueError) as error:
+                reason = f"Picture {path} is missing." if isinstance(error, FileNotFoundError) else str(error)
                 self._report(source, [Problem(record.number, "picture", reason)], problems)
                 continue
             rng = np.random.default_rng([self.seed, index])
@@ -163,8 +162,8 @@ class AnyWordDataset(torch.utils.data.Dataset):
             self._report(source, found, problems)
             return item | {"img_name": record.img_name, "problems": problems}
         raise FileNotFoundError(
-            f"{min(MAX_SKIPS, len(self))} records in a row have no picture that can be read; of the last, {reason}: "
-            "check data_root."
+            f"{min(MAX_SKIPS, len(self))} records in a row have no picture that can be read; of the last: {reason} "
+            "Check data_root and the pictures."
         )
 
     def record(self, place: int) -> tuple[int, Record]:
@@ -284,12 +283,6 @@ def _reaches_inside(points: np.ndarray, side: int) -> bool:
     return bool(draw_position(points, (side, side)).any())
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """Read a picture as (H, W, 3) uint8 RGB. Raises OSError for a missing or truncated file."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def _chosen(index, wm_thresh: float) -> np.ndarray | range:
     """Places of the records to use: those whose wm_score is not above wm_thresh."""
     places: np.ndarray | range = range(len(index))
@@ -299,7 +292,3 @@ def _chosen(index, wm_thresh: float) -> np.ndarray | range:
         if sure.any():
             places = np.flatnonzero(~sure).astype(np.uint32)
     return places
-
-
-def _reason(error: Exception, path: Path) -> str:
-    return f"{path} is missing" if isinstance(error, FileNotFoundError) else f"{path} cannot be read ({error})"

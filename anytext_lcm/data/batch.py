@@ -22,6 +22,7 @@ from anytext_lcm.data.fonts import PLAIN_FONT
 from anytext_lcm.data.glyphs import draw_placed_glyph, draw_position
 from anytext_lcm.data.masks import cut_holes, union
 from anytext_lcm.data.slots import Slots
+from anytext_lcm.data.text import checked
 
 MAX_CHARACTERS = 20
 """Longest text of a line, in characters, as in upstream's training data."""
@@ -96,14 +97,15 @@ _STACKED = FIELDS | PACKED_FIELDS
 class Line:
     """One line of text that is wanted in a picture.
 
-    text      1..20 characters
+    text      1..20 characters, kept in Unicode's form NFC
     polygon   (n, 2), x and y in pixels, n >= 3; where the text is to be
     color     RGB 0..255, None = any
     hint_font font (file or name) in which the line is drawn into the font hint, None = no wish
     language  as in AnyWord-3M
     font      font of its glyphs, None = that of the call
 
-    Raises ValueError for too long a text, a polygon of another shape, a colour outside.
+    Raises ValueError for too long a text, one with control characters or lone surrogates, a polygon of another shape, a
+    colour outside.
     """
 
     text: str
@@ -114,6 +116,7 @@ class Line:
     font: str | Path | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "text", checked(self.text, "The text of a line"))
         if len(self.text) > MAX_CHARACTERS:
             raise ValueError(
                 f"A line has {len(self.text)} characters, the limit is {MAX_CHARACTERS}: "
@@ -131,8 +134,10 @@ class Line:
 
     def pixels(self, size: tuple[int, int]) -> np.ndarray:
         """The polygon as (n, 2) int32; ValueError where it leaves a picture of `size` = (height, width)."""
-        polygon = np.asarray(self.polygon).astype(np.int32)
-        (height, width), (right, bottom) = size, polygon.max(axis=0)
+        (height, width), given = size, np.asarray(self.polygon)
+        fits = (abs(given) < 2**31).all()  # false for nan; larger numbers would come round as small ones
+        polygon = given.astype(np.int32) if fits else np.full((1, 2), -1)
+        right, bottom = polygon.max(axis=0)
         if polygon.min() < 0 or right > width or bottom > height:
             raise ValueError(
                 f"The polygon of line {self.text!r} leaves the picture of {width} x {height}: move it inside."

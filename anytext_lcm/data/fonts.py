@@ -7,7 +7,8 @@ importing matplotlib, because that import takes longer than drawing many picture
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,22 +83,62 @@ def font_path(font: str | Path) -> Path:
 def load_font(font: str | Path, size: int) -> ImageFont.FreeTypeFont:
     """Open a font at `size` pixels per em, with Pillow's own choice of layout engine (libraqm, as in upstream).
 
-    Raises DrawingError below 1 pixel, FileNotFoundError if there is no such font.
+    Raises DrawingError below 1 pixel, FileNotFoundError if there is no such font, ValueError for a file that is none.
     """
     # Cached; an open font takes about 0.1 MB, so the cache is bounded.
     if size < 1:
         raise DrawingError(f"Font size {size} is below 1 pixel: give a larger polygon or size.")
-    return ImageFont.truetype(str(font_path(font)), size)
+    path = font_path(font)
+    try:
+        return ImageFont.truetype(str(path), size)
+    except (OSError, ValueError) as error:
+        raise ValueError(_broken(path, error)) from error
 
 
 @lru_cache(maxsize=64)
 def characters(font: str | Path) -> frozenset[int]:
-    """Read the code points that the font has a glyph for from its character map."""
+    """Read the code points that the font has a glyph for from its character map.
+
+    Raises FileNotFoundError if there is no such font, ValueError for a file that is none or is cut off.
+    """
     from fontTools.ttLib import TTFont  # slow to import, needed once per font
 
     path = font_path(font)
-    with TTFont(path, lazy=True, fontNumber=0) as file:
-        return frozenset(file.getBestCmap() or ())
+    try:
+        with TTFont(path, lazy=True, fontNumber=0) as file:
+            known = frozenset(file.getBestCmap() or ())
+            tables = [] if file.flavor else file.reader.tables.values()  # a flavor is a compressed file
+            if any(table.offset + table.length > path.stat().st_size for table in tables):
+                raise ValueError("it is cut off")
+    except Exception as error:  # damaged files make fontTools raise nearly anything
+        raise ValueError(_broken(path, error)) from error
+    return known
+
+
+def check_fonts(fonts: Iterable[str | Path]) -> None:
+    """Open each font as drawing does. Raises FileNotFoundError or ValueError for the first that cannot be used."""
+    for font in fonts:
+        characters(font)
+        load_font(font, 40)
+
+
+@contextmanager
+def drawing_in(font: str | Path, text: str) -> Iterator[None]:
+    """Raise DrawingError in the block where FreeType finds a damaged glyph."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        name = font_path(font).name
+        raise DrawingError(
+            f"Font {name} is damaged and cannot draw {text!r} ({error}): choose another font."
+        ) from error
+
+
+def _broken(path: Path, error: Exception) -> str:
+    reason = str(error) or type(error).__name__
+    return f"Font {path} cannot be read ({reason}): give a whole .ttf, .otf or .ttc file."
 
 
 def require_glyphs(font: str | Path, text: str) -> None:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, load_font, require_glyphs
+from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, drawing_in, load_font, require_glyphs
 
 GLYPH_LINE_SIZE = (80, 512)
 """Height and width of a glyph line in pixels, fixed because the recogniser's input is made of it."""
@@ -43,14 +43,15 @@ def draw_packed_glyph_line(text: str, font: str | Path = PLAIN_FONT) -> np.ndarr
 def _glyph_line(text: str, font: str | Path) -> Image.Image:
     _require_text(text, font)
     height, width = GLYPH_LINE_SIZE
-    left, top, right, bottom = load_font(font, _MEASURE).getbbox(text)
-    scale = min(0.9 * width / max(right - left, 5), 0.9 * height / max(bottom - top, 5))
-    scaled = load_font(font, int(_MEASURE * scale))
-    left, top, right, bottom = scaled.getbbox(text)
-    canvas = Image.new("1", (width, height), 0)
-    # Upstream centres with Pillow's former getsize, whose height counts from the drawing origin.
-    x, y = (width - int(right - left)) // 2, (height - int(bottom)) // 2 - int(top) // 2
-    ImageDraw.Draw(canvas).text((x, y), text, font=scaled, fill=1)
+    with drawing_in(font, text):
+        left, top, right, bottom = load_font(font, _MEASURE).getbbox(text)
+        scale = min(0.9 * width / max(right - left, 5), 0.9 * height / max(bottom - top, 5))
+        scaled = load_font(font, int(_MEASURE * scale))
+        left, top, right, bottom = scaled.getbbox(text)
+        canvas = Image.new("1", (width, height), 0)
+        # Upstream centres with Pillow's former getsize, whose height counts from the drawing origin.
+        x, y = (width - int(right - left)) // 2, (height - int(bottom)) // 2 - int(top) // 2
+        ImageDraw.Draw(canvas).text((x, y), text, font=scaled, fill=1)
     return canvas
 
 
@@ -86,19 +87,20 @@ def draw_placed_glyph(
     """
     _require_text(text, font)
     frame = _Frame.around(_integer_polygon(quad))
-    fitted = load_font(font, _fitting_size(text, font, frame.long_side, frame.short_side))
-    canvas = Image.new("L", (size[1], size[0]), 0)
-    pen = ImageDraw.Draw(canvas)
-    if frame.vertical:
-        _draw_letters_below_each_other(pen, text, fitted, frame)
-    else:
-        if add_space and len(text) > 1:
-            text = _spread(text, fitted, frame.long_side)
-        left, top, right, bottom = fitted.getbbox(text)
-        (cx, cy) = frame.center
-        # The left bearing stays in, as upstream leaves it.
-        pen.text((cx - (right - left) / 2, cy - (bottom - top) / 2 - top), text, font=fitted, fill=255)
-        canvas = _turned(canvas, frame)
+    with drawing_in(font, text):
+        fitted = load_font(font, _fitting_size(text, font, frame.long_side, frame.short_side))
+        canvas = Image.new("L", (size[1], size[0]), 0)
+        pen = ImageDraw.Draw(canvas)
+        if frame.vertical:
+            _draw_letters_below_each_other(pen, text, fitted, frame)
+        else:
+            if add_space and len(text) > 1:
+                text = _spread(text, fitted, frame.long_side)
+            left, top, right, bottom = fitted.getbbox(text)
+            (cx, cy) = frame.center
+            # The left bearing stays in, as upstream leaves it.
+            pen.text((cx - (right - left) / 2, cy - (bottom - top) / 2 - top), text, font=fitted, fill=255)
+            canvas = _turned(canvas, frame)
     if out is None:
         return colored_support(np.array(canvas), color)
     if (box := canvas.getbbox()) is not None:  # most of the canvas is empty

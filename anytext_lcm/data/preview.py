@@ -8,10 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow.compute as pc
-from PIL import Image
 
-from anytext_lcm.data.anyword import AnyWordDataset, read_picture
+from anytext_lcm.data.anyword import AnyWordDataset
 from anytext_lcm.data.index import RecordIndex
+from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.data.usable import first_problems
 from anytext_lcm.figures.contact_sheet import contact_sheet
 
@@ -54,9 +54,9 @@ def unreadable_pictures(dataset: AnyWordDataset) -> list[str]:
         source, record = dataset.record(place)
         path = dataset.picture_path(source, record)
         try:
-            read_picture(path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            broken.append(f"{dataset.sources[source]}, record {record.number}, picture: {path} ({error})")
+            open_picture(path, turned=False)
+        except (OSError, ValueError) as error:
+            broken.append(f"{dataset.sources[source]}, record {record.number}, picture: {error}")
     return broken
 
 

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from anytext_lcm.data.json_stream import DoubledDict
+from anytext_lcm.data.text import composed, has_control, is_unicode, is_visible, without_control
 
 LANGUAGES = (
     "Latin",
@@ -43,8 +44,8 @@ RULES = {
     "polygon": "missing, fewer than 3 points, not finite numbers, beyond 30000 or without area: the line is left out; "
     "self-crossing, or more than 200 points: its convex hull. (AnyWord has an empty list for no place: left out, "
     "and no problem)",
-    "text": "missing, not text, empty or not UTF-8: the loss does not look there; control characters become spaces; "
-    "over 200 characters: cut",
+    "text": "missing, not text, empty, invisible or not UTF-8: the loss does not look there; control characters become "
+    "spaces; over 200 characters: cut",
     "language": "missing or unknown: by the script of the text",
     "valid": "neither true nor false: the loss does not look there",
     "color": "not three numbers 0..255 (or 500, 500, 500): unspecified",
@@ -57,7 +58,6 @@ RULES = {
 MAX_TEXT = 200  # characters
 MAX_POINTS = 200  # of a polygon; looking for sides that cross takes time with the square of it
 MAX_COORDINATE = 30_000  # pixels; the index stores 16 bits
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SCRIPTS = (
     ("Japanese", re.compile(r"[\u3040-\u30ff]")),
     ("Korean", re.compile(r"[\u1100-\u11ff\uac00-\ud7af]")),
@@ -82,7 +82,7 @@ class Annotation:
     """A line of text in a picture.
 
     polygon   x0, y0, x1, y1, ... integers, in pixels of the picture's file
-    text      as written, or "" where it is not known
+    text      as written, in Unicode's form NFC, or "" where it is not known
     language  one of LANGUAGES
     valid     False: the loss does not look there
     color     RGB 0..255, None = not specified
@@ -129,7 +129,7 @@ def clean(raw: Any, number: int) -> tuple[Record | None, list[Problem]]:
     if not isinstance(name, str) or not name.strip():
         note("img_name", f"it is {_name(name)}")
         return None, problems
-    if "\0" in name or not _is_unicode(name):
+    if "\0" in name or not is_unicode(name):
         note("img_name", "bytes that no file name can have")
         return None, problems
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
@@ -240,14 +240,15 @@ def _text(value: Any, where: str, note) -> str | None:
     if not isinstance(value, str):
         note("text", f"{where}: {_name(value)}")
         return None
-    if not _is_unicode(value):
+    if not is_unicode(value):
         note("text", f"{where}: not UTF-8")
         return None
-    if not value.isprintable() and _CONTROL.search(value):
+    if has_control(value):
         note("text", f"{where}: control characters")
-        value = _CONTROL.sub(" ", value).strip()
-    if not value.strip():
-        note("text", f"{where}: empty")
+        value = without_control(value).strip()
+    value = composed(value)
+    if not is_visible(value):
+        note("text", f"{where}: empty" if not value.strip() else f"{where}: {_name(value)} is invisible")
         return None
     if len(value) > MAX_TEXT:
         note("text", f"{where}: {len(value)} characters")
@@ -281,13 +282,13 @@ def _caption(value: Any, note) -> str:
     if not isinstance(value, str):
         note("caption", f"it is {_name(value)}")
         return ""
-    if not _is_unicode(value):
+    if not is_unicode(value):
         note("caption", "not UTF-8")
         value = value.encode("utf-8", "ignore").decode("utf-8")
-    if not value.isprintable() and _CONTROL.search(value):
+    if has_control(value):
         note("caption", "control characters")
-        value = _CONTROL.sub(" ", value)
-    return value
+        value = without_control(value)
+    return composed(value)
 
 
 def _score(value: Any, note) -> float | None:
@@ -317,17 +318,6 @@ def _name(value: Any) -> str:
         return "missing"
     text = ascii(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _is_unicode(text: str) -> bool:
-    """False if there are lone surrogates, which stand for bytes that were no UTF-8."""
-    if text.isascii():
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _turn(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:

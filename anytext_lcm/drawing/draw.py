@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from anytext_lcm.adapter.lora import Adapter, adapter_layers, adapter_off
 from anytext_lcm.data.fonts import PLAIN_FONT
+from anytext_lcm.data.text import checked
 from anytext_lcm.drawing.cores import Clock, spread_over_cores
 from anytext_lcm.drawing.methods import SOLVERS, Method
 from anytext_lcm.drawing.noise import FRESH, MASKED, initial_noise, picture_generator
@@ -74,8 +75,10 @@ class Prepared:
 
 def prepare(model: AnyText2, batch: dict[str, Any], seeds: Sequence[int], negative_prompt: str = "") -> Prepared:
     """Encode a batch of B pictures (of `prompts_to_batch` or a data set) once for all methods: no adapter reaches the
-    texts, the recognisers and the masked picture. Raises ValueError when there are not B seeds.
+    texts, the recognisers and the masked picture. Raises ValueError when there are not B seeds, and for a negative
+    prompt that `checked` refuses.
     """
+    negative_prompt = checked(negative_prompt, "The negative prompt")
     count = len(batch["img_caption"])
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} pictures: give one each.")

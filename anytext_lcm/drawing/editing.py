@@ -1,11 +1,13 @@
 """Photographs and where text goes in them: turned boxes, drawn masks, pixels that stay. No network takes part."""
 
-import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+
+from anytext_lcm.data.pictures import open_picture
 
 SPECK = 16  # pixels: a smaller region of a mask is a slip of the pen
 ORDERS = ("down", "right")
@@ -32,22 +34,12 @@ def turned_box(left: float, top: float, right: float, bottom: float, angle: floa
     return np.rint(turned + middle).astype(int)
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """A picture as viewers show it: turned as its EXIF says, where that can be read. Raises as Pillow does."""
-    try:
-        return ImageOps.exif_transpose(picture)
-    except (struct.error, SyntaxError):  # a broken EXIF spoils no pixels; broken pixels show when they are read
-        return picture
-
-
-def mask_levels(picture: Image.Image) -> np.ndarray:
+def read_mask(path: str | Path) -> np.ndarray:
     """Brightness of a drawn mask, (H, W) uint8: the strongest channel, over black where the mask is transparent.
 
-    Text goes where it is above `BRIGHT`.
+    Text goes where it is above `BRIGHT`. Raises FileNotFoundError or ValueError, see `open_picture`.
     """
-    drawn = picture.convert("RGBA")
-    black = Image.new("RGBA", drawn.size, "black")
-    return np.array(Image.alpha_composite(black, drawn).convert("RGB")).max(axis=2)
+    return open_picture(path, backing="black").max(axis=2)
 
 
 def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

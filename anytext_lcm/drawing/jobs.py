@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from anytext_lcm.data.fonts import PLAIN_FONT
+from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.drawing.draw import draw_prompts
-from anytext_lcm.drawing.editing import BRIGHT, boxes_of_mask, fit_picture, paste_back
+from anytext_lcm.drawing.editing import BRIGHT, boxes_of_mask, fit_picture, paste_back, read_mask
 from anytext_lcm.drawing.methods import Method
-from anytext_lcm.drawing.png import describe, read_mask, read_picture, save_picture
+from anytext_lcm.drawing.png import describe, save_picture
 from anytext_lcm.drawing.prompts import Prompt, parse_line
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.networks import Defaults
@@ -31,10 +32,17 @@ class Job:
 def read_photo(path: str, size: tuple[int, int], fit: bool) -> np.ndarray:
     """The picture to edit (H, W, 3) uint8, scaled and cropped to `size` (height, width) if asked.
 
-    Raises FileNotFoundError or ValueError.
+    Raises FileNotFoundError or ValueError, also for a picture of another size unless it is to be fitted.
     """
-    image = read_picture(path)
-    return fit_picture(image, size) if fit else image
+    image = open_picture(path)
+    if fit:
+        return fit_picture(image, size)
+    if image.shape[:2] != size:
+        raise ValueError(
+            f"The picture to edit is {image.shape[1]} x {image.shape[0]} pixels, not {size[1]} x {size[0]}: "
+            "say --fit, which scales and crops it, or --width and --height."
+        )
+    return image
 
 
 def boxes_from_mask(path: str, size: tuple[int, int], fit: bool, count: int, order: str) -> list[np.ndarray]:
@@ -55,11 +63,13 @@ def boxes_from_mask(path: str, size: tuple[int, int], fit: bool, count: int, ord
 
 def read_batch(path: str, seed: int, hint_font: str | None) -> list[tuple[Prompt, int]]:
     """Prompts and seeds of a JSON `[{"prompt": ..., "lines": [...], "seed": ...}, ...]`; an entry without a seed gets
-    `seed` plus its place. Raises ValueError.
+    `seed` plus its place. Raises ValueError, also for keys that an entry does not have and seeds that are no integers.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not Path(path).is_file():  # reading a pipe would wait for a writer
+            raise OSError("there is no such file")
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # -sig: some editors write a BOM
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"The batch {path} cannot be read ({error}).") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"The batch {path} must be a list of at least one picture.")
@@ -67,16 +77,25 @@ def read_batch(path: str, seed: int, hint_font: str | None) -> list[tuple[Prompt
     for place, entry in enumerate(entries):
         try:
             wishes.append(_read_entry(entry, seed + place, hint_font))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"Entry {place} of {path} is wrong: {error}") from error
     return wishes
 
 
 def _read_entry(entry: Mapping[str, Any], seed: int, hint_font: str | None) -> tuple[Prompt, int]:
+    if not isinstance(entry, dict):
+        raise TypeError('it must be an object like {"prompt": ..., "lines": [...], "seed": ...}')
+    known = ("prompt", "lines", "seed")
+    if unknown := [key for key in entry if key not in known]:
+        raise ValueError(f"{unknown[0]!a} is unknown, an entry has {', '.join(known)}")
+    if missing := [key for key in known[:2] if key not in entry]:
+        raise ValueError(f"{missing[0]} is missing")
     caption, lines, seed = entry["prompt"], entry["lines"], entry.get("seed", seed)
-    if not isinstance(caption, str) or not isinstance(lines, list) or isinstance(seed, bool):
-        raise TypeError("prompt is a text, lines a list, seed a number")
-    return Prompt(caption, tuple(parse_line(line, hint_font) for line in lines)), int(seed)
+    if not isinstance(caption, str) or not isinstance(lines, list) or any(not isinstance(line, str) for line in lines):
+        raise TypeError("prompt must be a text and lines a list of texts")
+    if type(seed) is not int:
+        raise TypeError(f"seed must be an integer from 0 on, not {seed!a}")
+    return Prompt(caption, tuple(parse_line(line, hint_font) for line in lines)), seed
 
 
 def make_jobs(wishes: Sequence[tuple[Prompt, int]], output: Path, marks: Sequence[int] | None = None) -> list[Job]:

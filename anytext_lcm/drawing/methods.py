@@ -43,8 +43,8 @@ TEACHER_SAMPLERS = tuple(flag for flag, row in SAMPLERS.items() if row.teacher a
 class Method:
     """A way to draw. Raises ValueError for settings out of range and for steps that the sampler cannot take.
 
-    guidance_scale 1 is no guidance, and half the work. adapter False is the bare teacher, whatever adapter the model
-    carries.
+    guidance_scale lies in 1..100; 1 is no guidance, and half the work. adapter False is the bare teacher, whatever
+    adapter the model carries.
     """
 
     name: str
@@ -63,13 +63,11 @@ class Method:
             raise ValueError(f"Sampler {self.sampler!r} is unknown: choose {' or '.join(map(repr, LOOPS))}.")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int):
             raise ValueError(f"The number of steps must be an integer, not {self.steps!r}.")
-        for what, value, highest in (
-            ("The guidance scale", self.guidance_scale, 100),
-            ("gamma", self.gamma, 1),
-            ("eta", self.eta, 1),
-        ):
-            if not 0 <= value <= highest:  # also catches nan
-                raise ValueError(f"{what} must lie in 0..{highest}, not {value}.")
+        if not 1 <= self.guidance_scale <= 100:  # also catches nan
+            raise ValueError(f"The guidance scale must lie in 1..100, not {self.guidance_scale}: 1 is none.")
+        for what, value in (("gamma", self.gamma), ("eta", self.eta)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{what} must lie in 0..1, not {value}.")
         if self.sampler in ("lcm", "tcd"):
             lcm_timesteps(self.steps)
         else:
@@ -101,7 +99,7 @@ def solver_method(steps: int, solver: str, guidance_scale: float = EMBEDDED_GUID
 def student_method(steps: int = 4, guidance_scale: float = 1.0, gamma: float | None = None) -> Method:
     """Few steps with the adapter, by the consistency sampler, or by TCD's with a gamma in 0..1 (0 is deterministic).
 
-    The adapter has learnt guidance. A guidance_scale other than 1 guides once more and doubles the work; LCM's paper
+    The adapter has learnt guidance. A guidance_scale above 1 guides once more and doubles the work; LCM's paper
     counts w = guidance_scale - 1.
     """
     return _few_steps("student", steps, guidance_scale, gamma)

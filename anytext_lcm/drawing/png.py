@@ -1,53 +1,22 @@
-"""Pictures in and out of files; a PNG carries the settings that drew it."""
+"""Pictures into files; a PNG carries the settings that drew it. `data/pictures.py` reads them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from anytext_lcm import __version__
-from anytext_lcm.drawing.editing import mask_levels, upright
 from anytext_lcm.drawing.methods import Method
 from anytext_lcm.drawing.prompts import Prompt
 from anytext_lcm.files import atomic_file
 
 KEY = "anytext_lcm"  # of the text chunk
-
-
-def read_picture(path: str | Path) -> np.ndarray:
-    """A picture file as (H, W, 3) uint8 RGB, turned as its EXIF says. Raises FileNotFoundError or ValueError."""
-    return _read(path, _existing(path), lambda picture: picture.convert("RGB"))
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """A mask file as (H, W) uint8, see `mask_levels`. Raises FileNotFoundError or ValueError."""
-    return _read(path, _existing(path), mask_levels)
-
-
-def read_upload(content: bytes) -> np.ndarray:
-    """The bytes of a picture file as (H, W, 3) uint8 RGB, turned as its EXIF says. Raises ValueError."""
-    return _read("that was uploaded", BytesIO(bytes(content)), lambda picture: picture.convert("RGB"))
-
-
-def _existing(path: str | Path) -> Path:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"Picture {path} does not exist.")
-    return Path(path)
-
-
-def _read(name: str | Path, file: Path | BinaryIO, convert: Callable[[Image.Image], Any]) -> np.ndarray:
-    """A picture, turned and converted. Raises ValueError, which calls it by `name`."""
-    try:
-        with Image.open(file) as picture:
-            return np.array(convert(upright(picture)))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Picture {name} cannot be read ({error}).") from error
 
 
 def describe(
@@ -89,11 +58,13 @@ def save_picture(path: str | Path, picture: np.ndarray, settings: Mapping[str, A
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings in a PNG of `save_picture`. Raises FileNotFoundError, or ValueError when it has none."""
     try:
-        with Image.open(_existing(path)) as picture:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"Picture {path} does not exist.")
+        with Image.open(path, formats=["PNG"]) as picture:
             return json.loads(picture.text[KEY])
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, AttributeError, SyntaxError) as error:
+    except (OSError, ValueError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} carries no settings of this program ({error!r}).") from error
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from anytext_lcm.data.batch import PLACEHOLDER, Line, build_conditioning, collate
 from anytext_lcm.data.fonts import PLAIN_FONT
 from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.records import MAX_COORDINATE
+from anytext_lcm.data.text import checked, is_visible
 from anytext_lcm.drawing.editing import turned_box
 
 
@@ -38,6 +40,10 @@ def prompts_to_batch(
         raise ValueError(f"The size {size[1]} x {size[0]} must be a multiple of 8 pixels each way.")
     items = []
     for prompt in prompts:
+        caption = checked(prompt.caption, "The prompt")
+        for line in prompt.lines:
+            if line.text and not is_visible(line.text):
+                raise ValueError(f"The text of line {ascii(line.text)} is invisible: give a character that leaves ink.")
         image = None
         if prompt.image is not None:
             if prompt.image.shape != (*size, 3) or prompt.image.dtype != np.uint8:
@@ -48,7 +54,7 @@ def prompts_to_batch(
             image = prompt.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
         mode = "generate" if image is None else "edit"
         item = build_conditioning(prompt.lines, size, max_lines, font=font, mode=mode, image=image)
-        items.append({**item, "img_caption": prompt.caption.replace(PLACEHOLDER, " ")})
+        items.append({**item, "img_caption": caption.replace(PLACEHOLDER, " ")})
     return collate(items)
 
 
@@ -92,6 +98,8 @@ def parse_line(text: str, hint_font: str | None = None, polygon: np.ndarray | No
             f"Line {text!r} does not say where it goes: write TEXT@LEFT,TOP,RIGHT,BOTTOM, "
             "as in HELLO@10,40,118,80#yellow."
         )
+    if max(map(abs, numbers)) > MAX_COORDINATE:
+        raise ValueError(f"The place of line {text[:40]!r} lies beyond {MAX_COORDINATE} pixels: move it inside.")
     if len(numbers) == 4:
         left, top, right, bottom = numbers
         if left >= right or top >= bottom:

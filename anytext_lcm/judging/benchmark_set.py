@@ -13,8 +13,9 @@ from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
 from anytext_lcm.data.batch import MAX_CHARACTERS, Line, build_conditioning, collate
-from anytext_lcm.data.fonts import DrawingError, covers, font_path
+from anytext_lcm.data.fonts import DrawingError, check_fonts, covers
 from anytext_lcm.data.json_stream import read_records
+from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.data.records import clean
 from anytext_lcm.drawing.draw import draw_prepared, prepare
 from anytext_lcm.drawing.methods import Method
@@ -87,9 +88,9 @@ def read_tasks(path: str | Path, limit: int | None = None) -> list[Task]:
 def check_font(tasks: Sequence[Task], font: str | Path) -> int:
     """Count the lines that the font cannot write; they are not drawn, and count as wrong.
 
-    Raises ValueError for more than every tenth, FileNotFoundError for a missing font.
+    Raises ValueError for more than every tenth and a broken font, FileNotFoundError for a missing one.
     """
-    font_path(font)
+    check_fonts([font])
     texts = [text for task in tasks for text, _ in task.lines]
     unable = [text for text in texts if not covers(font, text)]
     if 10 * len(unable) > len(texts):
@@ -218,8 +219,7 @@ def draw_tasks(
 
 def _read_pictures(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray]:
     for path in paths:
-        with Image.open(path) as picture:
-            image = np.asarray(picture.convert("RGB"))
+        image = open_picture(path)
         if image.shape[:2] != size:
             raise ValueError(f"{path} is {image.shape[1]} x {image.shape[0]} pixels, not {size[1]} x {size[0]}.")
         yield image

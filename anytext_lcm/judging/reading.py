@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
+from anytext_lcm.data.text import composed, is_visible
+
 if TYPE_CHECKING:
     import onnxruntime
 
@@ -151,7 +153,7 @@ class LineReader:
                 [probabilities] = self.session.run(None, {self.input_name: batch})
                 for index, best in zip(chunk, probabilities.argmax(axis=2), strict=True):
                     new = np.flatnonzero(np.diff(best, prepend=-1))  # a repeated class is one letter
-                    texts[index] = "".join(self.letters[k] for k in best[new])
+                    texts[index] = composed("".join(self.letters[k] for k in best[new]))
         return texts
 
     def read(self, images, polygons: Sequence[Sequence[np.ndarray]]) -> list[list[str]]:
@@ -170,9 +172,13 @@ class LineReader:
 
 
 def normalise(text: str) -> str:
-    """Letters and digits only, width and case ignored; a text without any is kept as it is."""
+    """Letters, their combining marks and digits only, width and case ignored; a text without any is kept as it is.
+
+    Marks that have no letter of their own stay, because vowels of Devanagari and tones of Thai are such marks.
+    """
     text = unicodedata.normalize("NFKC", text).strip()
-    return "".join(letter for letter in text.casefold() if letter.isalnum()) or text
+    folded = unicodedata.normalize("NFKC", text.casefold())
+    return "".join(c for c in folded if c.isalnum() or (unicodedata.category(c)[0] == "M" and is_visible(c))) or text
 
 
 def ned(wanted: str, read: str) -> float:

@@ -13,6 +13,22 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name, by default `default_device()`. Raises ValueError when this machine cannot compute on it.
+
+    Ask before weights are read.
+    """
+    if device is None:
+        return default_device()
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"Device {str(device)!r} cannot be used ({reason}): choose cpu or cuda.") from error
+    return found
+
+
 def load_model(
     config: str | Path,
     checkpoint: str | Path,
@@ -23,6 +39,7 @@ def load_model(
 
     device: by default `default_device()`. Raises FileNotFoundError or ValueError.
     """
+    device = usable_device(device)
     model = AnyText2.from_config(config).load_checkpoint(checkpoint).requires_grad_(False)
     for network in model.children():  # the schedule, buffers of the model itself, stays in fp32
         network.to(dtype)

@@ -7,9 +7,10 @@ from typing import Any
 import ipywidgets
 
 from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.drawing import play
 from anytext_lcm.drawing.methods import Method, student_method, teacher_method
-from anytext_lcm.drawing.png import png_bytes, read_upload
+from anytext_lcm.drawing.png import png_bytes
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.networks import Defaults
 from anytext_lcm.teaching.explorers import WIDE, choice, slider
@@ -138,7 +139,7 @@ class Playground(ipywidgets.VBox):
             return None
         if not self.upload.value:
             raise ValueError("Upload a picture to edit, or choose generate.")
-        return read_upload(self.upload.value[0]["content"])
+        return open_picture(bytes(self.upload.value[0]["content"]))
 
     def method(self, name: str) -> Method:
         """The student's or the teacher's method, with steps and sampler as they are set."""
