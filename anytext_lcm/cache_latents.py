@@ -59,7 +59,7 @@ def work(args: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one sentence on stderr."""
-    return run(build_parser(), work, arguments)
+    return run(build_parser(), work, arguments, lambda args: f"{args.latents} holds what it held before; start again.")
 
 
 if __name__ == "__main__":

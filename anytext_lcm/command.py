@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from anytext_lcm.files import printable
+
 FAILURES = (ValueError, OSError, FloatingPointError)
 """What a command reports in a sentence; anything else is a fault of the program and keeps its traceback."""
 
@@ -82,14 +84,26 @@ def run(
     parser: argparse.ArgumentParser,
     work: Callable[[argparse.Namespace], str | None],
     arguments: Sequence[str] | None = None,
+    kept: Callable[[argparse.Namespace], str] | None = None,
 ) -> int:
-    """Parse the arguments, do the work, print what it returns. Returns the exit code: 0, or 2 after one sentence."""
+    """Parse the arguments, do the work, print what it returns.
+
+    kept: says, after Ctrl-C, what is kept and how to go on; of several processes the first one says it.
+    Returns the exit code: 0, or 2 or, after Ctrl-C, 130 with one sentence on stderr.
+    """
+    args = None
     try:
-        message = work(parser.parse_args(arguments))
+        args = parser.parse_args(arguments)
+        message = work(args)
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            words = kept(args) if kept and args else "files that were complete are kept, none is half-written."
+            print(f"stopped: {printable(words)}", file=sys.stderr)
+        return 130
     except AlreadyReported:
         return 2
     except FAILURES as error:
-        print(f"error: {in_words(error)}", file=sys.stderr)
+        print(f"error: {printable(in_words(error))}", file=sys.stderr)
         return 2
     if message:
         _say(message)

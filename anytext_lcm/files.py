@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and names of them that a terminal can show."""
 
 import os
 import shutil
@@ -6,6 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def printable(text: str) -> str:
+    """Escape control characters, newlines and lone surrogates as Python writes them, so that a terminal shows one line.
+
+    Other text stays as it is, backslashes too.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _umask() -> int:

@@ -37,6 +37,18 @@ def work(args: argparse.Namespace) -> str | None:
     return f"The adapter is in {last}" if os.environ.get("RANK", "0") == "0" else None
 
 
+def newest(args: argparse.Namespace) -> str:
+    """What a training that was stopped has kept, and how to go on."""
+    if args.estimate:
+        return "An estimate keeps nothing."
+    from anytext_lcm.training.checkpoints import checkpoints
+
+    found = list(checkpoints(args.output_dir).values())
+    if not found:
+        return f"{args.output_dir} has no checkpoint yet; start again with --resume_from_checkpoint latest."
+    return f"{found[-1]} is kept; the same command with --resume_from_checkpoint latest goes on from there."
+
+
 def describe_memory(settings: Mapping[str, Any]) -> str:
     """The memory of these settings by part. Raises ValueError or FileNotFoundError."""
     if settings["config"] is None:
@@ -44,15 +56,17 @@ def describe_memory(settings: Mapping[str, Any]) -> str:
     from anytext_lcm.training import memory
 
     precision = settings["mixed_precision"] or "no"
-    sizes = memory.estimate(TrainSettings(**settings))
+    wanted = TrainSettings(**settings)
+    wanted.check_values()
+    sizes = memory.estimate(wanted)
     head = f"Memory of one process, batch {settings['train_batch_size']}, rank {settings['lora_rank']}, {precision}:"
     return f"{head}\n{memory.table(sizes)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one sentence on stderr."""
+    """Exit code 0, or 2 or, after Ctrl-C, 130 with one sentence on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    return run(build_parser(estimating="--estimate" in arguments), work, arguments)
+    return run(build_parser(estimating="--estimate" in arguments), work, arguments, newest)
 
 
 if __name__ == "__main__":

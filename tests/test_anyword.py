@@ -218,6 +218,17 @@ def test_unreadable_pictures_are_stepped_over_and_named(tmp_path):
         assert f"record {number}, picture" in item["problems"][number] and said in item["problems"][number]
     with pytest.raises(BadRecord, match="record 0, picture"):
         AnyWordDataset(path, rules=ReadingRules(image_size=SIDE), strict=True)[0]
+    (tmp_path / "3.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileNotFoundError, match="4 records in a row .*3.jpg cannot be read .*Check data_root"):
+        dataset[0]
+
+
+def test_what_a_file_says_reaches_the_terminal_as_one_line(tmp_path):
+    name = "\x1b[2Ja\nb\u202e\u6c49.png"
+    path = write_set(tmp_path, [{"img_name": "ok.png"}])
+    path.write_text(json.dumps({"data_root": ".", "data_list": [{"img_name": name}, {"img_name": "ok.png"}]}))
+    [said] = AnyWordDataset(path, rules=ReadingRules(image_size=SIDE))[0]["problems"]
+    assert "/\\x1b[2Ja\\nb\\u202e\u6c49.png is missing" in said and said.isprintable()
 
 
 @pytest.mark.parametrize(
@@ -259,9 +270,9 @@ def test_arguments_that_cannot_be(tmp_path):
 def test_index_follows_its_json(tmp_path):
     path = write_set(tmp_path, [{"img_name": "a.png", "caption": "first"}])
     assert open_index(path)[0].caption == "first"
-    built = (tmp_path / "data.index" / "records.arrow").stat().st_mtime_ns
+    built = (tmp_path / "data.json.index" / "records.arrow").stat().st_mtime_ns
     open_index(path)
-    assert (tmp_path / "data.index" / "records.arrow").stat().st_mtime_ns == built  # built once
+    assert (tmp_path / "data.json.index" / "records.arrow").stat().st_mtime_ns == built  # built once
     write_set(tmp_path, [{"img_name": "a.png", "caption": "another one"}])
     assert open_index(path)[0].caption == "another one"
 
@@ -270,9 +281,9 @@ def test_index_may_lie_elsewhere_and_is_whole_or_not_there(tmp_path):
     path = write_set(tmp_path / "set", [{"img_name": "a.png"}, 7])
     with pytest.raises(BadRecord, match="data.json, record 1, record: it is 7"):
         open_index(path, tmp_path / "other", strict=True)
-    assert [p.name for p in (tmp_path / "other").iterdir() if p.name != "data.index.lock"] == []
+    assert [p.name for p in (tmp_path / "other").iterdir() if p.suffix != ".lock"] == []
     index = open_index(path, tmp_path / "other")
-    assert len(index) == 1 and index.folder == tmp_path / "other" / "data.index"
+    assert len(index) == 1 and index.folder.parent == tmp_path / "other"
     with pytest.raises(BadRecord, match="record 1"):  # the index is there, and strict all the same
         open_index(path, tmp_path / "other", strict=True)
 
@@ -283,6 +294,20 @@ def test_a_json_that_breaks_off_is_an_error(tmp_path, cut):
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ValueError, match="is no complete JSON"):
         open_index(path)
+
+
+def test_two_jsons_in_one_file_are_refused(tmp_path):
+    one = write_set(tmp_path, [{"img_name": "a.png"}])
+    whole = one.read_bytes()
+    for rest in (whole, b"]", b"\0", b"\n{"):
+        one.write_bytes(whole + rest)
+        with pytest.raises(ValueError, match="data.json goes on with .* after the end of its JSON"):
+            open_index(one)
+    one.write_bytes(whole[:-1] + b', "data_list": []}')
+    with pytest.raises(ValueError, match="'data_list' twice"):
+        open_index(one)
+    one.write_bytes(b"\xef\xbb\xbf" + whole + b" \r\n")  # a byte order mark, and space at the end
+    assert open_index(one)[0].img_name == "a.png"
 
 
 def test_records_larger_than_the_window_are_read(tmp_path):

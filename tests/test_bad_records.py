@@ -2,8 +2,11 @@
 
 import json
 import random
+import time
 from collections import Counter
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +16,7 @@ from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate, validate
 from anytext_lcm.data.index import BadRecord, open_index
 from anytext_lcm.data.packed import expand
-from anytext_lcm.data.records import LANGUAGES, MAX_TEXT, RULES, clean, script_language
+from anytext_lcm.data.records import LANGUAGES, MAX_POINTS, MAX_TEXT, RULES, clean, script_language
 
 QUAD = [[8, 16], [56, 16], [56, 40], [8, 40]]
 
@@ -98,6 +101,26 @@ def test_a_polygon_that_crosses_itself_becomes_its_hull():
     assert kinds == [] and line.points.tolist() == bent
 
 
+def test_a_polygon_of_many_points_takes_no_time():
+    """Its hull stands for it. The time grew with the square of the points: 24 s for these."""
+    turns = np.linspace(0, 2 * np.pi, 5000, endpoint=False)
+    wheel = (1000 + np.stack([np.cos(turns), np.sin(turns)], 1) * (800 - 300 * (np.arange(5000) % 2))[:, None]).tolist()
+    began = time.process_time()
+    line, kinds = one_line(polygon=wheel)
+    assert time.process_time() - began < 0.5 and kinds == ["polygon"]
+    low, high = line.points.min(0), line.points.max(0)
+    assert (low == 200).all() and (high >= 1799).all() and cv2.isContourConvex(line.points)
+    rim = (1000 + 800 * np.stack([np.cos(turns), np.sin(turns)], 1))[:: 5000 // MAX_POINTS].tolist()
+    assert len(rim) == MAX_POINTS and one_line(polygon=rim)[1] == []
+
+
+@pytest.mark.parametrize("name", ["/etc/a.png", "../a.png", "a/../../b.png", "C:\\a.png", "..\\a.png"])
+def test_a_name_that_leads_out_of_data_root_is_said(name):
+    record, problems = clean(whole() | {"img_name": name}, 0)
+    assert record.img_name == name and [p.kind for p in problems] == ["path"]
+    assert clean(whole() | {"img_name": "a..b/c.png"}, 0)[1] == []
+
+
 @pytest.mark.parametrize("text", [None, "", "   ", 5, ["a"], "\t\n", "a\udcffb"])
 def test_where_the_text_is_not_known_the_loss_does_not_look(text):
     line, kinds = one_line(text=text)
@@ -174,6 +197,9 @@ def test_caption_and_score():
     record, problems = clean(whole() | {"caption": "a\udcff\nb", "wm_score": float("nan")}, 0)
     assert record.caption == "a b" and record.wm_score is None
     assert [p.kind for p in problems] == ["caption", "caption", "wm_score"]
+    for score in (10**400, float("inf"), True, [0.1]):
+        record, problems = clean(whole() | {"wm_score": score}, 0)
+        assert record.wm_score is None and [p.kind for p in problems] == ["wm_score"]
     record, problems = clean(whole() | {"caption": 5, "wm_score": "0.3"}, 0)
     assert record.caption == "" and record.wm_score is None and len(problems) == 2
 
@@ -224,6 +250,12 @@ MUTATIONS = {  # kind of problem, what becomes of the record's text
     "control characters": ("text", lambda t, r: _line(t, "text", b'"Wo\x01\x1b\nrd"')),
     "unknown language": ("language", lambda t, r: _line(t, "language", b'"Klingon"')),
     "wrong type": (None, lambda t, r: _line(t, *r.choice([("text", b"5"), ("color", b'"red"'), ("polygon", b"{}")]))),
+    "number without end": (
+        "wm_score",
+        lambda t, r: t.replace('"wm_score": 0.1', f'"wm_score": {"9" * r.choice([400, 5000])}').encode(),
+    ),
+    "many points": ("polygon", lambda t, r: _line(t, "polygon", json.dumps(QUAD * 1250).encode())),
+    "out of data_root": ("path", lambda t, r: t.replace("ok.png", "../x/ok.png").encode()),
     "no object": ("record", lambda t, r: r.choice([b"5", b"null", b'"x"', b"[]"])),
     "duplicate key": ("duplicate key", lambda t, r: t.replace("{", '{"img_name": "other.png", ', 1).encode()),
     "not UTF-8": ("text", lambda t, r: _line(t, "text", b'"W\xff\xfeord"')),

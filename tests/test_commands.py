@@ -161,11 +161,27 @@ REFUSED = {
     ],
     "train": [
         (["--teacher_ckpt", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
-        (["--lora_rank", "0"], "--lora_rank must be an integer, at least 1: 0 is not."),
+        (["--lora_rank", "0"], "--lora_rank must be an integer, at least 1 and at most 1024: 0 is not."),
         (["--lora_rank", "many"], "--lora_rank"),
-        (["--seed", "-1"], "--seed must be an integer, at least 0: -1 is not."),
+        (["--seed", "-1"], "--seed must be an integer, at least 0 and at most 9223372036854775807: -1 is not."),
         (["--objective", "gan"], "--objective"),
-        (["--estimate", "--train_batch_size", "0"], "at least one picture, not 0"),
+        (["--estimate", "--train_batch_size", "0"], "--train_batch_size must be an integer, at least 1"),
+        (["--estimate", "--lora_rank", "1000000"], "--lora_rank must be an integer, at least 1 and at most 1024"),
+        (["--lora_rank", "99999999"], "--lora_rank must be an integer, at least 1 and at most 1024"),
+        (["--image_size", "0"], "a positive multiple of 16 pixels, not 0"),
+        (["--image_size", "1000000"], "at most 4096 pixels"),
+        (["--output_dir", ""], "--output_dir is empty"),
+        (["--output_dir", "x" * 300], "--output_dir is longer than a file system allows"),
+        (["--output_dir", "a\0b"], "--output_dir has a NUL character"),
+        (["--data_list", "x" * 300, "--no-use_mock_dataset"], "--data_list is longer than a file system allows"),
+        (["--fonts", "nope.ttf"], "--fonts has no effect on mock data"),
+        (["--edit_share", "2"], "--edit_share must be a number, at least 0 and at most 1"),
+        (["--edit_share", "0.5", "--strict"], "--edit_share, --strict has no effect on mock data"),
+        (["--guidance_scale", "0"], "--guidance_scale must be a number, at least 1 and at most 100"),
+        (["--guidance_scale", "nan"], "--guidance_scale must be"),
+        (["--guidance_scale", "1e38"], "--guidance_scale must be"),
+        (["--seed", "9" * 400], "--seed must be"),
+        (["--negative_prompt", "\udcff"], "--negative_prompt is not UTF-8"),
     ],
 }
 # The same mistakes in many commands.
@@ -251,6 +267,8 @@ def test_exit_codes(capsys):
     assert command.run(parser, lambda args: None, []) == 0 and capsys.readouterr().out == ""
     for error in (ValueError("bad"), OSError("bad"), FloatingPointError("bad")):
         assert command.run(parser, fail(error), []) == 2 and capsys.readouterr().err == "error: bad\n"
+    assert command.run(parser, fail(ValueError("no \x1b[2Jfile\nb")), []) == 2
+    assert capsys.readouterr().err == "error: no \\x1b[2Jfile\\nb\n"
     assert command.run(parser, fail(command.AlreadyReported()), []) == 2 and capsys.readouterr().err == ""
     with pytest.raises(KeyError):  # a fault of the program keeps its traceback
         command.run(parser, fail(KeyError("bug")), [])

@@ -118,7 +118,7 @@ def test_an_index_made_large_reads_as_its_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "ROWS", 64)
     monkeypatch.setattr("anytext_lcm.data.index.ROWS", 64)
     path = benchmark.large_set(tmp_path, 150, lambda _: None)
-    index = RecordIndex(tmp_path / "large.index")
+    index = RecordIndex(tmp_path / "large.json.index")
     assert len(index) == 150 and index[149] == index[21] and index[63].number == 63 and ROWS != 64
     found = index_memory(path, reads=5)
     assert found["records"] == 150 and found["annotations of the last"] == 5 and found["seconds to open"] < 5

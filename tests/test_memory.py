@@ -101,8 +101,9 @@ def test_the_flag_prints_and_does_not_train(teacher, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--train_batch_size", "0"], "at least one picture, not 0"),
-        (["--train_batch_size", "-5"], "at least one picture, not -5"),
+        (["--train_batch_size", "0"], "at least 1 and at most 4096: 0 is not"),
+        (["--train_batch_size", "-5"], "at least 1 and at most 4096: -5 is not"),
+        (["--lora_rank", "1000000"], "at most 1024: 1000000 is not"),
         (["--image_size", "100"], "multiple of 16 pixels, not 100"),
         (["--image_size", "-16"], "multiple of 16 pixels, not -16"),
         (["--image_size", "-8"], "multiple of 16 pixels, not -8"),

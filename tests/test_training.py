@@ -504,16 +504,18 @@ def test_settings_that_cannot_be(teacher, tmp_path, changes, words):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"lora_rank": 0}, "--lora_rank must be an integer, at least 1: 0 is not."),
-        ({"lora_rank": True}, "--lora_rank must be an integer, at least 1: True is not."),
+        ({"lora_rank": 0}, "--lora_rank must be an integer, at least 1 and at most 1024: 0 is not."),
+        ({"lora_rank": True}, "--lora_rank must be an integer, at least 1 and at most 1024: True is not."),
         ({"max_train_steps": 1.5}, "--max_train_steps must be an integer, at least 1: 1.5 is not."),
-        ({"seed": -1}, "--seed must be an integer, at least 0: -1 is not."),
-        ({"learning_rate": 0}, "--learning_rate must be a number, above 0: 0 is not."),
+        ({"seed": -1}, "--seed must be an integer, at least 0 and at most 9223372036854775807: -1 is not."),
+        ({"learning_rate": 0}, "--learning_rate must be a number, at most 1 and above 0: 0 is not."),
         ({"huber_c": math.inf}, "--huber_c must be a number, above 0: inf is not."),
         ({"ema_decay": 1.0}, "--ema_decay must be a number, at least 0 and below 1: 1.0 is not."),
         ({"ema_decay": -0.1}, "--ema_decay must be a number, at least 0 and below 1: -0.1 is not."),
-        ({"guidance_scale": math.nan}, "--guidance_scale must be a number: nan is not."),
-        ({"learning_rate": "1e-4"}, "--learning_rate must be a number, above 0: '1e-4' is not."),
+        ({"guidance_scale": math.nan}, "--guidance_scale must be a number, at least 1 and at most 100: nan is not."),
+        ({"guidance_scale": 0.5}, "--guidance_scale must be a number, at least 1 and at most 100: 0.5 is not."),
+        ({"guidance_scale": 1e38}, "--guidance_scale must be a number, at least 1 and at most 100: 1e+38 is not."),
+        ({"learning_rate": "1e-4"}, "--learning_rate must be a number, at most 1 and above 0: '1e-4' is not."),
         ({"loss": "l1"}, "--loss 'l1' is unknown; choose huber or l2."),
         ({"mixed_precision": "fp8"}, "--mixed_precision 'fp8' is unknown; choose no or fp16 or bf16."),
     ],
@@ -525,7 +527,7 @@ def test_bounds_are_said_in_one_sentence(teacher, tmp_path, changes, words):
 
 
 def test_the_ends_of_the_bounds_are_within(teacher, tmp_path):
-    ends = {"lora_rank": 1, "seed": 0, "ema_decay": 0.0, "learning_rate": 1, "guidance_scale": -3.0}
+    ends = {"lora_rank": 1, "seed": 0, "ema_decay": 0.0, "learning_rate": 1, "guidance_scale": 1}
     settings = TrainSettings.from_dict(options(teacher, tmp_path, **ends))
     assert {name: getattr(settings, name) for name in ends} == ends
 

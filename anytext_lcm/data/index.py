@@ -1,10 +1,11 @@
 """The index of a data set: its records cleaned once and kept as columns, memory-mapped.
 
 An AnyWord JSON of 3 million records takes minutes and many GB to load as Python objects, in every worker again. The
-index is a folder beside it, `NAME.index/`, built once. Opening it reads a few kB, and all processes of a machine share
-its pages. It is rebuilt when the JSON's size or time of change differs.
+index is a folder beside it, `NAME.json.index/`, built once. Opening it reads a few kB, and all processes of a machine
+share its pages. In a folder for indices of many JSONs its name also has a digest of the JSON's path. It is rebuilt when
+the JSON's content differs. The content is hashed only if the file's size, times or number on the disk have changed.
 
-    about.json      source, its size and time, counts, data_root
+    about.json      source, its size, times and digest, counts, data_root
     records.arrow   one row per record that is kept
     problems.arrow  one row per problem: number, kind, detail
 
@@ -14,7 +15,10 @@ rule of our own.
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,9 +30,9 @@ from filelock import FileLock
 
 from anytext_lcm.data.json_stream import read_records
 from anytext_lcm.data.records import Annotation, Problem, Record, clean
-from anytext_lcm.files import atomic_folder, check_writable
+from anytext_lcm.files import atomic_folder, check_writable, printable
 
-VERSION = 1
+VERSION = 2
 """Goes up when the columns or the rules of `records` change; an index of another version is rebuilt."""
 
 ROWS = 16_384
@@ -61,12 +65,12 @@ class BadRecord(ValueError):
 
 @dataclass(frozen=True)
 class About:
-    """Content of about.json: the JSON's size in bytes and time of change, records read and kept, problems by kind."""
+    """Content of about.json: the JSON's name, what the disk says of it, its digest, records, problems by kind."""
 
     version: int
     source: str
-    size: int
-    modified_ns: int
+    stamp: list[int]  # see `_stamp`
+    digest: str  # of the JSON's content
     data_root: str | None
     records: int
     kept: int
@@ -77,12 +81,14 @@ class RecordIndex:
     """The records of one JSON, read from its index when they are needed.
 
     `index[i]` is the i-th record that was kept; IndexError beyond. It is pickled by its path, so that workers map the
-    same file.
+    same file. expected: what about.json must say. Raises ValueError where it says something else.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, expected: About | None = None) -> None:
         self.folder = Path(folder)
         self.about = _read_about(self.folder)
+        if expected not in (None, self.about):
+            raise ValueError(f"The index {self.folder} was rebuilt while it was in use; start again.")
         self._reader = pa.ipc.open_file(pa.memory_map(str(self.folder / "records.arrow")))
 
     def __len__(self) -> int:
@@ -128,13 +134,16 @@ class RecordIndex:
         return pa.chunked_array([batch.column(place) for batch in batches], type=RECORDS.field(place).type)
 
     def __reduce__(self):
-        return type(self), (self.folder,)
+        return type(self), (self.folder, self.about)
 
 
 def index_folder(source: str | Path, index_dir: str | Path | None = None) -> Path:
-    """Name the folder of a JSON's index: beside the JSON, or in index_dir."""
+    """Name the folder of a JSON's index: beside the JSON, or in index_dir with a digest of the JSON's path."""
     source = Path(source)
-    return (source.parent if index_dir is None else Path(index_dir)) / f"{source.stem}.index"
+    if index_dir is None:
+        return source.parent / f"{source.name}.index"
+    place = hashlib.sha256(str(source.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return Path(index_dir) / f"{source.name}-{place}.index"
 
 
 def open_index(
@@ -162,6 +171,7 @@ def open_index(
             ) from error
         with FileLock(f"{folder}.lock"):
             if not _is_current(folder, source):  # another process may have built it meanwhile
+                _sweep(folder, source)
                 build_index(source, folder, strict, progress)
     index = RecordIndex(folder)
     if strict and (first := index.problems(1)):
@@ -177,7 +187,7 @@ def build_index(
 ) -> None:
     """Read a JSON and write its index, complete or not at all. Raises as `open_index` does."""
     source = Path(source)
-    stat = source.stat()
+    stamp, digest = _stamp(source), _digest(source)
     head, raws = read_records(source)
     with atomic_folder(folder, mark="about.json") as temporary:
         with (
@@ -202,8 +212,8 @@ def build_index(
         about = About(
             version=VERSION,
             source=source.name,
-            size=stat.st_size,
-            modified_ns=stat.st_mtime_ns,
+            stamp=stamp,
+            digest=digest,
             data_root=root if isinstance(root, str) else None,
             records=read,
             kept=rows.added,
@@ -214,7 +224,7 @@ def build_index(
 
 def problem_sentence(source: str | Path, problem: Problem) -> str:
     """Write one line that names file, record, field and what is wrong."""
-    return f"{source}, record {problem.number}, {problem.kind}: {problem.detail}"
+    return printable(f"{source}, record {problem.number}, {problem.kind}: {problem.detail}")
 
 
 class _Table:
@@ -254,10 +264,37 @@ def _read_about(folder: Path) -> About:
     return About(**json.loads((folder / "about.json").read_text(encoding="utf-8")))
 
 
-def _is_current(folder: Path, source: Path) -> bool:
-    try:
-        about = _read_about(folder)
-    except (OSError, ValueError, TypeError):
-        return False
+def _stamp(source: Path) -> list[int]:
+    """Size, times of change of content and of status in ns, number on the disk: no write leaves all of them alike."""
     stat = source.stat()
-    return (about.version, about.size, about.modified_ns) == (VERSION, stat.st_size, stat.st_mtime_ns)
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _digest(source: Path) -> str:
+    with source.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_current(folder: Path, source: Path) -> bool:
+    """Whether the folder holds a whole index of what the JSON holds now."""
+    try:
+        about = RecordIndex(folder).about
+    except (OSError, ValueError, TypeError):  # missing, damaged, or of another version
+        return False
+    if about.version != VERSION or not (folder / "problems.arrow").is_file():
+        return False
+    return about.stamp == _stamp(source) or about.digest == _digest(source)
+
+
+def _sweep(folder: Path, source: Path) -> None:
+    """Delete what killed builds of this index left, and the JSON's index as version 1 named it."""
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    former = folder.parent / f"{source.stem}.index"
+    try:
+        about = json.loads((former / "about.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(about, dict) and (about.get("version"), about.get("source")) == (1, source.name):
+        shutil.rmtree(former, ignore_errors=True)
+        Path(f"{former}.lock").unlink(missing_ok=True)

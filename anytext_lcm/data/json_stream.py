@@ -5,7 +5,7 @@ a window, so that 3 million records take a few MB. It goes on where a record is 
 
 - raw control characters stay in their strings;
 - bytes that are no UTF-8 arrive as lone surrogates (Python's "surrogateescape");
-- NaN arrives as nan, an integer of any length as int;
+- NaN arrives as nan, an integer of any length as int, over 4000 digits as an infinite float;
 - a byte order mark at the start is skipped;
 - an object with a key given twice arrives as a `DoubledDict`.
 
@@ -40,6 +40,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return doubled
 
 
+def _integer(digits: str) -> int | float:
+    """Python refuses to read integers over 4300 digits."""
+    return int(digits) if len(digits) <= 4000 else float(digits)
+
+
 class _Window:
     """Text of a file from `position` on, read as far as needed; name begins its error messages."""
 
@@ -47,6 +52,7 @@ class _Window:
         self.file, self.name = file, name
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self.json = json.JSONDecoder(object_pairs_hook=_object, strict=False)
+        self.patient = json.JSONDecoder(object_pairs_hook=_object, strict=False, parse_int=_integer)  # but slow
         self.text, self.position, self.ended = "", 0, False
 
     def more(self) -> bool:
@@ -76,12 +82,20 @@ class _Window:
             raise ValueError(f"{self.name} is no complete JSON: {where} wants {sign!r}, got {found or 'its end'!r}.")
         self.position += 1
 
+    def _decode(self) -> tuple[Any, int]:
+        try:
+            return self.json.raw_decode(self.text, self.position)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # an integer that is too long
+            return self.patient.raw_decode(self.text, self.position)
+
     def value(self, where: str) -> Any:
         """Take the next JSON value. Raises ValueError where the text is no JSON."""
         self.peek()
         while True:
             try:
-                value, end = self.json.raw_decode(self.text, self.position)
+                value, end = self._decode()
                 if end < len(self.text) or self.ended:  # a number may go on in the next chunk
                     self.position = end
                     return value
@@ -125,6 +139,8 @@ def _elements(path: Path, head: dict[str, Any]) -> Iterator[Any]:
             if key != "data_list":
                 head[key] = window.value(repr(key))
                 continue
+            if found:
+                raise ValueError(f"{path} has 'data_list' twice; put the records into one list.")
             found, number = True, 0
             window.take("[", "'data_list'")
             while window.peek() != "]":
@@ -133,5 +149,8 @@ def _elements(path: Path, head: dict[str, Any]) -> Iterator[Any]:
                 yield window.value(f"record {number}")
                 number += 1
             window.take("]", "'data_list'")
+        window.take("}", "the file")
+        if more := window.peek():
+            raise ValueError(f"{path} goes on with {more!r} after the end of its JSON; name several files one by one.")
         if not found:
             raise ValueError(f"{path} has no 'data_list': it is not in AnyWord's layout.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 from anytext_lcm.data.anyword import AnyWordDataset
 from anytext_lcm.data.index import RecordIndex
 from anytext_lcm.data.pictures import open_picture
+from anytext_lcm.data.usable import first_problems
 from anytext_lcm.figures.contact_sheet import contact_sheet
 
 COLUMNS = ("picture", "masked_img", "glyphs", "positions", "font_hint", "inv_mask")  # of a sheet, from left to right
@@ -44,14 +44,7 @@ def counts(dataset: AnyWordDataset) -> str:
 
 def problems(dataset: AnyWordDataset, each: int = 3) -> str:
     """List the first `each` problems of each kind and JSON, one per line; empty if there are none."""
-    lines = []
-    for source, index in zip(dataset.sources, dataset.indices, strict=True):
-        seen: Counter[str] = Counter()
-        for problem in index.problems():
-            seen[problem.kind] += 1
-            if seen[problem.kind] <= each:
-                lines.append(f"{source}, record {problem.number}, {problem.kind}: {problem.detail}")
-    return "\n".join(lines)
+    return "\n".join(first_problems(dataset, each))
 
 
 def unreadable_pictures(dataset: AnyWordDataset) -> list[str]:

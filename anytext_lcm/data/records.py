@@ -11,6 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import cv2
@@ -35,12 +36,14 @@ RULES = {
     "record": "not an object: left out",
     "duplicate key": "the last value counts",
     "img_name": "missing, empty, not text, or with bytes that no file name can have: the record is left out",
+    "path": "img_name is absolute or leads out of data_root by `..`: read all the same, as upstream does",
     "caption": "not text: empty; control characters become spaces, bytes that are not UTF-8 are dropped",
     "wm_score": "not a finite number: unknown",
     "annotations": "not a list: the record is left out, as what is written in the picture is not known",
     "annotation": "not an object: left out",
     "polygon": "missing, fewer than 3 points, not finite numbers, beyond 30000 or without area: the line is left out; "
-    "self-crossing: its convex hull. (AnyWord has an empty list for no place: left out, and no problem)",
+    "self-crossing, or more than 200 points: its convex hull. (AnyWord has an empty list for no place: left out, "
+    "and no problem)",
     "text": "missing, not text, empty, invisible or not UTF-8: the loss does not look there; control characters become "
     "spaces; over 200 characters: cut",
     "language": "missing or unknown: by the script of the text",
@@ -53,6 +56,7 @@ RULES = {
 """What is done about a problem, by its kind. The last three show when the picture is read."""
 
 MAX_TEXT = 200  # characters
+MAX_POINTS = 200  # of a polygon; looking for sides that cross takes time with the square of it
 MAX_COORDINATE = 30_000  # pixels; the index stores 16 bits
 _SCRIPTS = (
     ("Japanese", re.compile(r"[\u3040-\u30ff]")),
@@ -128,6 +132,8 @@ def clean(raw: Any, number: int) -> tuple[Record | None, list[Problem]]:
     if "\0" in name or not is_unicode(name):
         note("img_name", "bytes that no file name can have")
         return None, problems
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+        note("path", _name(name))
     listed = raw.get("annotations")
     if listed is None:
         listed = []
@@ -221,6 +227,9 @@ def _polygon(value: Any, where: str, note) -> tuple[int, ...] | None:
     if len(hull) < 3:
         note("polygon", f"{where}: no area")
         return None
+    if len(points) > MAX_POINTS:
+        note("polygon", f"{where}: {len(points)} points")
+        return tuple(hull.ravel().tolist())
     if _crosses_itself(points):
         note("polygon", f"{where}: crosses itself")
         return tuple(hull.ravel().tolist())
@@ -285,10 +294,14 @@ def _caption(value: Any, note) -> str:
 def _score(value: Any, note) -> float | None:
     if value is None:
         return None
-    if type(value) not in (int, float) or not math.isfinite(value):
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:  # an integer beyond float
+        number = math.inf
+    if not math.isfinite(number):
         note("wm_score", f"it is {_name(value)}")
         return None
-    return float(value)
+    return number
 
 
 # -- helpers --------------------------------------------------------------------------------------------

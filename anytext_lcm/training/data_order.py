@@ -1,6 +1,8 @@
 """Which items and which noise a micro-batch gets: its place in the run decides, and no state has to be saved."""
 
+import os
 import random
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -14,6 +16,8 @@ from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import PackedDataset
+from anytext_lcm.data.usable import complaints, require_lines
+from anytext_lcm.training.processes import ignore_interrupts
 from anytext_lcm.training.settings import DataSettings, TrainSettings
 
 
@@ -112,6 +116,7 @@ def build_loader(
         collate_fn=collate,
         num_workers=settings.num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=ignore_interrupts,
         generator=seeded_generator(settings.seed, rank, done),  # else it draws from the global one
     )
 
@@ -119,7 +124,8 @@ def build_loader(
 def build_dataset(settings: DataSettings) -> Dataset:
     """The data set that the settings name: mock pictures or records on disk, as light items.
 
-    Raises ValueError when they name none or both, and as AnyWordDataset does.
+    The first process says on stderr what is wrong with the records. Raises ValueError when the settings name none or
+    both, when no line of text can be used, and as AnyWordDataset does.
     """
     if settings.use_mock_dataset == bool(settings.data_list):
         named = "Both data sets were named" if settings.use_mock_dataset else "No data set was named"
@@ -127,7 +133,7 @@ def build_dataset(settings: DataSettings) -> Dataset:
     if settings.use_mock_dataset:
         return PackedDataset(MockDataset(settings.dataset_size, seed=settings.seed, image_size=settings.picture_size))
     fonts = {"fonts": settings.fonts} if settings.fonts else {}
-    return AnyWordDataset(
+    dataset = AnyWordDataset(
         settings.data_list,
         data_root=settings.data_root,
         rules=ReadingRules(image_size=settings.picture_size, edit_share=settings.edit_share, **fonts),
@@ -136,3 +142,8 @@ def build_dataset(settings: DataSettings) -> Dataset:
         strict=settings.strict,
         index_dir=settings.index_dir,
     )
+    require_lines(dataset)
+    if os.environ.get("RANK", "0") == "0":
+        for sentence in complaints(dataset):
+            print(sentence, file=sys.stderr)
+    return dataset

@@ -25,6 +25,7 @@ from anytext_lcm.data.packed import expand
 from anytext_lcm.files import atomic_folder
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.checkpoints import fingerprint
+from anytext_lcm.training.processes import ignore_interrupts, worker_deaths_in_words
 
 MOMENTS, PICTURES, ABOUT = "moments.npy", "pictures.npy", "latents.json"
 
@@ -62,8 +63,14 @@ def write_latents(
 
     progress: called after each batch with its number of pictures. Raises ValueError when the folder holds other files.
     """
-    loader = DataLoader(_Checked(dataset), batch_size, num_workers=num_workers, collate_fn=collate)
-    with atomic_folder(folder, mark=ABOUT) as temporary:
+    loader = DataLoader(
+        _Checked(dataset),
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=ignore_interrupts,
+    )
+    with worker_deaths_in_words(), atomic_folder(folder, mark=ABOUT) as temporary:
         moments, checksums, done = None, np.zeros(len(dataset), np.uint32), 0
         for batch in loader:
             images = expand(batch, model.device)["img"]

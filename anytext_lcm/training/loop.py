@@ -29,6 +29,7 @@ from anytext_lcm.training.processes import (
     settle,
     share_first_weights,
     start_accelerator,
+    worker_deaths_in_words,
 )
 from anytext_lcm.training.resume import Progress, TrainingState, restore, save_checkpoint
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings
@@ -226,10 +227,11 @@ def run_distillation(
     read besides. Several nodes need an output_dir that all of them see.
 
     Raises ValueError or FileNotFoundError for settings that are wrong, FloatingPointError when too many updates in a
-    row are not finite. With several processes only the first one to fail prints the reason.
+    row are not finite, OSError when a process that prepares batches dies. With several processes only the first one to
+    fail prints the reason.
     """
     settle()
-    with fresh_accelerate_state(), one_voice():
+    with fresh_accelerate_state(), one_voice(), worker_deaths_in_words():
         checked = TrainSettings.from_dict(settings)
         if dataset is None:
             dataset = build_dataset(checked)

@@ -15,8 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from anytext_lcm.adapter.lora import adapter_state, attach
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
-from anytext_lcm.model.networks import defaults_for
-from anytext_lcm.training.settings import PRECISIONS, TrainSettings
+from anytext_lcm.training.settings import PRECISIONS, TrainSettings, check_picture_size
 
 GIB = 2**30
 RUNTIME = 1.5 * GIB  # CUDA's context, cuDNN's and cuBLAS's workspaces: a guess
@@ -192,11 +191,10 @@ def estimate(settings: TrainSettings, kernel: str = "fused") -> dict[str, float]
     The settings need be neither complete nor checked: weights and data are not read. Raises ValueError or
     FileNotFoundError for a configuration, batch, side, rank, target or kernel that is wrong.
     """
-    batch, side, network = settings.train_batch_size, settings.image_size, defaults_for(settings.config)
+    batch = settings.train_batch_size
     if batch < 1:
         raise ValueError(f"The batch must hold at least one picture, not {batch}.")
-    if side is not None and (side < 1 or side % network.multiple):
-        raise ValueError(f"The pictures' side must be a positive multiple of {network.multiple} pixels, not {side}.")
+    check_picture_size(settings.image_size, settings.config)
     targets = None if settings.lora_targets is None else tuple(settings.lora_targets)
     found = _count(
         str(settings.config),

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import re
+import signal
 import sys
 import threading
 import time
@@ -125,6 +127,26 @@ def raise_everywhere(problem: Exception | None) -> None:
 
 
 # -- end --------------------------------------------------------------------------------------------------
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C to the process that trains: `worker_init_fn` of a DataLoader. worker: its number, not used."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def worker_deaths_in_words() -> Iterator[None]:
+    """Raise OSError with a sentence when a DataLoader's worker dies inside; torch raises RuntimeError anywhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.match(r"DataLoader worker (\(pid.*?\)) (.*)", str(error))
+        if not found:
+            raise
+        raise OSError(
+            f"A process that prepares batches {found[1]} {found[2].strip().rstrip('.')}: memory may have run out. "
+            "Use fewer --num_workers; a training goes on with --resume_from_checkpoint latest."
+        ) from error
 
 
 @contextmanager

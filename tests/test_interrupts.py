@@ -1,0 +1,111 @@
+"""Ctrl-C and a dead worker end a command in one sentence, and what was kept is said."""
+
+import os
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+from processes import finish, start, start_ranks
+
+from anytext_lcm import cache_latents, command, train
+
+ALWAYS = ["--use_mock_dataset", "--no-progress", "--train_batch_size", "1"]
+LONG = [*ALWAYS, "--gradient_accumulation_steps", "1", "--lora_rank", "1", "--lora_targets", "zero_convs"]
+LONG += ["--sample_steps", "0", "--checkpointing_steps", "1", "--checkpoints_total_limit", "2"]
+LONG += ["--max_train_steps", "1000000", "--mixed_precision", "no"]
+
+
+def network(teacher):
+    return ["--config", str(teacher / "micro.yaml"), "--teacher_ckpt", str(teacher / "micro.safetensors")]
+
+
+def call(main, arguments, folder):
+    """Run a command with its words in files of `folder`, and leave with its exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    place = folder / f"said{os.environ.get('RANK', '')}"
+    sys.stdout = sys.stderr = place.open("w", buffering=1)
+    os.dup2(sys.stderr.fileno(), 2)
+    sys.exit(main(arguments))
+
+
+def await_path(path, processes, seconds=120):
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until and all(process.is_alive() for process in processes), "it did not get there"
+        time.sleep(0.05)
+
+
+def interrupt(processes):
+    """Ctrl-C in a terminal: SIGINT for each process of the group, workers too."""
+    everyone = [process.pid for process in processes]
+    everyone += [child.pid for pid in everyone for child in psutil.Process(pid).children(recursive=True)]
+    for pid in everyone:
+        os.kill(pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_training_says_from_where_it_goes_on(teacher, tmp_path, workers):
+    run = tmp_path / "run"
+    flags = [*network(teacher), *LONG, "--output_dir", str(run), "--num_workers", str(workers)]
+    process = start(call, train.main, flags, tmp_path)
+    await_path(run / "checkpoint-2", [process])
+    interrupt([process])
+    assert finish([process], 60) == [130]
+    [said] = (tmp_path / "said").read_text().splitlines()
+    newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert said == (
+        f"stopped: {newest} is kept; the same command with --resume_from_checkpoint latest goes on from there."
+    )
+    assert not list(run.glob(".checkpoint-*"))
+
+
+def test_of_several_processes_the_first_says_it(teacher, tmp_path):
+    run = tmp_path / "run"
+    processes = start_ranks(2, call, train.main, [*network(teacher), *LONG, "--output_dir", str(run)], tmp_path)
+    await_path(run / "checkpoint-2", processes)
+    interrupt(processes)
+    assert finish(processes, 60) == [130, 130]
+    [said] = (tmp_path / "said0").read_text().splitlines()
+    assert said.startswith(f"stopped: {run / 'checkpoint-'}") and "goes on from there" in said
+    assert (tmp_path / "said1").read_text() == ""
+
+
+def test_a_training_without_a_checkpoint(tmp_path):
+    args = train.build_parser().parse_args(["--config", "a", "--output_dir", str(tmp_path)])
+    assert "has no checkpoint yet" in train.newest(args)
+
+
+def test_cached_latents_are_all_or_nothing(teacher, tmp_path):
+    folder = tmp_path / "latents"
+    flags = [*network(teacher), *ALWAYS, "--latents", str(folder), "--dataset_size", "1000000"]
+    process = start(call, cache_latents.main, flags, tmp_path)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob(".latents.*/moments.npy")) and time.monotonic() < until:
+        time.sleep(0.05)
+    interrupt([process])
+    assert finish([process], 60) == [130]
+    [said] = (tmp_path / "said").read_text().splitlines()
+    assert said.startswith("stopped: ") and str(folder) in said
+    assert [path.name for path in tmp_path.iterdir()] == ["said"]
+
+
+def test_any_command_ends_with_130(capsys):
+    def stopped(args):
+        raise KeyboardInterrupt
+
+    assert command.run(command.new_parser("none", "Does nothing."), stopped, []) == 130
+    assert capsys.readouterr().err == "stopped: files that were complete are kept, none is half-written.\n"
+
+
+def test_a_killed_worker_is_one_sentence(teacher, tmp_path):
+    run = tmp_path / "run"
+    flags = [*network(teacher), *LONG, "--output_dir", str(run), "--num_workers", "2"]
+    process = start(call, train.main, flags, tmp_path)
+    await_path(run / "checkpoint-2", [process])
+    psutil.Process(process.pid).children()[-1].kill()
+    assert finish([process], 60) == [2]
+    [said] = (tmp_path / "said").read_text().splitlines()
+    assert said.startswith("error: A process that prepares batches (pid") and "fewer --num_workers" in said
+    assert (run / "checkpoint-2").exists() or len(list(run.glob("checkpoint-*"))) == 2
