@@ -219,7 +219,7 @@ def test_unreadable_pictures_are_stepped_over_and_named(tmp_path):
     with pytest.raises(BadRecord, match="record 0, picture"):
         AnyWordDataset(path, rules=ReadingRules(image_size=SIDE), strict=True)[0]
     (tmp_path / "3.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(FileNotFoundError, match="4 records in a row .*3.jpg cannot be read .*: check data_root"):
+    with pytest.raises(FileNotFoundError, match="4 records in a row .*3.jpg cannot be read .*Check data_root"):
         dataset[0]
 
 
