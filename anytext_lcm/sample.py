@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import add_adapter, add_network, natural, new_parser, positive, run
+from anytext_lcm.command import add_adapter, add_network, finite, natural, new_parser, positive, run
 from anytext_lcm.data.fonts import PLAIN_FONT, font_path
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST
 from anytext_lcm.drawing.methods import STUDENT_SAMPLERS, TEACHER_SAMPLERS
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--gamma",
-        type=float,
+        type=finite,
         default=0.3,
         help="of --sampler gamma: share of fresh noise, 0 none, 1 almost lcm (default: %(default)s)",
     )
