@@ -58,7 +58,7 @@ def read_batch(path: str, seed: int, hint_font: str | None) -> list[tuple[Prompt
     `seed` plus its place. Raises ValueError.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"The batch {path} cannot be read ({error}).") from error
     if not isinstance(entries, list) or not entries:
