@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from anytext_lcm.command import natural, new_parser, positive, run
+from anytext_lcm.command import finite, natural, new_parser, positive, run
 from anytext_lcm.teacher.recipe import DEFAULT_STAGES, FEWEST_PICTURES, STAGES, TASKS, Recipe, recipe_of
 
 
@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stage", nargs="+", choices=STAGES, help="default: all that the task has")
     add("--task", choices=TASKS, help="what is drawn (default: mock, or as the work folder was begun)")
     add("--steps", type=positive, help=f"diffusion steps (default: {Recipe.diffusion_steps})")
-    add("--lr", type=float, help="of the diffusion at its peak (default: the task's)")
-    add("--decay", type=float, help="share of the steps over which it falls (default: the task's)")
+    add("--lr", type=finite, help="of the diffusion at its peak (default: the task's)")
+    add("--decay", type=finite, help="share of the steps over which it falls (default: the task's)")
     add("--pictures", type=int, help=f"default: {Recipe.pictures}, or as the work folder was begun")
     add(
         "--seed",

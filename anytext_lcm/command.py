@@ -5,6 +5,7 @@ exit code. Its flags need no network: heavy imports stand in `work`, so that `--
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -61,6 +62,17 @@ def positive(text: str) -> int:
 def natural(text: str) -> int:
     """A whole number from 0 on, as argparse's `type`: a seed."""
     return _whole(text, 0)
+
+
+def finite(text: str) -> float:
+    """A number that is neither nan nor infinite, as argparse's `type`."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a finite number, not {text!r}")
+    return number
 
 
 def _whole(text: str, least: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import add_adapter, add_network, natural, new_parser, positive, run
+from anytext_lcm.command import add_adapter, add_network, finite, natural, new_parser, positive, run
 from anytext_lcm.data.fonts import PLAIN_FONT, check_fonts
 from anytext_lcm.data.text import checked
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--gamma",
-        type=float,
+        type=finite,
         help=f"of --sampler gamma: share of fresh noise, 0 none, 1 almost lcm (default: {GAMMA})",
     )
     add(

@@ -278,3 +278,12 @@ def test_the_sentence_of_a_worker():
     text = "Caught ValueError in DataLoader worker process 0.\nTraceback (most recent call last):\nValueError: no file"
     assert command.in_words(ValueError(text)) == "no file"
     assert command.in_words(ValueError("two\nlines")) == "two\nlines"
+
+
+def test_a_batch_with_a_byte_order_mark_is_read(tmp_path):
+    from anytext_lcm.drawing.jobs import read_batch
+
+    path = tmp_path / "batch.json"
+    path.write_text(json.dumps([{"prompt": "a wall", "lines": [LINE]}]), encoding="utf-8-sig")
+    [(prompt, seed)] = read_batch(str(path), 3, None)
+    assert prompt.caption == "a wall" and seed == 3

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import natural, new_parser, positive, run
+from anytext_lcm.command import finite, natural, new_parser, positive, run
 
 if TYPE_CHECKING:
     from anytext_lcm.data.anyword import AnyWordDataset
@@ -55,7 +55,7 @@ def _add_source(parser: argparse.ArgumentParser, records: bool = True) -> None:
         parser.add_argument("--data_root", help="folder of the pictures, if not the one the JSON names")
         parser.add_argument("--index_dir", help="where indices are kept, if not beside the JSONs")
         parser.add_argument("--fonts", nargs="+", help="fonts for the glyphs, files or names")
-        parser.add_argument("--edit_share", type=float, default=0.0, help="share of items in editing mode")
+        parser.add_argument("--edit_share", type=finite, default=0.0, help="share of items in editing mode")
         parser.add_argument("--strict", action="store_true", help="make the first bad record an error")
 
 
