@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from anytext_lcm.files import printable
+
 FAILURES = (ValueError, OSError, FloatingPointError)
 """What a command reports in a sentence; anything else is a fault of the program and keeps its traceback."""
 
@@ -87,7 +89,7 @@ def run(
     except AlreadyReported:
         return 2
     except FAILURES as error:
-        print(f"error: {in_words(error)}", file=sys.stderr)
+        print(f"error: {printable(in_words(error))}", file=sys.stderr)
         return 2
     if message:
         _say(message)

@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "anytext_lcm"
 # From the bottom of the house up. A room may import what stands above its own line, and only what it names.
 MAY_IMPORT = {
     "files": set(),
-    "command": set(),
+    "command": {"files"},
     "lcm": set(),
     "model": {"lcm", "files"},
-    "figures": set(),
+    "figures": {"files"},
     "adapter": {"lcm", "model", "figures", "files"},
     "data": {"figures", "files", "command"},
     "drawing": {"lcm", "model", "adapter", "data", "files"},
