@@ -11,6 +11,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from anytext_lcm.adapter.choices import MAX_RANK
 from anytext_lcm.model.networks import EMBEDDED_GUIDANCE, checkpoint_for, defaults_for
 
 OBJECTIVES = ("lcm", "teacher_x0")  # the names of lcm.objectives.OBJECTIVES, which needs torch
@@ -27,16 +28,17 @@ def _setting(
     at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
     choices: tuple[str, ...] = (),
     identity: bool = True,
 ) -> Any:
     """A field with its bounds and its reason. identity: a resumed run must have the same value."""
-    bounds = {"at least": at_least, "above": above, "below": below}
+    bounds = {"at least": at_least, "above": above, "below": below, "at most": at_most}
     bounds = {words: bound for words, bound in bounds.items() if bound is not None}
     return field(default=default, metadata={"help": reason, "bounds": bounds, "choices": choices, "identity": identity})
 
 
-_WITHIN = {"at least": operator.ge, "above": operator.gt, "below": operator.lt}
+_WITHIN = {"at least": operator.ge, "above": operator.gt, "below": operator.lt, "at most": operator.le}
 
 
 def _check_value(setting: Field, value: Any, kind: type) -> None:
@@ -122,7 +124,9 @@ class ObjectiveSettings:
 class AdapterSettings:
     """Size and place of the LoRA adapter."""
 
-    lora_rank: int = _setting(64, "rank of the adapter, as in LCM-LoRA: 108 MB in fp32 at full size", at_least=1)
+    lora_rank: int = _setting(
+        64, "rank of the adapter, as in LCM-LoRA: 108 MB in fp32 at full size", at_least=1, at_most=MAX_RANK
+    )
     lora_alpha: float = _setting(
         64, "scales the adapter by alpha / rank; equal to the rank it leaves it alone", above=0
     )
