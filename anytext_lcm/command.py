@@ -82,14 +82,14 @@ def _whole(text: str, least: int) -> int:
 
 
 def in_words(error: BaseException) -> str:
-    """The sentence of an error. Of one from a DataLoader worker, which torch wraps in the worker's traceback, the last
-    line without its class.
+    """The sentence of an error, fit for a terminal. Of one from a DataLoader worker, which torch wraps in the worker's
+    traceback, the last line without its class.
     """
     text = str(error)
-    if " in DataLoader worker process " not in text:
-        return text
-    last = text.strip().splitlines()[-1]
-    return last.partition(": ")[2] or last
+    if " in DataLoader worker process " in text:
+        last = text.strip().splitlines()[-1]
+        text = last.partition(": ")[2] or last
+    return printable(text)
 
 
 def run(

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and names of them that a terminal can show."""
+"""Files and folders that appear whole or not at all, and text from outside made fit for a terminal."""
 
 import os
 import platform
@@ -22,6 +22,11 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def printable(text: str) -> str:
+    """Text as one line without control characters, invisible ones or lone surrogates: they become backslash escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def follow_umask(path: Path) -> None:

@@ -16,6 +16,8 @@ from anytext_lcm.adapter import lora, mix, targets
 from anytext_lcm.adapter.card import describe_adapter
 from anytext_lcm.adapter.lora import Adapter
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.model.networks import EMBEDDED_CONFIG
+from anytext_lcm.training.settings import TrainSettings
 
 GROUPS = {  # ours -> the reference list's
     "zero_convs": "A1 control zero_convs (12)",
@@ -504,3 +506,9 @@ def test_a_byte_order_mark_is_no_fault(bare, saved, tmp_path):
     names = targets.find_targets(bare)["zero_convs"]
     (tmp_path / "list.txt").write_text("\n".join(names), encoding="utf-8-sig")
     assert targets.resolve_targets(bare, [str(tmp_path / "list.txt")]) == names
+
+
+@pytest.mark.parametrize("rank", [0, 1025, 99_999_999])
+def test_a_training_of_such_a_rank_is_refused_before_anything_is_loaded(rank, tmp_path):
+    with pytest.raises(ValueError, match="--lora_rank must be an integer, at least 1 and at most 1024"):
+        TrainSettings.from_dict({"config": str(EMBEDDED_CONFIG), "output_dir": str(tmp_path), "lora_rank": rank})

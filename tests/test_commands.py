@@ -277,7 +277,7 @@ def test_exit_codes(capsys):
 def test_the_sentence_of_a_worker():
     text = "Caught ValueError in DataLoader worker process 0.\nTraceback (most recent call last):\nValueError: no file"
     assert command.in_words(ValueError(text)) == "no file"
-    assert command.in_words(ValueError("two\nlines")) == "two\nlines"
+    assert command.in_words(ValueError("two\nlines")) == r"two\nlines"
 
 
 def test_a_batch_with_a_byte_order_mark_is_read(tmp_path):

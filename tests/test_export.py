@@ -448,6 +448,33 @@ def test_model_card(folder):
     assert "Rank" in model_card(describe_adapter(folder) | {"training": {}})
 
 
+HOSTILE = 'a: b # c | d\x1b[31m\nlicense: evil \u202e \ud800 "x" 文字'
+
+
+def test_foreign_text_stays_one_cell_and_one_value(folder, tmp_path):
+    """Newlines, pipes, control and bidirectional characters in flags and in an adapter's header."""
+    training = TRAINING | {"network": HOSTILE, "objective": HOSTILE, "data_list": [HOSTILE]}
+    card = model_card(describe_adapter(folder) | {"training": training}, None, HOSTILE, HOSTILE, HOSTILE)
+    assert all(character.isprintable() or character == "\n" for character in card)
+    card.encode("utf-8")
+    head = yaml.safe_load(card.split("---\n")[1])
+    usual = yaml.safe_load(model_card(describe_adapter(folder), base_model="x").split("---\n")[1])
+    assert head.keys() == usual.keys() and head["license"] == head["base_model"]
+    assert r"\x1b[31m\nlicense: evil \u202e \ud800" in head["license"] and "文字" in head["license"]
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {3}
+
+
+@pytest.mark.parametrize("fields", [{"guidance_scale": "x"}, {"guidance_scale": True}, {"step": []}], ids=str)
+def test_a_header_of_another_form_is_refused_by_export(tmp_path, fields, capsys):
+    header = {"anytext_lcm": json.dumps(TRAINING | fields)}
+    folder = lora.save_adapter(adapted(), tmp_path / "adapter", header)
+    assert export.main(["--adapter", str(folder), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"{next(iter(fields))} in the header is no number" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_card_shows_imports_that_work_and_its_template_is_installed():
     code = TEMPLATE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     imports = [line for line in code.splitlines() if "import" in line]

@@ -85,3 +85,8 @@ def test_what_a_killed_run_left_is_swept_and_a_live_one_is_not(tmp_path):
         live.join()
     with files.atomic_folder(target):
         assert not (tmp_path / name).exists()
+
+
+def test_printable_text_is_one_line():
+    assert files.printable("a b é 文 |") == "a b é 文 |"
+    assert files.printable("x\n\x1b[2J\t\u202e\ud800\x7f") == r"x\n\x1b[2J\t\u202e\ud800\x7f"

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "command": {"files"},
     "lcm": set(),
     "model": {"lcm", "files"},
-    "figures": set(),
+    "figures": {"files"},
     "adapter": {"lcm", "model", "figures", "files"},
     "data": {"figures", "files", "command"},
     "drawing": {"lcm", "model", "adapter", "data", "files"},

@@ -233,7 +233,7 @@ def test_flops_are_counted_on_shapes_as_on_numbers(options, monkeypatch):
         model.parameterization = "eps"
         return model
 
-    monkeypatch.setattr(variants_module, "build", eps)
+    monkeypatch.setattr(measure, "build", eps)
     for name in ("reference, checkpointed", "ours, decoder only"):  # every branch is in one of the two
         variant = VARIANTS[name]
         teacher, model = eps(options), adapt(eps(options), options, variant.targets)

@@ -165,3 +165,8 @@ def test_progress_takes_a_tie_for_no_progress():
     for progress.step, score in ((2, 0.1), (4, 0.3), (6, 0.3), (8, 0.2)):
         progress.note_score(score)
     assert (progress.best_score, progress.best_step, progress.panels_since_best) == (0.3, 4, 2)
+
+
+def test_names_in_problems_reach_the_terminal_escaped(capsys):
+    report_problems(["a.json, record 3, picture: no\x1b[2J\nfile"], Counter())
+    assert capsys.readouterr().out == "a.json, record 3, picture: no\\x1b[2J\\nfile\n"

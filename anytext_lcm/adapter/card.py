@@ -12,10 +12,13 @@ from anytext_lcm import __version__
 from anytext_lcm.adapter.lora import Adapter
 from anytext_lcm.adapter.stored import WEIGHTS_FILE, read_adapter
 from anytext_lcm.figures.text_table import text_table
+from anytext_lcm.files import printable
 from anytext_lcm.lcm.schedule import lcm_timesteps
 from anytext_lcm.model.anytext2 import AnyText2
 
 REPORT, CARD = "export.json", "README.md"
+HEADER = {"guidance_scale": int | float, "step": int, "learning_rate": int | float}
+"""Numbers that the card takes from the header of the weights."""
 TEMPLATE = Path(__file__).with_name("card.md")
 
 
@@ -28,14 +31,19 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
         header = file.metadata() or {}
     try:
         training = json.loads(header.get("anytext_lcm", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         training = {}
+    training = training if isinstance(training, dict) else {}
+    for key, kind in HEADER.items():
+        value = training.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise ValueError(f"{Path(folder) / WEIGHTS_FILE}: {key} in the header is no number: {value!r}.")
     return {
         "rank": config["r"],
         "alpha": config["lora_alpha"],
         "layers": sum(key.endswith(".lora_A.weight") for key in state),
         "parameters": sum(value.numel() for value in state.values()),
-        "training": training if isinstance(training, dict) else {},
+        "training": training,
     }
 
 
@@ -64,12 +72,17 @@ def model_card(
     """
     rows = facts(metadata, base_model or network)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        licence=licence,
-        base=f"base_model: {base_model}\nbase_model_relation: adapter\n" if base_model else "",
+        licence=_yaml(licence),
+        base=f"base_model: {_yaml(base_model)}\nbase_model_relation: adapter\n" if base_model else "",
         facts=text_table(("", ""), rows.items(), markdown=True),
         measured=_measured(report),
         version=__version__,
     )
+
+
+def _yaml(text: str) -> str:
+    """Text as a quoted YAML string on one line."""
+    return json.dumps(printable(text), ensure_ascii=False)
 
 
 def facts(metadata: Mapping[str, Any], base: str = "") -> dict[str, Any]:
@@ -123,7 +136,7 @@ def _measured(report: Mapping[str, Any] | None) -> str:
             f"{panel['prompts']} prompts with {panel['lines']} lines, the same noise for all methods, 95 % intervals "
             "over prompts:"
         )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"The report has another form than `evaluate` writes ({error!r} is missing).") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"The report has another form than `evaluate` writes ({error!r}).") from error
     head = ["method", "UNet evaluations", "lines right", "retention", "NED"]
     return sentence + "\n\n" + text_table(head, rows, markdown=True, align="lr")

@@ -1,4 +1,4 @@
 """Figures that know nothing of the project: style, plain plots, pictures side by side, tables as text.
 
-It imports numpy and matplotlib. Read `style.py` first.
+It imports numpy, matplotlib and the room files. Read `style.py` first.
 """

@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from anytext_lcm.adapter.choices import MAX_RANK
 from anytext_lcm.model.networks import EMBEDDED_GUIDANCE, checkpoint_for, defaults_for
 from anytext_lcm.training.bounds import check_value, setting
 
@@ -103,7 +104,7 @@ class AdapterSettings:
     """Size and place of the LoRA adapter."""
 
     lora_rank: int = setting(
-        64, "rank of the adapter, as in LCM-LoRA: 108 MB in fp32 at full size", at_least=1, at_most=1024
+        64, "rank of the adapter, as in LCM-LoRA: 108 MB in fp32 at full size", at_least=1, at_most=MAX_RANK
     )
     lora_alpha: float = setting(64, "scales the adapter by alpha / rank; equal to the rank it leaves it alone", above=0)
     lora_targets: tuple[str, ...] | None = setting(

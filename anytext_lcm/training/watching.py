@@ -19,6 +19,7 @@ from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import expand
 from anytext_lcm.drawing.draw import decode, denoise, draw_prepared, prepare
 from anytext_lcm.drawing.methods import student_method, teacher_method
+from anytext_lcm.files import printable
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.resume import TrainingState
 from anytext_lcm.training.settings import TrainSettings
@@ -76,7 +77,7 @@ def report_problems(problems: Sequence[str], counts: Counter[str]) -> None:
         kind = sentence.split(", record ", 1)[-1].split(": ", 1)[0].split(", ")[-1]
         counts[kind] += 1
         if counts[kind] <= SHOWN_PROBLEMS:
-            tqdm.write(sentence)
+            tqdm.write(printable(sentence))
 
 
 def problem_counts(counts: Mapping[str, int]) -> str:
