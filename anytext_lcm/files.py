@@ -24,11 +24,6 @@ def _umask() -> int:
     return mask
 
 
-def printable(text: str) -> str:
-    """Text as one line without control characters, invisible ones or lone surrogates: they become backslash escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def follow_umask(path: Path) -> None:
     """Give a file the access that a new one has; mkstemp and safetensors give it to its owner alone."""
     path.chmod(0o666 & ~_umask())
