@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from anytext_lcm.data import ink, mock
+from anytext_lcm.data import ink, layout
+from anytext_lcm.data.background import COLORS, draw_background, pick_text_color
 from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT
 from anytext_lcm.lcm.samplers import finish, sample
 from anytext_lcm.lcm.schedule import NoiseSchedule
@@ -61,7 +62,7 @@ class OpenCondition:
         offsets = spacing * np.arange(-count, count + 1)
         drawn = [
             coverage
-            for font in mock.FONTS
+            for font in layout.FONTS
             for width in WIDTHS
             for slant in ((0.0,) if font in ITALIC_FONTS else SLANTS)
             for coverage in self.coverages(font, width, slant, offsets)
@@ -81,28 +82,28 @@ class OpenCondition:
 
 
 def draw_condition(
-    rng: np.random.Generator, reach: float = 1.0, heights: tuple[float, float] = (mock.MIN_HEIGHT, mock.MAX_HEIGHT)
+    rng: np.random.Generator, reach: float = 1.0, heights: tuple[float, float] = (layout.MIN_HEIGHT, layout.MAX_HEIGHT)
 ) -> OpenCondition:
     """A random condition by the rules of the mock task, with a held-out text.
 
     heights: least and largest height of the font's box, pixels. Raises ValueError when no line fits.
     """
-    if not 0 <= reach <= 16 or not 8 <= heights[0] <= heights[1] <= mock.MAX_HEIGHT:
+    if not 0 <= reach <= 16 or not 8 <= heights[0] <= heights[1] <= layout.MAX_HEIGHT:
         least, largest = heights
         raise ValueError(
-            f"The reach must be 0..16 pixels, not {reach:g}, and heights rise within 8..{mock.MAX_HEIGHT:g} pixels, "
+            f"The reach must be 0..16 pixels, not {reach:g}, and heights rise within 8..{layout.MAX_HEIGHT:g} pixels, "
             f"not {least:g} to {largest:g}."
         )
     free = SIZE - 2 * (reach + 4)
-    names = tuple(mock.COLORS)
+    names = tuple(COLORS)
     while True:
         name = names[int(rng.integers(len(names)))]
-        background, darkest, lightest = mock.draw_background(rng, name, SIZE)
-        _, color = mock.pick_text_color(rng, name, darkest, lightest, None)
-        text = mock.draw_text(rng, "test")
+        background, darkest, lightest = draw_background(rng, name, SIZE)
+        _, color = pick_text_color(rng, name, darkest, lightest, None)
+        text = layout.draw_text(rng, "test")
         box, width, height, advance = ink.proportions(PLAIN_FONT, text)
         # Letters as narrow for their height as the task allows, no wider than the picture.
-        narrowest = mock.MIN_ADVANCE * (heights[0] / mock.MIN_HEIGHT) * len(text) / advance
+        narrowest = layout.MIN_ADVANCE * (heights[0] / layout.MIN_HEIGHT) * len(text) / advance
         low, high = max(heights[0] / box, narrowest), min(heights[1] / box, free / widest(width, height))
         if low < high:
             em = rng.uniform(low, high)

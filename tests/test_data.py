@@ -11,8 +11,8 @@ import pytest
 import torch
 from fontTools.ttLib import TTFont
 
+from anytext_lcm.data import background, fonts, glyphs, layout, scene, words
 from anytext_lcm.data import batch as contract
-from anytext_lcm.data import fonts, glyphs, mock, words
 from anytext_lcm.data.batch import FIELDS, Line, build_conditioning, collate, validate
 from anytext_lcm.data.mock import MockDataset
 
@@ -256,7 +256,7 @@ def test_picture_is_the_items_picture():
 
 def test_splits_share_no_text():
     generator = np.random.default_rng(0)
-    drawn = {split: {mock.draw_text(generator, split).lower() for _ in range(3000)} for split in ("train", "test")}
+    drawn = {split: {layout.draw_text(generator, split).lower() for _ in range(3000)} for split in ("train", "test")}
     assert not drawn["train"] & drawn["test"]
     assert not set(words.WORDS_OF["train"]) & set(words.WORDS_OF["test"])
     assert min(len(words.WORDS_OF[split]) for split in drawn) > 100
@@ -273,7 +273,7 @@ def test_text_is_readable_by_rule():
         luma = scene.image.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
         for line in scene.lines:
             assert 3 <= len(line.text) <= 6
-            assert mock.MIN_HEIGHT - 0.01 <= line.font_height <= mock.MAX_HEIGHT + 0.01
+            assert layout.MIN_HEIGHT - 0.01 <= line.font_height <= layout.MAX_HEIGHT + 0.01
             for quad in (line.quad, line.condition_quad):
                 assert quad.min() >= 0 and quad.max() <= 127
             here = glyphs.draw_position(line.condition_quad, SIZE)
@@ -284,7 +284,7 @@ def test_text_is_readable_by_rule():
             assert not glyphs.draw_position(line.quad, SIZE)[room == 0].any()
             behind = luma[(here == 1) & (scene.coverage == 0)]
             own = np.dot(line.color, [0.299, 0.587, 0.114])
-            assert np.abs(behind - own).min() >= mock.MIN_CONTRAST - 1.5  # rounding of two colours
+            assert np.abs(behind - own).min() >= background.MIN_CONTRAST - 1.5  # rounding of two colours
 
 
 def test_what_is_open_and_what_is_told(held_out):
@@ -305,7 +305,7 @@ def test_what_is_open_and_what_is_told(held_out):
 
 
 def test_caption_vocabulary_is_complete():
-    known = set(mock.caption_vocabulary())
+    known = set(scene.caption_vocabulary())
     dataset = MockDataset(100, seed=8)
     for index in range(len(dataset)):
         item = dataset[index]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from anytext_lcm.data import mock
+from anytext_lcm.data import background, mock
 from anytext_lcm.data.batch import collate, validate
 from anytext_lcm.data.material import PHOTOGRAPH, draw_material, photographs
 from anytext_lcm.data.mock import MockDataset
@@ -80,8 +80,8 @@ def test_grounds_have_the_tones_that_are_said_and_objects_and_text_stand_out(sce
             assert nearest < 22  # a shade of the named colour is there
         lumas = ground.astype(float) @ [0.299, 0.587, 0.114]
         for line in scene.lines:
-            luma = mock._luma(line.color)
-            assert luma > lumas.max() + mock.MIN_CONTRAST - 6 or luma < lumas.min() - mock.MIN_CONTRAST + 6
+            luma = background.luma(line.color)
+            assert luma > lumas.max() + background.MIN_CONTRAST - 6 or luma < lumas.min() - background.MIN_CONTRAST + 6
 
 
 def test_captions_say_what_is_there_and_leave_colours_mostly_to_the_numbers(items):

@@ -11,7 +11,6 @@ alone, so it is the same for any number of workers and in any order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -20,79 +19,22 @@ import torch
 
 from anytext_lcm.data.background import (
     COLORS,
-    MIN_CONTRAST,  # noqa: F401  for scenery.py
-    SHAPES,
     draw_background,
     draw_objects,
-    draw_shape,
-    jitter,
-    luma,
     pick_text_color,
-    soft_square,
 )
 from anytext_lcm.data.batch import TEXT_PHRASES, Line, build_conditioning
 from anytext_lcm.data.fonts import PLAIN_FONT, covers
-from anytext_lcm.data.layout import (  # noqa: F401  most of them for scenery.py
-    FONTS,
-    GAP,
-    LETTERS_AND_DIGITS,
-    MARGIN,
-    MAX_HEIGHT,
-    MAX_SLACK,
-    MIN_ADVANCE,
-    MIN_ASPECT,
-    MIN_HEIGHT,
-    Block,
-    draw_text,
+from anytext_lcm.data.layout import (
     pick,
     place_lines,
 )
+from anytext_lcm.data.scene import Scene, TextLine, article, to_float
 from anytext_lcm.data.words import WORDS_OF
 
 if TYPE_CHECKING:
     from anytext_lcm.data.lettering import TextStyle
     from anytext_lcm.data.scenery import Scenery
-
-
-@dataclass(frozen=True)
-class TextLine:
-    """A line as it stands in the picture; a condition holds only a part of it."""
-
-    text: str
-    font: str
-    color_name: str
-    color: tuple[int, int, int]
-    font_height: float  # of the font's box, pixels
-    angle: float  # degrees, clockwise
-    quad: np.ndarray  # (4, 2) int, around the ink, clockwise from top left
-    condition_quad: np.ndarray  # (4, 2) int, the same with slack
-    language: str = "Latin"
-
-    @classmethod
-    def written(cls, block: Block, color_name: str, color: tuple[int, int, int]) -> TextLine:
-        """The line of a block, in a colour."""
-        return cls(
-            text=block.text,
-            font=block.font,
-            color_name=color_name,
-            color=color,
-            font_height=block.font_height,
-            angle=block.angle,
-            quad=block.quad,
-            condition_quad=block.condition_quad,
-            language=block.language,
-        )
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A picture and everything that is known about it."""
-
-    image: np.ndarray  # (H, W, 3) uint8 RGB
-    coverage: np.ndarray  # (H, W) uint8, how much of a pixel is text
-    lines: tuple[TextLine, ...]  # from top to bottom
-    background_name: str
-    objects: tuple[tuple[str, str], ...]  # (colour name, shape)
 
 
 class MockDataset(torch.utils.data.Dataset):
@@ -174,7 +116,7 @@ class MockDataset(torch.utils.data.Dataset):
 
     def _condition(self, scene: Scene, edit: bool, hinted: bool, colored: bool, phrase: str) -> dict[str, Any]:
         """The item but for caption and meta; it gives fonts and colours only if hinted and colored."""
-        image = _to_float(scene.image)
+        image = to_float(scene.image)
         wanted = [
             Line(
                 text=line.text,
@@ -200,7 +142,7 @@ class MockDataset(torch.utils.data.Dataset):
     def picture(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw the picture (3, H, W) float32 -1..1 and its text coverage (1, H, W) uint8 0..255."""
         scene = self.scene(index)
-        return _to_float(scene.image), scene.coverage[None]
+        return to_float(scene.image), scene.coverage[None]
 
     def scene(self, index: int) -> Scene:
         """Draw the picture, with everything that is known about it."""
@@ -246,35 +188,13 @@ def _draw_scene(rng: np.random.Generator, size: int, max_lines: int, split: str,
 
 def _caption(rng: np.random.Generator, scene: Scene, names_colors: bool) -> str:
     """One of a few ways to say: background, objects, and text colours unless they are left to the numbers."""
-    things = " and ".join(f"{_article(name)} {name} {shape}" for name, shape in scene.objects)
+    things = " and ".join(f"{article(name)} {name} {shape}" for name, shape in scene.objects)
     names = list(dict.fromkeys(line.color_name for line in scene.lines))
     text = f"{' and '.join(names)} text" if names_colors else "text"
-    ground = f"{_article(scene.background_name)} {scene.background_name} background"
+    ground = f"{article(scene.background_name)} {scene.background_name} background"
     form = int(rng.integers(3))
     if form == 0:
         return f"{ground} with {things}, {text}" if things else f"{ground}, {text}"
     if form == 1:
         return f"{text} on {ground} with {things}" if things else f"{text} on {ground}"
     return f"{things} on {ground} with {text}" if things else f"{ground} with {text}"
-
-
-def caption_vocabulary() -> tuple[str, ...]:
-    """List every word and sign that occurs in the captions of this data set, sorted."""
-    signs = {",", ".", "*", ":"}
-    grammar = {"a", "an", "and", "on", "with", "background", "text"}
-    phrases = {word for phrase in TEXT_PHRASES for word in phrase.lower().replace(":", "").split()}
-    return tuple(sorted(signs | grammar | phrases | set(COLORS) | set(SHAPES)))
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
-
-
-def _to_float(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 to (3, H, W) float32 -1..1."""
-    planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
-    return planes / np.float32(127.5) - np.float32(1)
-
-
-# scenery.py draws with these by the names they had here.
-_draw_shape, _jitter, _luma, _pick, _soft_square = draw_shape, jitter, luma, pick, soft_square

@@ -18,19 +18,17 @@ Lengths are pixels of a 128-pixel picture and scale with it. Every item depends 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
-from anytext_lcm.data import ink, mock
+from anytext_lcm.data import background, ink, layout
 from anytext_lcm.data.batch import TEXT_PHRASES, Line, build_conditioning
 from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT, covers
 from anytext_lcm.data.material import draw_material
+from anytext_lcm.data.scene import Scene, TextLine, article, to_float
 from anytext_lcm.data.words import WORDS, split_of
-
-if TYPE_CHECKING:
-    from anytext_lcm.data.mock import MockDataset
 
 GROUNDS = ("plain", "stripes", "checks", "gradient")
 GROUND_SHARES = (0.25, 0.3, 0.2, 0.25)
@@ -64,7 +62,7 @@ WORDS_OF = {
 
 @dataclass(frozen=True)
 class Placed:
-    """An object where it was drawn: middle and radius in pixels, as `mock._draw_shape` takes them."""
+    """An object where it was drawn: middle and radius in pixels, as `background.draw_shape` takes them."""
 
     name: str  # of its colour
     shape: str
@@ -75,7 +73,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class BoldScene(mock.Scene):
+class BoldScene(Scene):
     """A scene and what its caption may say. `background_name` is the ground's first colour, "photo" for material."""
 
     ground: str = "plain"  # one of GROUNDS, or "material"
@@ -111,15 +109,15 @@ class Scenery:
     any_color_share: float = 0.5
     named_share: float = 0.5
 
-    def item(self, data: MockDataset, index: int) -> dict[str, Any]:
+    def item(self, data: Any, index: int) -> dict[str, Any]:
         """The item of the batch contract; the parameters of `data` say how often it edits, hints and gives numbers."""
         rng = data._generator(index, stream=1)
         edit, material, hinted, colored = self._flags(rng, data)
         scene = data.scene(index)
         names_colors = scene.named_text and rng.random() < self.named_share
         names_ground, names_pattern = rng.random(2) < (self.ground_share, self.pattern_share)
-        phrase = TEXT_PHRASES[0] if data.split == "test" else mock._pick(rng, TEXT_PHRASES)
-        image = mock._to_float(scene.image)
+        phrase = TEXT_PHRASES[0] if data.split == "test" else layout.pick(rng, TEXT_PHRASES)
+        image = to_float(scene.image)
         wanted = [
             Line(
                 text=line.text,
@@ -163,7 +161,7 @@ class Scenery:
         }
         return item
 
-    def scene(self, data: MockDataset, index: int) -> BoldScene:
+    def scene(self, data: Any, index: int) -> BoldScene:
         """The picture and the truth about it."""
         _, material, _, _ = self._flags(data._generator(index, stream=1), data)
         rng = data._generator(index, stream=0)
@@ -172,7 +170,7 @@ class Scenery:
             if scene is not None:
                 return scene
 
-    def _flags(self, rng: np.random.Generator, data: MockDataset) -> tuple[bool, bool, bool, bool]:
+    def _flags(self, rng: np.random.Generator, data: Any) -> tuple[bool, bool, bool, bool]:
         """Whether the item is edited, is a material, has a font hint, has its colours as numbers."""
         draws = rng.random(4)
         edit, hinted, colored = (draws[:3] < (data.edit_share, data.hint_share, data.color_share)).tolist()
@@ -209,7 +207,7 @@ def _draw(
             placed.append(thing)
         image = np.clip(np.rint(ground.image), 0, 255).astype(np.uint8)
         for thing in placed:
-            mock._draw_shape(image, thing.shape, thing.x, thing.y, thing.radius, thing.color)
+            background.draw_shape(image, thing.shape, thing.x, thing.y, thing.radius, thing.color)
     colors = _text_colors(rng, ground, n_lines, any_color)
     if colors is None:
         return None
@@ -221,7 +219,7 @@ def _draw(
         picture += alpha * (np.asarray(color, np.float32) - picture)
         np.maximum(coverage, block.coverage, out=coverage)
         lines.append(
-            mock.TextLine(
+            TextLine(
                 text=block.text,
                 font=block.font,
                 color_name=name,
@@ -249,13 +247,13 @@ def _ground(rng: np.random.Generator, size: int) -> Ground:
     """One or two tones of named colours that leave room for text lighter or darker than both."""
     kind = GROUNDS[int(rng.choice(len(GROUNDS), p=GROUND_SHARES))]
     while True:
-        first, second = (mock._pick(rng, tuple(mock.COLORS)) for _ in range(2))
-        ends = np.stack([mock._jitter(rng, name, 12) for name in (first, second)])
+        first, second = (layout.pick(rng, tuple(background.COLORS)) for _ in range(2))
+        ends = np.stack([background.jitter(rng, name, 12) for name in (first, second)])
         if kind == "plain":
             image = np.empty((size, size, 3), np.float32)
             image[:] = ends[0]
             return Ground(image, kind, (first,), ends[:1])
-        lumas = [mock._luma(end) for end in ends]
+        lumas = [background.luma(end) for end in ends]
         if first != second and lab_distance(*ends) > CLEAR and (max(lumas) < 255 - ROOM or min(lumas) > ROOM):
             break
     pattern = _pattern(rng, kind, size)[..., None]
@@ -269,7 +267,7 @@ def _pattern(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
     if kind == "checks":
         period, shift = rng.uniform(0.28, 0.6), rng.uniform(0, 1, 2)
-        across, down = (mock._soft_square(axis / period + offset, size * period) for offset in shift)
+        across, down = (background.soft_square(axis / period + offset, size * period) for offset in shift)
         return (down[:, None] * across[None] + 1) / 2
     angle = rng.uniform(0, 2 * np.pi)
     ramp = np.cos(angle) * (axis[None] - 0.5) + np.sin(angle) * (axis[:, None] - 0.5)
@@ -285,18 +283,18 @@ def _find_object(
     rng: np.random.Generator, ground: Ground, taken: np.ndarray, others: list[Placed], scale: float
 ) -> Placed | None:
     """A shape of another colour than all that is there, whole and beside the text; it marks its place in `taken`."""
-    names = [name for name in mock.COLORS if name not in {thing.name for thing in others}]
+    names = [name for name in background.COLORS if name not in {thing.name for thing in others}]
     rng.shuffle(names)
     for name in names:
-        color = mock._jitter(rng, name, 12)
+        color = background.jitter(rng, name, 12)
         if min(lab_distance(color, other) for other in (*ground.colors, *(thing.color for thing in others))) > APART:
             break
     else:
         return None
-    shape = mock._pick(rng, mock.SHAPES)
+    shape = layout.pick(rng, background.SHAPES)
     radius, size = rng.uniform(SMALLEST, LARGEST, 2).max() * scale, len(taken)
     while radius > SMALLEST * scale * 0.95:
-        reach = int(np.ceil(radius + mock.GAP * scale))
+        reach = int(np.ceil(radius + layout.GAP * scale))
         if 2 * reach + 1 < size:
             window = cv2.boxFilter(taken.astype(np.float32), -1, (2 * reach + 1,) * 2, normalize=False)
             free = window[reach : size - reach, reach : size - reach] < 0.5
@@ -310,7 +308,7 @@ def _find_object(
     return None
 
 
-def _behind(image: np.ndarray, blocks: list[mock.Block]) -> np.ndarray:
+def _behind(image: np.ndarray, blocks: list[layout.Block]) -> np.ndarray:
     """The darkest and the lightest tenth of what is behind the text, as greys (2, 3)."""
     mask = np.zeros(image.shape[:2], np.uint8)
     for block in blocks:
@@ -323,8 +321,8 @@ def _text_colors(
     rng: np.random.Generator, ground: Ground, n_lines: int, any_color: float
 ) -> list[tuple[bool, str, tuple[int, int, int]]] | None:
     """For each line whether its colour is a named one, the (nearest) name, RGB; None where nothing stands out."""
-    lumas = [mock._luma(color) for color in ground.colors]
-    darkest, lightest = min(lumas) - mock.MIN_CONTRAST, max(lumas) + mock.MIN_CONTRAST
+    lumas = [background.luma(color) for color in ground.colors]
+    darkest, lightest = min(lumas) - background.MIN_CONTRAST, max(lumas) + background.MIN_CONTRAST
     found: list[tuple[bool, str, tuple[int, int, int]]] = []
     for _ in range(n_lines):
         if found and rng.random() < 0.4:
@@ -332,9 +330,9 @@ def _text_colors(
             continue
         named = rng.random() >= any_color
         for _ in range(60):
-            name = mock._pick(rng, tuple(mock.COLORS)) if named else ""
-            color = np.rint(mock._jitter(rng, name, 14) if named else rng.uniform(0, 255, 3))
-            if name not in ground.tones and not darkest < mock._luma(color) < lightest:
+            name = layout.pick(rng, tuple(background.COLORS)) if named else ""
+            color = np.rint(background.jitter(rng, name, 14) if named else rng.uniform(0, 255, 3))
+            if name not in ground.tones and not darkest < background.luma(color) < lightest:
                 break
         else:
             return None
@@ -347,27 +345,27 @@ def _text_colors(
 
 def place_line(
     rng: np.random.Generator, size: int, scale: float, split: str, taken: np.ndarray, n_lines: int
-) -> mock.Block | None:
+) -> layout.Block | None:
     """Draw text, font, size, angle and place; None if it cannot be placed. Marks what it takes in `taken`."""
     text = _draw_text(rng, split)
-    fonts = [font for font in mock.FONTS if covers(font, text)]
+    fonts = [font for font in layout.FONTS if covers(font, text)]
     font = fonts[int(rng.integers(len(fonts)))]
     slant = 0.0 if font in ITALIC_FONTS else rng.uniform(-6, 6)
     angle = rng.uniform(-18, 18) if rng.random() < 0.3 else 0.0
-    slack = rng.uniform(0, mock.MAX_SLACK * scale, 4)  # left, top, right, bottom
+    slack = rng.uniform(0, layout.MAX_SLACK * scale, 4)  # left, top, right, bottom
 
     box, ink_width, ink_height, advance = ink.proportions(font, text)
     # About as wide for its height as in the plain font, so that the placed glyph's letters are near the picture's.
     _, plain_width, plain_height, _ = ink.proportions(PLAIN_FONT, text)
     width_factor = rng.uniform(0.92, 1.08) * (plain_width / plain_height) / (ink_width / ink_height)
-    if ink_width * width_factor < mock.MIN_ASPECT * ink_height:
+    if ink_width * width_factor < layout.MIN_ASPECT * ink_height:
         return None
     cos, sin = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
-    room = size - 2.0 * (mock.MARGIN + mock.MAX_SLACK + 1) * scale
+    room = size - 2.0 * (layout.MARGIN + layout.MAX_SLACK + 1) * scale
     lean = np.tan(np.radians(abs(slant))) * ink_height
     widest = room / ((ink_width * width_factor + lean) * cos + ink_height * sin)
-    low = max(mock.MIN_HEIGHT * scale / box, mock.MIN_ADVANCE * scale * len(text) / (advance * width_factor))
-    high = min((34.0 if n_lines > 1 else mock.MAX_HEIGHT) * scale / box, widest)
+    low = max(layout.MIN_HEIGHT * scale / box, layout.MIN_ADVANCE * scale * len(text) / (advance * width_factor))
+    high = min((34.0 if n_lines > 1 else layout.MAX_HEIGHT) * scale / box, widest)
     smallest, largest = int(np.ceil(low * ink.SUPERSAMPLING)), int(high * ink.SUPERSAMPLING)
     if smallest > largest:
         return None
@@ -375,15 +373,15 @@ def place_line(
 
     mask = ink.draw_ink(text, font, layer_em)
     transform, width, height = ink.ink_frame(mask, width_factor, slant)
-    width, height = width + 2 * mock.MARGIN * scale, height + 2 * mock.MARGIN * scale
-    if width + slack[0] + slack[2] < mock.MIN_ASPECT * (height + slack[1] + slack[3]):
+    width, height = width + 2 * layout.MARGIN * scale, height + 2 * layout.MARGIN * scale
+    if width + slack[0] + slack[2] < layout.MIN_ASPECT * (height + slack[1] + slack[3]):
         return None
     turn = ink.rotation(angle)
-    found = ink.find_place(rng, size, taken, width, height, slack, turn, mock.GAP * scale)
+    found = ink.find_place(rng, size, taken, width, height, slack, turn, layout.GAP * scale)
     if found is None:
         return None
     middle, quad, condition_quad = found
-    return mock.Block(
+    return layout.Block(
         text=text,
         font=font,
         font_height=round(layer_em / ink.SUPERSAMPLING * box, 2),
@@ -399,12 +397,12 @@ def _draw_text(rng: np.random.Generator, split: str) -> str:
     while True:
         kind = rng.random()
         if kind < 0.45:
-            text = _cased(rng, mock._pick(rng, WORDS_OF[split]))
+            text = _cased(rng, layout.pick(rng, WORDS_OF[split]))
         elif kind < 0.85:
-            alphabet = "0123456789" if kind < 0.65 else mock.LETTERS_AND_DIGITS
+            alphabet = "0123456789" if kind < 0.65 else layout.LETTERS_AND_DIGITS
             text = "".join(alphabet[i] for i in rng.integers(len(alphabet), size=int(rng.integers(2, 8))))
         else:
-            text = _filled(rng, mock._pick(rng, SIGNS), split)
+            text = _filled(rng, layout.pick(rng, SIGNS), split)
         if 2 <= len(text) <= 7 and split_of(text) == split:
             return text
 
@@ -413,7 +411,7 @@ def _filled(rng: np.random.Generator, template: str, split: str) -> str:
     letters = {
         "0": lambda: "0123456789"[rng.integers(10)],
         "A": lambda: "ABCDEFGHJKLMNPQRSTUVWXYZ"[rng.integers(24)],
-        "W": lambda: _cased(rng, mock._pick(rng, WORDS_OF[split])),
+        "W": lambda: _cased(rng, layout.pick(rng, WORDS_OF[split])),
     }
     return "".join(letters[sign]() if sign in letters else sign for sign in template)
 
@@ -434,8 +432,8 @@ def _caption(
     names = list(dict.fromkeys(line.color_name for line in scene.lines))
     text = f"{' and '.join(names)} text" if names_colors else "text"
     if scene.ground == "material":
-        return mock._pick(rng, _MATERIAL_CAPTIONS).format(text)
-    things = " and ".join(f"{mock._article(name)} {name} {shape}" for name, shape in scene.objects)
+        return layout.pick(rng, _MATERIAL_CAPTIONS).format(text)
+    things = " and ".join(f"{article(name)} {name} {shape}" for name, shape in scene.objects)
     if not names_ground:
         return f"{things} with {text}" if things else text
     ground = _ground_words(scene, names_pattern)
@@ -451,14 +449,12 @@ def _ground_words(scene: BoldScene, names_pattern: bool) -> str:
     """'a green background', 'a green and red background', 'green and red stripes', 'a green and red gradient'."""
     colors = " and ".join(scene.tones)
     if len(scene.tones) > 1 and names_pattern:
-        return (
-            f"{colors} {scene.ground}" if scene.ground != "gradient" else f"{mock._article(colors)} {colors} gradient"
-        )
-    return f"{mock._article(colors)} {colors} background"
+        return f"{colors} {scene.ground}" if scene.ground != "gradient" else f"{article(colors)} {colors} gradient"
+    return f"{article(colors)} {colors} background"
 
 
 def caption_words() -> tuple[str, ...]:
-    """The words of these captions that `mock.caption_vocabulary` lacks, sorted."""
+    """The words of these captions that `caption_vocabulary` lacks, sorted."""
     return ("checks", "gradient", "photo", "stripes")
 
 
@@ -473,4 +469,4 @@ def lab_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _nearest(color: np.ndarray) -> str:
-    return min(mock.COLORS, key=lambda name: lab_distance(mock.COLORS[name], color))
+    return min(background.COLORS, key=lambda name: lab_distance(background.COLORS[name], color))

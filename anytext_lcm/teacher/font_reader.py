@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anytext_lcm.data.glyphs import draw_placed_glyph, draw_position
-from anytext_lcm.data.mock import FONTS
+from anytext_lcm.data.layout import FONTS
 from anytext_lcm.data.scenery import place_line
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.crop import crop_image

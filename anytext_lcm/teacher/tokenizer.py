@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anytext_lcm.data.batch import TEXT_PHRASES
-from anytext_lcm.data.mock import caption_vocabulary
+from anytext_lcm.data.scene import caption_vocabulary
 from anytext_lcm.data.scenery import caption_words
 
 VOCABULARY_SIZE = 1024
