@@ -15,6 +15,17 @@ from safetensors.torch import save_file  # noqa: E402
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+# The files that take longest, longest first: then no process of `make test` is left alone with one at the end.
+SLOW_FIRST = "resume speed training launch adapter watching export evaluate ranks benchmark".split()
+SLOW_FIRST += "commands latents build_teacher memory ablate perfect_teacher interrupts startup data".split()
+
+
+def pytest_collection_modifyitems(items):
+    """Slow files first; the order within a file stays."""
+    places = {f"test_{name}": place for place, name in enumerate(SLOW_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Each test starts from the same random state, so that its order does not matter."""
