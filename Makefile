@@ -3,7 +3,7 @@ PY ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 CELL_TIMEOUT ?= 300
-# A process per core, each with whole files, which share what they train; tests/conftest.py puts slow files first.
+# A process per core, each with whole files, which share what they train; tests/conftest.py orders the files.
 PARALLEL := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 INSTALL := -m pip install --disable-pip-version-check

@@ -15,14 +15,15 @@ from safetensors.torch import save_file  # noqa: E402
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
-# The files that take longest, longest first: then no process of `make test` is left alone with one at the end.
-SLOW_FIRST = "resume speed training launch adapter watching export evaluate ranks benchmark".split()
-SLOW_FIRST += "commands latents build_teacher memory ablate perfect_teacher interrupts startup data".split()
+# Files that fork come first, before other tests have started threads whose locks a child would inherit; then those that
+# take longest, so that no process of `make test` is left alone with one of them at the end.
+FIRST = "resume ranks training launch watching latents interrupts speed adapter export evaluate benchmark".split()
+FIRST += "commands build_teacher memory ablate perfect_teacher startup data".split()
 
 
 def pytest_collection_modifyitems(items):
-    """Slow files first; the order within a file stays."""
-    places = {f"test_{name}": place for place, name in enumerate(SLOW_FIRST)}
+    """Put files in the order of FIRST; the order within a file stays."""
+    places = {f"test_{name}": place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
