@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from test_rooms import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "anytext_lcm"
@@ -31,19 +32,6 @@ HEAVY = {
 }
 # A module takes about 1.3 ms to import, so that this many stay well below a second on a slow machine, too.
 MOST_MODULES = 500
-COMMANDS = {
-    "ablate",
-    "benchmark",
-    "build_teacher",
-    "cache_latents",
-    "demo",
-    "evaluate",
-    "export",
-    "inspect_modules",
-    "sample",
-    "speed",
-    "train",
-}
 # What a notebook may load of the two rooms that draw pictures and judge them. Notebook 03 draws: its sections 8 and 9
 # sample from the embedded network, whose conditioning and noise come from `drawing`.
 NOTEBOOKS = {"01_inspect_modules": (), "02_mock_dataset": (), "03_lcm_maths": ("drawing",)}

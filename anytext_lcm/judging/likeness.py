@@ -44,7 +44,7 @@ class DetectorFeatures:
         if len(halving) != 5:
             raise ValueError(
                 f"The text detector halves its input {len(halving)} times, not 5: "
-                "install the rapidocr of pyproject.toml."
+                "install the rapidocr of requirements.lock."
             )
         return halving[4]
 

@@ -59,7 +59,7 @@ def model_file(kind: str) -> Path:
     found = sorted(_model_folder().glob(f"PP-OCR*_{kind}_*.onnx"))
     if not found:
         raise FileNotFoundError(
-            f"{_model_folder()} holds no PP-OCR '{kind}' model: install the rapidocr of pyproject.toml."
+            f"{_model_folder()} holds no PP-OCR '{kind}' model: install the rapidocr of requirements.lock."
         )
     return found[0]
 
