@@ -13,7 +13,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anytext_lcm.command import add_adapter, add_guidance, add_network, natural, new_parser, positive, run
+from anytext_lcm.command import (
+    add_adapter,
+    add_guidance,
+    add_network,
+    add_precision,
+    natural,
+    new_parser,
+    positive,
+    run,
+)
 from anytext_lcm.data.fonts import PLAIN_FONT
 from anytext_lcm.judging.defaults import ADDED_WORDS, BENCHMARK_METHODS, SAMPLES, SEED
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
@@ -56,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_guidance(parser)
     add_adapter(parser)
     add_network(parser, str(EMBEDDED_CONFIG))
+    add_precision(parser)
     return parser
 
 
@@ -66,13 +76,14 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.drawing.methods import parse_method
     from anytext_lcm.judging.benchmark_run import Plan, check_plan, run_benchmark
     from anytext_lcm.judging.benchmark_set import REPORT, format_table
-    from anytext_lcm.model.loading import load_chosen
+    from anytext_lcm.model.loading import chosen_precision, load_chosen
 
     defaults, adapter = defaults_for(args.config), resolve_adapter(args.adapter)
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
     methods = tuple(parse_method(name, guidance) for name in dict.fromkeys(args.methods))
     if adapter is None and any(method.adapter for method in methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
+    precision = chosen_precision(args.device, args.precision)
     plan = Plan(
         data=args.data,
         output=Path(args.output),
@@ -86,12 +97,13 @@ def work(args: argparse.Namespace) -> str:
         words=args.words,
         samples=args.samples,
         seed=args.seed,
+        precision=precision,
         guidance_scale=guidance,
         negative_prompt=defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt,
     )
     checked = check_plan(plan, args.limit)
     use_available_cores()
-    report = run_benchmark(load_chosen(args.config, args.ckpt, args.device), checked)
+    report = run_benchmark(load_chosen(args.config, args.ckpt, args.device, precision), checked)
     return f"{format_table(report)}\n{plan.output / REPORT}"
 
 

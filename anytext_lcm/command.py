@@ -43,6 +43,15 @@ def add_network(parser: argparse.ArgumentParser, config: str) -> None:
     parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """--precision of what is drawn."""
+    parser.add_argument(
+        "--precision",
+        choices=("fp16", "bf16", "fp32"),
+        help="of weights and network; schedule, solver and guidance are fp32 (default: fp16 on a GPU, fp32 on a CPU)",
+    )
+
+
 def add_adapter(parser: argparse.ArgumentParser, help: str = "the student's adapter (default: %(default)s)") -> None:
     """--adapter: a folder, `shipped` or `none`."""
     parser.add_argument("--adapter", default="shipped", metavar="DIR|shipped|none", help=help)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from anytext_lcm.command import natural, new_parser, positive, run
+from anytext_lcm.command import add_precision, natural, new_parser, positive, run
 from anytext_lcm.files import atomic_folder
 from anytext_lcm.training.recipes import DEFAULTS
 
@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=positive, default=DEFAULTS.steps, help="updates of the adapter (default: %(default)s)")
     add("--prompts", type=positive, default=64, help="prompts to draw and judge, 2 or more (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of training, prompts and noise (default: %(default)s)")
+    add_precision(parser)
     return parser
 
 
@@ -43,9 +44,10 @@ def work(args: argparse.Namespace) -> str:
 
     began, output = time.monotonic(), Path(args.output)
     panel = Panel.build(prompts=args.prompts, seed=args.seed)
+    precision = loading.chosen_precision(None, args.precision)
     with atomic_folder(output) as folder:
         use_available_cores()
-        model = loading.load_embedded_teacher()
+        model = loading.load_embedded_teacher(precision=precision)
         print(f"Distilling the embedded teacher: {args.steps} steps.", flush=True)
         seconds = distil_into(folder, args.steps, args.seed)
         load_adapter(model, folder / "adapter")
@@ -55,6 +57,7 @@ def work(args: argparse.Namespace) -> str:
             "adapter_steps": args.steps,
             "adapter_seconds": round(seconds, 1),
             "seed": args.seed,
+            "precision": precision,
         }
         report, results = compare_methods(model, panel, METHODS, networks.EMBEDDED_GUIDANCE, settings=settings)
         write_report(folder, report, results, panel, GRID_ROWS)

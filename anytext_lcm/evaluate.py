@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from anytext_lcm.command import add_guidance, add_network, natural, new_parser, run
+from anytext_lcm.command import add_guidance, add_network, add_precision, natural, new_parser, run
 from anytext_lcm.files import atomic_folder
 from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", default="outputs/evaluation", help="folder for report, table and grid (default: %(default)s)")
     add_guidance(parser)
     add_network(parser, str(EMBEDDED_CONFIG))
+    add_precision(parser)
     return parser
 
 
@@ -65,7 +66,7 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.judging.compare import compare_methods, resolve_methods
     from anytext_lcm.judging.panel import Panel
     from anytext_lcm.judging.report import write_report
-    from anytext_lcm.model.loading import load_chosen
+    from anytext_lcm.model.loading import chosen_precision, load_chosen
 
     defaults = defaults_for(args.config)
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
@@ -74,14 +75,16 @@ def work(args: argparse.Namespace) -> str:
     names = choose_methods(args, student=adapter is not None)
     resolve_methods(names, guidance)
     panel = Panel.build(lines=args.lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds)
+    precision = chosen_precision(args.device, args.precision)
     with atomic_folder(args.output) as folder:
         use_available_cores()
-        model = load_chosen(args.config, args.ckpt, args.device)
+        model = load_chosen(args.config, args.ckpt, args.device, precision)
         if adapter is not None:
             load_adapter(model, adapter)
         settings = {
             "config": Path(args.config).name,
             "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
+            "precision": precision,
             "date": date.today().isoformat(),
             "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
         }

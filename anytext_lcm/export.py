@@ -77,7 +77,7 @@ def work(args: argparse.Namespace) -> str:
     model_card(about, evaluated)  # a report of another form shows here, before any weight is loaded
     with atomic_folder(args.output, mark=REPORT) as folder:
         use_available_cores()
-        model = load_adapters(load_chosen(args.config, args.ckpt, args.device), adapters)
+        model = load_adapters(load_chosen(args.config, args.ckpt, args.device, "fp32"), adapters)
         about |= adapter_size(model)
         report = export(
             model,

@@ -42,7 +42,7 @@ def work(args: argparse.Namespace) -> str:
     """Count the layers, check the checkpoint, and write the names of the LoRA targets, sorted, one per line."""
     from anytext_lcm.adapter import census
     from anytext_lcm.adapter.targets import resolve_targets
-    from anytext_lcm.model.checkpoint import load_strict, read_state_dict
+    from anytext_lcm.model.checkpoint import check_fits, read_state_dict
 
     check_writable(args.output)
     model = build(args.config)
@@ -51,7 +51,7 @@ def work(args: argparse.Namespace) -> str:
     if args.ckpt:
         state = read_state_dict(args.ckpt)
         sections.append(str(census.compare_checkpoint(model, state)))
-        load_strict(model, state, source=f"Checkpoint {args.ckpt}")
+        check_fits(model, state, source=f"Checkpoint {args.ckpt}")
     names = resolve_targets(model, None)
     with atomic_file(args.output) as temporary:
         temporary.write_text("\n".join(names) + "\n", encoding="utf-8")

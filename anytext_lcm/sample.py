@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import add_adapter, add_network, finite, natural, new_parser, positive, run
+from anytext_lcm.command import add_adapter, add_network, add_precision, finite, natural, new_parser, positive, run
 from anytext_lcm.data.fonts import PLAIN_FONT, check_fonts
 from anytext_lcm.data.text import checked
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST
@@ -95,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--font_hint", metavar="FONT", help="font the text should look like; default: any")
     add("--output", default="sample.png", help="a PNG carries all settings in its text (default: %(default)s)")
     add_network(parser, str(EMBEDDED_CONFIG))
+    add_precision(parser)
     return parser
 
 
@@ -105,7 +106,7 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.drawing.jobs import draw_jobs
     from anytext_lcm.drawing.prompts import prompts_to_batch
-    from anytext_lcm.model.loading import load_chosen
+    from anytext_lcm.model.loading import chosen_precision, load_chosen
 
     defaults = asked_size(args, defaults_for(args.config))
     adapter = resolve_adapter(args.adapter)
@@ -126,14 +127,16 @@ def work(args: argparse.Namespace) -> str:
     prompts = [job.prompt for job in (jobs[:1] if args.batch is None else jobs)]
     prompts_to_batch(prompts, defaults.size, defaults.max_lines, args.font)
     check_writable(args.output)
+    precision = chosen_precision(args.device, args.precision)
 
     use_available_cores()
-    model = load_chosen(args.config, args.ckpt, args.device)
+    model = load_chosen(args.config, args.ckpt, args.device, precision)
     if adapters:
         load_adapters(model, adapters)
     about = {
         "config": Path(args.config).name,
         "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
+        "precision": precision,
         "adapters": [{"name": found.source.name, "scale": found.scale} for found in adapters],
         "font": Path(args.font).name,
         "image": Path(args.image).name if args.image else None,

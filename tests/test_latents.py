@@ -4,12 +4,13 @@ import json
 import os
 import pickle
 import shutil
-from pathlib import Path
+import signal
 
 import numpy as np
 import pytest
 import torch
 from micro_network import SIDE, micro_network
+from processes import finish, start, start_ranks
 from safetensors.torch import save_file
 from test_training import options, student, weights
 
@@ -17,10 +18,16 @@ from anytext_lcm import cache_latents
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import PackedDataset, expand
+from anytext_lcm.training import shards
 from anytext_lcm.training.data_order import seeded_generator
 from anytext_lcm.training.latents import with_latents, write_latents
 from anytext_lcm.training.loop import run_distillation
+from anytext_lcm.training.shards import MANIFEST, ShardReader
 from anytext_lcm.training.step import DistillStep
+
+# Largest difference of x_t, whose deviation is about 1, from that of a training without stored latents. Measured on
+# this network: 0 for fp32, 4.8e-5 for fp16, 4.8e-4 for bf16.
+BOUNDS = {"fp32": 0.0, "fp16": 1.5e-4, "bf16": 1.5e-3}
 
 
 def pictures(seed=0, size=3):
@@ -36,38 +43,29 @@ def stored(tmp_path_factory):
     return folder
 
 
-def test_a_step_with_stored_latents_is_the_step(stored):
-    """The posterior is stored in half precision and drawn from anew, with the same numbers."""
-    model = student()
-    dataset = with_latents(pictures(), stored, model)
-    batches = [expand(collate([source[i] for i in range(3)])) for source in (pictures(), dataset)]
-    assert batches[1]["latent_moments"][0].dtype == np.float16
-    parts = [DistillStep(model)(batch, seeded_generator(4)) for batch in batches]
-    torch.testing.assert_close(parts[1].noisy_latents, parts[0].noisy_latents, rtol=2e-3, atol=2e-3)
-    assert parts[1].start_timesteps.tolist() == parts[0].start_timesteps.tolist()
-    batches[1].pop("img")  # not needed
-    DistillStep(model)(batches[1], seeded_generator(4)).loss.backward()
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_a_step_with_stored_latents_is_the_step(tmp_path, precision):
+    """The posterior is drawn from anew, with the same numbers; the encoder's own batches have one picture here too."""
+    model, source = student(), pictures()
+    dataset = with_latents(source, write_latents(tmp_path / "latents", source, model, 1, precision=precision), model)
+    worst = 0.0
+    for i in range(3):
+        batches = [expand(collate([items[i]])) for items in (source, dataset)]
+        batches[1].pop("img")  # not needed
+        parts = [DistillStep(model)(batch, seeded_generator(4)) for batch in batches]
+        assert parts[1].start_timesteps.tolist() == parts[0].start_timesteps.tolist()
+        worst = max(worst, float((parts[1].noisy_latents - parts[0].noisy_latents).abs().max()))
+        torch.testing.assert_close(parts[1].loss, parts[0].loss, rtol=10 * BOUNDS[precision], atol=0)
+    assert worst <= BOUNDS[precision] and (worst > 0) == (precision != "fp32")
+    parts[1].loss.backward()
 
 
 def test_pickled_they_stay_on_disk(stored):
     """A worker that is spawned gets the data set pickled."""
     dataset = with_latents(pictures(), stored, micro_network())
     sent = pickle.dumps(dataset)
-    assert len(sent) < (stored / "moments.npy").stat().st_size
+    assert len(sent) < len(pickle.dumps(pictures())) + 2000
     assert np.array_equal(pickle.loads(sent)[1]["latent_moments"], dataset[1]["latent_moments"])
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at mapped files through /proc")
-def test_nothing_is_mapped_when_the_folder_gets_its_name(tmp_path, monkeypatch):
-    real, mapped = os.replace, []
-
-    def replace(source, target):
-        mapped.append(f"{source}/moments.npy" in Path("/proc/self/maps").read_text())
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
-    write_latents(tmp_path / "latents", pictures(), micro_network())
-    assert mapped == [False]
 
 
 def test_epochs_that_redraw_share_the_latents_of_a_picture(stored):
@@ -88,59 +86,59 @@ def test_latents_of_something_else_are_refused(stored, tmp_path):
         with_latents(pictures(size=4), stored, micro_network())
     with pytest.raises(ValueError, match="Picture 0 of the data set is not the one"):
         with_latents(pictures(seed=1), stored, micro_network())[0]
-    with pytest.raises(FileNotFoundError, match="latents.json is missing"):
+    with pytest.raises(FileNotFoundError, match="manifest.json is missing"):
         with_latents(pictures(), tmp_path, micro_network())
-    damaged = shutil.copytree(stored, tmp_path / "damaged")
-    (damaged / "latents.json").write_text(json.dumps({"pictures": 3})[:-2])
-    with pytest.raises(ValueError, match="cannot be read"):
-        with_latents(pictures(), damaged, micro_network())
+    (tmp_path / "moments.npy").touch()
+    with pytest.raises(ValueError, match="one file of an earlier version, which is not read; compute them"):
+        with_latents(pictures(), tmp_path, micro_network())
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("moments.npy", b""),
-        ("pictures.npy", b""),
-        ("moments.npy", b"PK\x03\x04"),
-        ("moments.npy", np.zeros((3, 2), np.float16)),
-        ("moments.npy", np.zeros((3, 8, 8, 8), np.float32)),
-        ("moments.npy", np.zeros((3, 6, 8, 8), np.float16)),
-        ("moments.npy", np.float16(1)),
-        ("pictures.npy", np.zeros((3, 1), np.uint32)),
-        ("pictures.npy", np.zeros(3)),
-        ("latents.json", b""),
-        ("latents.json", b"[]"),
-        ("latents.json", b"[" * 99_999),
-        ("latents.json", b"\xff\xfe"),
+        ("shard-00000.safetensors", b""),
+        ("shard-00000.safetensors", b"PK\x03\x04" * 9),
+        ("manifest.json", b""),
+        ("manifest.json", b"[]"),
+        ("manifest.json", b"[" * 99_999),
+        ("manifest.json", b"\xff\xfe"),
     ],
 )
-def test_latents_of_another_form_are_refused_in_a_sentence(stored, tmp_path, name, content):
-    path = shutil.copytree(stored, tmp_path / "damaged") / name
-    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
-    with pytest.raises(ValueError, match="The latents in .* cannot be read .*; compute them") as error:
+def test_damaged_latents_are_refused_in_a_sentence(stored, tmp_path, name, content):
+    (shutil.copytree(stored, tmp_path / "damaged") / name).write_bytes(content)
+    with pytest.raises(ValueError, match="No latents can be read: .*; compute them") as error:
         with_latents(pictures(), tmp_path / "damaged", micro_network())
     assert "\n" not in str(error.value)
+
+
+def test_another_store_is_refused(stored, tmp_path):
+    manifest = shutil.copytree(stored, tmp_path / "other") / MANIFEST
+    about = json.loads(manifest.read_text())
+    about["arrays"]["moments"][1] = [2, *about["arrays"]["moments"][1][1:]]
+    manifest.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="holds other arrays than manifest.json says"):
+        with_latents(pictures(), manifest.parent, micro_network())
+    layout = shards.Layout(3, {"pictures": shards.Array(torch.uint8)}, {})
+    shards.ShardWriter(tmp_path / "third", layout).write(0, {"pictures": torch.zeros(3)})
+    with pytest.raises(ValueError, match="holds other arrays than latents"):
+        with_latents(pictures(), tmp_path / "third", micro_network())
 
 
 def test_precision_does_not_matter_to_whose_latents_they_are(stored):
     with_latents(pictures(), stored, micro_network().to(torch.bfloat16))
 
 
+def flags_for(teacher, folder, *more):
+    network = ["--config", str(teacher / "micro.yaml"), "--teacher_ckpt", str(teacher / "micro.safetensors")]
+    return [*network, "--latents", str(folder), "--use_mock_dataset", "--dataset_size", "5", "--no-progress", *more]
+
+
 def test_the_command_and_a_run_on_what_it_wrote(teacher, tmp_path, capsys):
     folder = tmp_path / "latents"
-    flags = [
-        "--config",
-        str(teacher / "micro.yaml"),
-        "--teacher_ckpt",
-        str(teacher / "micro.safetensors"),
-        "--latents",
-        str(folder),
-        "--use_mock_dataset",
-        "--dataset_size",
-        "5",
-        "--no-progress",
-    ]
-    assert cache_latents.main(flags) == 0 and "train with --latents" in capsys.readouterr().out
+    assert cache_latents.main(flags_for(teacher, folder)) == 0
+    printed = capsys.readouterr()
+    assert "train with --latents" in printed.out
+    assert "5 pictures of 64 x 64, fp16: 5.16 kB in 1 files; 5.16 kB to write." in printed.err
     run = options(teacher, tmp_path / "run", latents=str(folder), max_train_steps=1, sample_steps=0)
     assert any(value.any() for key, value in weights(run_distillation(run)).items() if "lora_B" in key)
     with pytest.raises(ValueError, match="latents True, now None"):
@@ -149,7 +147,63 @@ def test_the_command_and_a_run_on_what_it_wrote(teacher, tmp_path, capsys):
     save_file({k: v.contiguous().clone() for k, v in micro_network(seed=1).state_dict().items()}, other)
     with pytest.raises(ValueError, match="another autoencoder"):
         run_distillation(run | {"teacher_ckpt": str(other), "output_dir": str(tmp_path / "third")})
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("dear")
-    assert cache_latents.main([*flags[:4], "--latents", str(tmp_path / "mine"), *flags[6:]]) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--precision", "fp32"], "with precision fp16, now it is fp32"),
+        (["--seed", "1"], "with data mock pictures of 64 px from seed 0, now it is"),
+        (["--dataset_size", "6"], "with rows 5, now it is 6"),
+    ],
+)
+def test_the_command_refuses_a_store_of_other_settings(teacher, tmp_path, capsys, more, words):
+    assert cache_latents.main(flags_for(teacher, tmp_path / "latents")) == 0
+    assert cache_latents.main(flags_for(teacher, tmp_path / "latents", *more)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and words in error
+
+
+def test_the_command_leaves_other_folders_alone_and_asks_the_disk_first(teacher, tmp_path, capsys, monkeypatch):
+    (tmp_path / "thesis.txt").write_text("dear")
+    assert cache_latents.main(flags_for(teacher, tmp_path)) == 2
     assert "holds other files" in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
+    assert cache_latents.main(flags_for(teacher, tmp_path / "latents")) == 2
+    assert "needs 5.16 kB more and its disk has 1 kB left" in capsys.readouterr().err
+
+
+def command_in_small_files(flags, killed_at=None):
+    """The command with two pictures a file; killed right after that many files."""
+    from anytext_lcm.training import latents
+
+    layout, write, written = latents.latent_layout, shards.ShardWriter.write, []
+    latents.latent_layout = lambda *arguments: layout(*arguments, shard_rows=2)
+
+    def count(writer, shard, arrays):
+        write(writer, shard, arrays)
+        written.append(shard)
+        if len(written) == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    shards.ShardWriter.write = count
+    assert cache_latents.main(flags) == 0
+
+
+def moments(folder):
+    return torch.stack([row["moments"] for row in ShardReader(folder)])
+
+
+def test_a_killed_command_goes_on_and_three_processes_write_what_one_does(teacher, tmp_path):
+    folders = [tmp_path / name for name in ("whole", "killed", "three")]
+    flags = [flags_for(teacher, folder, "--train_batch_size", "2") for folder in folders]
+    assert finish([start(command_in_small_files, flags[0])]) == [0]
+    assert finish([start(command_in_small_files, flags[1], 2)]) == [-signal.SIGKILL]
+    with pytest.raises(ValueError, match="shard-00002.safetensors is missing"):
+        ShardReader(folders[1])
+    kept = [shards.shard_path(folders[1], shard).stat().st_mtime_ns for shard in range(2)]
+    assert finish([start(command_in_small_files, flags[1])]) == [0]
+    assert kept == [shards.shard_path(folders[1], shard).stat().st_mtime_ns for shard in range(2)]
+    assert finish(start_ranks(3, command_in_small_files, flags[2])) == [0, 0, 0]
+    whole = moments(folders[0])
+    assert whole.shape == (5, 8, 8, 8) and all(torch.equal(moments(folder), whole) for folder in folders[1:])

@@ -48,6 +48,7 @@ class Plan:
     words: str  # behind every caption
     samples: int  # pictures of each prompt
     seed: int  # of the first of them
+    precision: str  # of weights and network
     guidance_scale: float
     negative_prompt: str
 
@@ -84,6 +85,7 @@ class Plan:
             "seed": self.seed,
             "font_hint": self.font_hint,
             "words": self.words,
+            "precision": self.precision,
             "negative_prompt": self.negative_prompt,
         }
 

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from anytext_lcm.model.checkpoint import kind_of, load_strict, read_state_dict
+from anytext_lcm.model.checkpoint import check_fits, copy_out, kind_of, load_strict, read_state_dict
 from anytext_lcm.model.conditioning import Conditioning, check_fields, is_blank, line_inputs
 from anytext_lcm.model.config import read_configs
 from anytext_lcm.model.embedding_manager import EmbeddingManager
@@ -96,20 +96,36 @@ class AnyText2(nn.Module):
         except (TypeError, AttributeError) as error:
             raise ValueError(f"{where} does not describe an AnyText2 model: {error}.") from error
 
-    def load_checkpoint(self, path: str | Path) -> "AnyText2":
+    def load_checkpoint(self, path: str | Path, device: str | torch.device = "cpu") -> "AnyText2":
         """Load a `.ckpt` or `.safetensors` file strictly (see `checkpoint.py`), fp16 or fp32, and return self.
 
-        Raises FileNotFoundError or ValueError; nothing is loaded then.
+        A model on the meta device gets its tensors on `device`, in its own dtypes and with channels last; at no time
+        is there more in memory than these and a piece of the file. Raises FileNotFoundError or ValueError; nothing is
+        loaded then.
         """
         state = read_state_dict(path)
         # A half-precision file has rounded the schedule too, 1 - abar at t = 1 by 15 %: the yaml's exact one stays.
+        replaced = {}
         for name, exact in schedule_buffers(*self._schedule, device="cpu").items():
             stored = state.get(name)
             if stored is None or kind_of(stored) or stored.dtype == torch.float32 or stored.shape != exact.shape:
                 continue
             if torch.allclose(stored.float(), exact, rtol=1e-2, atol=1e-4):
-                state[name] = exact
-        load_strict(self, state, source=f"Checkpoint {path}")
+                replaced[name] = exact
+            del stored  # a reference would keep the whole file mapped
+        own = self.state_dict()
+        if not any(value.is_meta for value in own.values()):
+            load_strict(self, state | replaced, source=f"Checkpoint {path}")
+            return self
+        check_fits(self, state, source=f"Checkpoint {path}")
+
+        def copy(name: str, value: Tensor) -> Tensor:
+            # Convolutions read and write pixels with their channels beside each other: nothing is reordered in between.
+            layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+            value = replaced.get(name, value)
+            return value.to(device, own[name].dtype, copy=True, memory_format=layout)
+
+        self.load_state_dict(copy_out(path, state, list(own), copy), strict=True, assign=True)
         return self
 
     def _apply(self, fn, recurse: bool = True) -> "AnyText2":

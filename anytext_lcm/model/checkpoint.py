@@ -3,7 +3,7 @@
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 # transformers up to 4.30 saved this buffer, later versions do not; it carries no information.
 OPTIONAL_KEYS = ("cond_stage_model.transformer.text_model.embeddings.position_ids",)
+
+# So much of a mapped file is kept in memory while its tensors are copied.
+MAPPED_BYTES = 1 << 28
 
 # What readers raise for a damaged or foreign file. An interrupt, a denied access or a lack of memory is no damage.
 DAMAGE = (
@@ -100,17 +103,15 @@ def kind_of(tensor: Tensor) -> str:
     return "" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
 
 
-def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
-    """Load every tensor or none: names, shapes and kinds are compared before the first one is touched.
+def check_fits(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Compare names, shapes and kinds of tensors with a model's, without reading a number.
 
-    Values are converted to the model's dtypes. Parameters on the meta device receive the tensors themselves, so a full
-    model is never held twice. Raises ValueError naming keys that are missing, unexpected, of another shape, or no plain
-    floating-point numbers; source begins it.
+    Raises ValueError naming keys that are missing, unexpected, of another shape, or no plain floating-point numbers;
+    source begins it.
     """
-    state = {k: v for k, v in state.items() if k not in OPTIONAL_KEYS}
     own = model.state_dict()
     missing = [k for k in own if k not in state]
-    unexpected = [k for k in state if k not in own]
+    unexpected = [k for k in state if k not in own and k not in OPTIONAL_KEYS]
     shapes = [
         f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
         for k, v in own.items()
@@ -133,7 +134,43 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "th
         hint = _AVERAGE if any(k.startswith("model_ema.") for k in unexpected) else ""
         keys = "; ".join(problems)
         raise ValueError(f"{source} does not fit this model, nothing was loaded: keys {keys}.{hint}")
+
+
+def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
+    """Load every tensor or none: names, shapes and kinds are compared before the first one is touched.
+
+    Values are converted to the model's dtypes. Parameters on the meta device receive the tensors themselves. Raises
+    ValueError as `check_fits`.
+    """
+    check_fits(model, state, source)
+    own = model.state_dict()
+    state = {k: state[k] for k in own}
     if any(v.is_meta for v in own.values()):
         model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=True, assign=True)
     else:
         model.load_state_dict(state, strict=True)
+
+
+def copy_out(
+    path: str | Path, state: dict[str, Tensor], names: list[str], copy: Callable[[str, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Copy tensors out of a file one after the other: copy(name, tensor) by name. Empties `state`, read from `path`.
+
+    Of a mapped file, what has been read stays in memory as long as the mapping does, so the file is mapped anew after
+    every MAPPED_BYTES. Then the copies and one piece of the file are all there is. `state` must hold the only
+    references to its tensors. Raises as `read_state_dict`.
+    """
+    mapped = Path(path).suffix.lower() == ".safetensors" or zipfile.is_zipfile(path)
+    copies: dict[str, Tensor] = {}
+    since = 0
+    for name in names:
+        value = state.pop(name)
+        copies[name] = copy(name, value)
+        since += value.nbytes
+        del value
+        if mapped and since > MAPPED_BYTES:
+            state.clear()  # before the file is mapped again
+            state.update(read_state_dict(path))
+            since = 0
+    state.clear()
+    return copies

@@ -91,7 +91,8 @@ def build(options: Options) -> AnyText2:
     CLIP's vocabulary is not in the repository.
     """
     if options.real:
-        return load_chosen(options.config, options.ckpt, options.device).to(memory_format=torch.contiguous_format)
+        model = load_chosen(options.config, options.ckpt, options.device, "fp32")
+        return model.to(memory_format=torch.contiguous_format)
     yaml = OmegaConf.load(options.config)
     yaml.model.params.cond_stage_config.params.version = str(ASSETS / "tokenizer")
     with torch.random.fork_rng(devices=[] if options.device in ("cpu", "meta") else None):

@@ -147,3 +147,12 @@ def build_dataset(settings: DataSettings) -> Dataset:
         for sentence in complaints(dataset):
             print(sentence, file=sys.stderr)
     return dataset
+
+
+def name_of_data(settings: DataSettings, dataset: Dataset) -> str:
+    """Words that tell the pictures of `build_dataset` from those of other settings or other files of records."""
+    side = settings.picture_size
+    if settings.use_mock_dataset:
+        return f"mock pictures of {side} px from seed {settings.seed}"
+    digests = ", ".join(index.about.digest[:12] for index in dataset.indices)
+    return f"records {digests} of {side} px up to wm_score {settings.wm_thresh:g}"

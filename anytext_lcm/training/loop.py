@@ -147,8 +147,7 @@ def why_it_stopped(values: Mapping[str, float], scale: float, progress: Progress
 
 def load_teacher(settings: TrainSettings, dtype: torch.dtype = torch.float32) -> AnyText2:
     """The frozen teacher; its networks in dtype, its schedule in fp32."""
-    model = AnyText2.from_config(settings.config, device="meta").load_checkpoint(settings.teacher_ckpt)
-    model.to(dtype, memory_format=torch.channels_last)  # as `model.loading.load_model`, which gives the reason
+    model = AnyText2.from_config(settings.config, device="meta").to(dtype).load_checkpoint(settings.teacher_ckpt)
     for trunk in (model.model.diffusion_model, model.control_model):
         trunk.gradient_checkpointing = settings.gradient_checkpointing
     return model.requires_grad_(False).eval()
@@ -161,11 +160,6 @@ def new_student(settings: TrainSettings, accelerator: Accelerator) -> TrainingSt
         torch.manual_seed(settings.seed)
         attach(model, settings.lora_rank, settings.lora_alpha, settings.lora_targets)
     model.to(accelerator.device)
-    if accelerator.device.type == "cpu":
-        # Weights mapped from a file lie as the file has them, and the last digits of a product depend on alignment:
-        # one process, which keeps the mapping, would not round as several do, which copy.
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = tensor.data.clone()
     parameters = list(adapter_state(model).values())
     optimizer = accelerator.prepare(torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0))
     share_first_weights(accelerator, parameters)

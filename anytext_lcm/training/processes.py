@@ -68,14 +68,19 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def check_gpus() -> None:
+    """Raise ValueError for more processes than GPUs, unless they are to use the CPU or there is no GPU."""
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if 0 < gpus < here and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes"):
+        raise ValueError(f"{here} processes were launched for {gpus} GPUs; launch {gpus}, or set ACCELERATE_USE_CPU=1.")
+
+
 def start_accelerator(settings: TrainSettings) -> Accelerator:
     """Accelerate, with TensorBoard in output_dir/logs.
 
     Raises ValueError for more processes than GPUs, fewer than `num_processes`, and a precision the device lacks.
     """
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if 0 < gpus < here and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes"):
-        raise ValueError(f"{here} processes were launched for {gpus} GPUs; launch {gpus}, or set ACCELERATE_USE_CPU=1.")
+    check_gpus()
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         log_with="tensorboard",

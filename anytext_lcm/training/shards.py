@@ -27,7 +27,6 @@ from anytext_lcm.model.checkpoint import DAMAGE
 MANIFEST, FORMAT = "manifest.json", 1
 SHARD_ROWS = 256  # latents of 512 px in half precision: 17 MB a file, 12,000 files for 3 million pictures
 OPEN_FILES = 32  # mapped at a time by a reader
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64, "U8": torch.uint8}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}  # as safetensors writes them
 
@@ -138,6 +137,19 @@ def what_is_wrong_with(folder: str | Path, layout: Layout, shard: int) -> str | 
     return None if here == size else f"{path.name} is truncated: it has {here} bytes instead of {size}"
 
 
+def check_folder(folder: str | Path) -> None:
+    """Raise ValueError for a file and for a folder with files but no manifest: nothing is written among them.
+
+    Ask before minutes of work, not after.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder to write.")
+    foreign = folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+    if foreign and not (folder / MANIFEST).is_file():  # looked for last: another process may just have written it
+        raise ValueError(f"{folder} holds other files and will not be filled; name another folder.")
+
+
 class ShardWriter:
     """A store that is filled file by file. Several processes may make one each for the same folder."""
 
@@ -148,19 +160,18 @@ class ShardWriter:
         """
         self.folder, self.layout = Path(folder), layout
         path = self.folder / MANIFEST
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{folder} is a file; name a folder to write.")
+        check_folder(folder)
         check_writable(path)
         sweep_files(self.folder)
         if not path.is_file():
-            foreign = any(not entry.name.startswith(".") for entry in self.folder.iterdir())
-            if foreign and not path.is_file():  # another process may have written it meanwhile
-                raise ValueError(f"{folder} holds other files and will not be filled; name another folder.")
             with atomic_file(path) as temporary:
                 temporary.write_text(json.dumps(layout.to_json(), indent=1) + "\n", encoding="utf-8")
         kept, wanted = read_layout(folder).to_json(), layout.to_json()
-        for about in (kept, wanted):
-            about.update(about.pop("settings"))
+        for name in ("format", "rows"):
+            compare_settings(folder, {name: kept[name]}, {name: wanted[name]})
+        compare_settings(
+            folder, kept["settings"], wanted["settings"]
+        )  # before arrays, whose types may follow from them
         compare_settings(folder, kept, wanted)
 
     def missing(self, rank: int = 0, world: int = 1) -> list[int]:
