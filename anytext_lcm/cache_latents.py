@@ -22,6 +22,8 @@ FLAGS = (
     "index_dir",
     "wm_thresh",
     "edit_share",
+    "validation_share",
+    "fit",
     "fonts",
     "strict",
     "dataset_size",
@@ -65,7 +67,7 @@ def work(args: argparse.Namespace) -> str | None:
 
 def encode(args: argparse.Namespace) -> str | None:
     """This process's share of the files. Collective. Raises ValueError or OSError."""
-    from accelerate import PartialState
+    from accelerate import Accelerator
     from tqdm import tqdm
 
     from anytext_lcm.drawing.cores import use_available_cores
@@ -80,7 +82,7 @@ def encode(args: argparse.Namespace) -> str | None:
     settings = TrainSettings.from_dict(chosen | {"output_dir": folder})
     check_folder(folder)
     check_gpus()
-    here = PartialState()
+    here = Accelerator()
     if here.num_processes == 1:
         use_available_cores()
     dataset = build_dataset(settings)

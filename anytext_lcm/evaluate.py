@@ -8,11 +8,19 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anytext_lcm.command import add_guidance, add_network, add_precision, natural, new_parser, run
 from anytext_lcm.files import atomic_folder
 from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION
-from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
+from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
+from anytext_lcm.training.settings import TrainSettings, add_flags
+
+if TYPE_CHECKING:
+    from anytext_lcm.judging.panel import Panel
+
+LINES = 256
+OWN_DATA = ("validation_list", "data_list", "validation_share", "data_root", "index_dir", "wm_thresh", "fit", "fonts")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,8 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--lines",
         type=int,
-        default=256,
-        help="lines of text in the panel; 256 give 3 to 5 points either way (default: %(default)s)",
+        help=f"lines of text in the panel; {LINES} give 3 to 5 points either way (default: {LINES}, or what there is)",
     )
     add(
         "--methods",
@@ -45,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the methods of the README's table, which need diffusers; instead of --methods",
     )
+    add(
+        "--prompts",
+        metavar="FILE",
+        help="prompts to draw, a JSON as of sample --batch; they have no real pictures, so no distance to these",
+    )
+    add_flags(parser, OWN_DATA)
     add("--seed", type=natural, default=0, help="another seed is another panel and other noise")
     add(
         "--sampling_seeds",
@@ -64,7 +77,6 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.adapter.lora import load_adapter
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.judging.compare import compare_methods, resolve_methods
-    from anytext_lcm.judging.panel import Panel
     from anytext_lcm.judging.report import write_report
     from anytext_lcm.model.loading import chosen_precision, load_chosen
 
@@ -74,7 +86,8 @@ def work(args: argparse.Namespace) -> str:
     adapter, others = read_adapters(args.adapter)
     names = choose_methods(args, student=adapter is not None)
     resolve_methods(names, guidance)
-    panel = Panel.build(lines=args.lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds)
+    panel = choose_panel(args, defaults)
+    names = [name for name in names if panel.has_pictures or name not in (REAL, RECONSTRUCTION)]
     precision = chosen_precision(args.device, args.precision)
     with atomic_folder(args.output) as folder:
         use_available_cores()
@@ -111,6 +124,49 @@ def read_adapters(names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
             raise ValueError(f"The label {label!r} of an adapter must be a word of its own, as in x0=DIR.")
         others[label] = resolve_adapter(folder)
     return first, others
+
+
+def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
+    """The panel of the flags: held-out records, prompts of a file, or the embedded network's own task.
+
+    Raises ValueError or FileNotFoundError, also for flags that contradict each other.
+    """
+    from anytext_lcm.data.fonts import PLAIN_FONT
+    from anytext_lcm.drawing.jobs import read_batch
+    from anytext_lcm.judging.own_panel import panel_of_prompts, panel_of_records
+    from anytext_lcm.judging.panel import Panel
+    from anytext_lcm.training.data_order import held_out_records
+
+    named = {name: tuple(v) if isinstance(v := getattr(args, name), list) else v for name in OWN_DATA}
+    settings = TrainSettings(config=args.config, output_dir=args.output, **named)
+    settings.check_values()
+    usual = TrainSettings(config=args.config, output_dir=args.output)
+    given = [f"--{name}" for name in OWN_DATA if getattr(settings, name) != getattr(usual, name)]
+    if args.prompts is not None:
+        if others := [flag for flag in given if flag != "--fonts"]:
+            raise ValueError(f"{', '.join(others)} is of records: drop it, or --prompts.")
+        if pictures := sorted({REAL, RECONSTRUCTION} & set(args.methods or ())):
+            raise ValueError(f"{' and '.join(pictures)} need the pictures of records, which --prompts does not have.")
+        if args.lines is not None:
+            raise ValueError("--lines has no effect on --prompts, whose file says how many there are: drop it.")
+        font = settings.fonts[0] if settings.fonts else PLAIN_FONT
+        wishes = read_batch(args.prompts, 1_000_000 * args.seed, None)
+        return panel_of_prompts(wishes, defaults.size, Path(args.prompts).name, args.sampling_seeds, font)
+    lines = LINES if args.lines is None else args.lines
+    if settings.holds_out:
+        settings.check_held_out()
+        return panel_of_records(held_out_records(settings), lines, args.seed, args.sampling_seeds)
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} names no held-out records: say --validation_list, or --data_list with the "
+            "--validation_share that was not trained on."
+        )
+    if Path(args.config).name != EMBEDDED_CONFIG.name:
+        print(
+            "The panel is the embedded network's own task; --validation_list or --prompts measure on one's own.",
+            file=sys.stderr,
+        )
+    return Panel.build(lines=lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds)
 
 
 def choose_methods(args: argparse.Namespace, student: bool) -> Sequence[str]:

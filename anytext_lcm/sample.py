@@ -72,7 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--guidance_scale", type=float, help="1 is none, the student's default; the teacher's depends on the network")
     add("--w", type=float, help="the same in the form of LCM's paper: guidance_scale - 1")
     add("--negative_prompt", help="what guidance steers away from; of no effect without guidance")
-    add("--seed", type=natural, default=0, help="same seed, same picture (default: %(default)s)")
+    add(
+        "--seed",
+        type=natural,
+        default=0,
+        help="same seed, same picture; drawn with others a few of its values may differ by one level of 255, which is "
+        "rounding (default: %(default)s)",
+    )
     add(
         "--count",
         type=positive,

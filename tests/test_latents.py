@@ -188,6 +188,7 @@ def command_in_small_files(flags, killed_at=None):
 
     shards.ShardWriter.write = count
     assert cache_latents.main(flags) == 0
+    assert "RANK" not in os.environ or written == [int(os.environ["RANK"])]
 
 
 def moments(folder):

@@ -563,7 +563,7 @@ def test_the_best_checkpoint_outlives_the_limit_and_patience_ends_the_run(teache
         return {"panel/ned": readings.get(step, 0.1)}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watching, "ReadingPanel", lambda settings: lambda model: {})
+        patch.setattr(watching, "ReadingPanel", lambda *_: lambda model: {})
         last = run_distillation(settings, look, NoisyPictures())
     assert last.name == "checkpoint-4" and sorted(whole(tmp_path)) == [2, 4]
     assert "no better than at 2; the best adapter is in checkpoint-2" in capsys.readouterr().out

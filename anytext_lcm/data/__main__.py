@@ -55,6 +55,12 @@ def _add_source(parser: argparse.ArgumentParser, records: bool = True) -> None:
         parser.add_argument("--data_root", help="folder of the pictures, if not the one the JSON names")
         parser.add_argument("--index_dir", help="where indices are kept, if not beside the JSONs")
         parser.add_argument("--fonts", nargs="+", help="fonts for the glyphs, files or names")
+        parser.add_argument(
+            "--fit",
+            choices=("stretch", "crop", "pad"),
+            default="stretch",
+            help="what becomes of pictures that are not square (default: %(default)s, as upstream)",
+        )
         parser.add_argument("--edit_share", type=finite, default=0.0, help="share of items in editing mode")
         parser.add_argument("--strict", action="store_true", help="make the first bad record an error")
 
@@ -71,7 +77,7 @@ def _mock(args: argparse.Namespace) -> MockDataset:
 def _records(args: argparse.Namespace) -> AnyWordDataset:
     from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 
-    rules = {"image_size": args.image_size or 512, "edit_share": args.edit_share}
+    rules = {"image_size": args.image_size or 512, "edit_share": args.edit_share, "fit": args.fit}
     if args.fonts:
         rules["fonts"] = tuple(args.fonts)
     return AnyWordDataset(
@@ -92,6 +98,7 @@ def preview(args: argparse.Namespace) -> str:
         raise ValueError("Name one data set: --mock N or --data_list FILE.")
     of_records = ("data_root", "index_dir", "fonts", "edit_share", "strict", "check_pictures")
     unused = [name for name in (of_records if args.mock else ("rich",)) if getattr(args, name)]
+    unused += ["fit"] * bool(args.mock and args.fit != "stretch")
     if unused:
         raise ValueError(f"--{unused[0]} has no effect on {'mock data' if args.mock else 'records'}: drop it.")
     dataset = _records(args) if args.mock is None else _mock(args)
@@ -106,9 +113,10 @@ def preview(args: argparse.Namespace) -> str:
 
 
 def _describe(dataset: AnyWordDataset, check_pictures: bool) -> Iterator[str]:
-    from anytext_lcm.data.preview import counts, problems, unreadable_pictures
+    from anytext_lcm.data.preview import counts, problems, shapes, unreadable_pictures
 
     yield counts(dataset)
+    yield shapes(dataset, 0 if check_pictures else 1000)
     if found := problems(dataset):
         yield found
     if check_pictures:

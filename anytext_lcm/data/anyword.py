@@ -13,6 +13,7 @@ differences:
 
 from __future__ import annotations
 
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
@@ -32,6 +32,7 @@ from anytext_lcm.data.glyphs import draw_position
 from anytext_lcm.data.index import BadRecord, open_index, problem_sentence
 from anytext_lcm.data.masks import ignore_mask, jitter_position
 from anytext_lcm.data.pictures import open_picture
+from anytext_lcm.data.placing import FITS, Placing, place_picture
 from anytext_lcm.data.records import Annotation, Problem, Record
 from anytext_lcm.data.slots import Slots
 
@@ -46,7 +47,8 @@ MAX_SKIPS = 100
 class ReadingRules:
     """How a record becomes an item; the defaults are those of AnyText2's training (train.py).
 
-    image_size       side of the pictures in pixels; others are resized without regard to their aspect
+    image_size       side of the pictures in pixels
+    fit              what becomes of pictures that are not square, one of `placing.FITS`
     max_lines        line slots; of more lines, so many are chosen at random and the others ignored
     max_characters   of a line's text; what is longer is cut
     edit_share       share of items in editing mode (mask_img_prob)
@@ -65,6 +67,7 @@ class ReadingRules:
     """
 
     image_size: int = 512
+    fit: str = "stretch"
     max_lines: int = 5
     max_characters: int = MAX_CHARACTERS
     edit_share: float = 0.0
@@ -82,6 +85,8 @@ class ReadingRules:
     def __post_init__(self) -> None:
         if self.image_size < 64 or self.image_size % 8:
             raise ValueError(f"image_size {self.image_size} must be a multiple of 8 and at least 64.")
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be one of {', '.join(FITS)}, not {self.fit!r}.")
         if self.max_lines < 1:
             raise ValueError(f"max_lines is {self.max_lines}, at least one line slot is needed.")
         if not 1 <= self.max_characters <= MAX_CHARACTERS:
@@ -108,6 +113,8 @@ class AnyWordDataset(torch.utils.data.Dataset):
         wm_thresh   records with a higher wm_score are left out
         strict      the first problem is an error (BadRecord)
         index_dir   where indices are kept, if not beside the JSONs
+        share       of the pictures, 0..1, chosen by a checksum of their names, that is held out
+        held_out    read these instead of the others
         progress    called with the number of records read while an index is built
 
     An index may exceed the length: the record is that of the index modulo the length, with other draws. The training
@@ -129,6 +136,8 @@ class AnyWordDataset(torch.utils.data.Dataset):
         strict: bool = False,
         index_dir: str | Path | None = None,
         progress: Callable[[int], None] | None = None,
+        share: float = 0.0,
+        held_out: bool = False,
     ) -> None:
         self.sources = [Path(path) for path in ([data_list] if isinstance(data_list, str | Path) else data_list)]
         if not self.sources:
@@ -136,10 +145,12 @@ class AnyWordDataset(torch.utils.data.Dataset):
         self.rules, self.seed, self.strict = rules or ReadingRules(), seed, strict
         self.indices = [open_index(source, index_dir, strict, progress) for source in self.sources]
         self.roots = [self._root(i, data_root) for i in range(len(self.sources))]
-        self._chosen = [_chosen(index, wm_thresh) for index in self.indices]
+        self._chosen = [_chosen(index, wm_thresh, share, held_out) for index in self.indices]
         self._ends = list(accumulate(len(chosen) for chosen in self._chosen))
         if not len(self):
-            raise ValueError(f"No record of {', '.join(map(str, self.sources))} can be used: see the problems.")
+            names = ", ".join(map(str, self.sources))
+            part = f"that a share of {share:g} leaves " if share else ""
+            raise ValueError(f"No record of {names} {part}can be used: see the problems.")
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -201,11 +212,11 @@ def make_item(
     rng draws everything that is left to chance. Neither record nor picture is changed.
     """
     side = rules.image_size
-    stretch = np.array([side / picture.shape[1], side / picture.shape[0]])
-    if picture.shape[:2] != (side, side):
-        picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR)
+    focus = [annotation.points for annotation in record.annotations if annotation.valid]
+    picture, placing, padding = place_picture(picture, side, rules.fit, focus)
     edit = bool(rng.random() < rules.edit_share)
-    lines, ignored, problems = _choose_lines(record, stretch, rules, rng)
+    lines, ignored, problems = _choose_lines(record, placing, rules, rng)
+    ignored += padding
 
     slots = Slots(rules.max_lines, (side, side), packed=True)
     for annotation, points in lines:
@@ -230,15 +241,18 @@ def make_item(
 
 
 def _choose_lines(
-    record: Record, stretch: np.ndarray, rules: ReadingRules, rng: np.random.Generator
+    record: Record, placing: Placing, rules: ReadingRules, rng: np.random.Generator
 ) -> tuple[list[tuple[Annotation, np.ndarray]], list[np.ndarray], list[Problem]]:
-    """The lines to draw, at most max_lines, with polygons times stretch (x, y); polygons to ignore; problems."""
+    """The lines to draw, at most max_lines, with polygons in the square; polygons to ignore; problems.
+
+    A line that a crop cuts is ignored, and one outside of it is no problem.
+    """
     lines, ignored, problems = [], [], []
     for annotation in record.annotations:
-        points = annotation.points
-        if (stretch != 1).any():
-            points = np.rint(points * stretch).astype(np.int32)
-        if not _reaches_inside(points, rules.image_size):
+        points = placing.points(annotation.points)
+        if rules.fit == "crop" and placing.cuts(points):
+            ignored.append(points)
+        elif not _reaches_inside(points, rules.image_size):
             problems.append(Problem(record.number, "outside", f"{annotation.text!a} at {annotation.polygon[:2]}"))
         elif annotation.valid:
             lines.append((annotation, points))
@@ -283,12 +297,16 @@ def _reaches_inside(points: np.ndarray, side: int) -> bool:
     return bool(draw_position(points, (side, side)).any())
 
 
-def _chosen(index, wm_thresh: float) -> np.ndarray | range:
-    """Places of the records to use: those whose wm_score is not above wm_thresh."""
-    places: np.ndarray | range = range(len(index))
+def _chosen(index, wm_thresh: float, share: float = 0.0, held_out: bool = False) -> np.ndarray | range:
+    """Places of the records to use: those whose wm_score is not above wm_thresh, of the part that is wanted."""
+    wanted = np.ones(len(index), bool)
     scores = index.column("wm_score")
     if scores.null_count < len(scores):
-        sure = np.nan_to_num(scores.to_numpy(), nan=-np.inf) > wm_thresh
-        if sure.any():
-            places = np.flatnonzero(~sure).astype(np.uint32)
-    return places
+        wanted &= ~(np.nan_to_num(scores.to_numpy(), nan=-np.inf) > wm_thresh)
+    if share:  # by name, so that records of one picture stay together and others keep their part when some are added
+        names = index.column("img_name").to_pylist()
+        drawn = np.fromiter(
+            (zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names), np.uint32, len(names)
+        )
+        wanted &= (drawn < share * 2**32) == held_out
+    return range(len(index)) if wanted.all() else np.flatnonzero(wanted).astype(np.uint32)

@@ -56,6 +56,21 @@ def open_picture(source: str | Path | bytes, turned: bool = True, backing: str =
         raise ValueError(f"Picture {name} cannot be read ({error}).") from error
 
 
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a picture's pixels as they are stored, without reading them. Raises as `open_picture`."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ValueError("it is not a regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as picture:
+                return picture.size
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"Picture {path} does not exist.") from error
+    except Exception as error:
+        raise ValueError(f"Picture {path} cannot be read ({error}).") from error
+
+
 def _read(file: Path | BytesIO, turned: bool, backing: str) -> np.ndarray:
     with Image.open(file, formats=FORMATS) as picture:
         if picture.width * picture.height > MAX_PIXELS:

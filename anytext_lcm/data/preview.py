@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from anytext_lcm.data.anyword import AnyWordDataset
 from anytext_lcm.data.index import RecordIndex
-from anytext_lcm.data.pictures import open_picture
+from anytext_lcm.data.pictures import open_picture, picture_size
 from anytext_lcm.data.usable import first_problems
 from anytext_lcm.figures.contact_sheet import contact_sheet
 
@@ -45,6 +45,35 @@ def counts(dataset: AnyWordDataset) -> str:
 def problems(dataset: AnyWordDataset, each: int = 3) -> str:
     """List the first `each` problems of each kind and JSON, one per line; empty if there are none."""
     return "\n".join(first_problems(dataset, each))
+
+
+def shapes(dataset: AnyWordDataset, most: int = 1000) -> str:
+    """Say how many pictures are not square and what the data set does to them, in one sentence.
+
+    most: so many records, evenly spread, are looked at; 0 for all. Pictures that cannot be opened are left out.
+    """
+    count = min(most, len(dataset)) if most else len(dataset)
+    aspects = []
+    for place in np.linspace(0, len(dataset) - 1, count).round().astype(int):
+        source, record = dataset.record(int(place))
+        try:
+            width, height = picture_size(dataset.picture_path(source, record))
+        except (OSError, ValueError):
+            continue
+        aspects.append(max(width, height) / min(width, height))
+    if not aspects:
+        return "no picture could be opened"
+    oblong = [aspect for aspect in aspects if aspect > 1]
+    looked = f"{len(oblong)} of {len(aspects)} pictures" + (" looked at" if count < len(dataset) else "")
+    if not oblong:
+        return f"{looked} are not square"
+    worst, usual = max(oblong), float(np.median(oblong))
+    done = {
+        "stretch": f"they are stretched by {usual:.2f} (median) to {worst:.2f}, which --fit crop or pad avoids",
+        "crop": f"of the longer side {1 - 1 / usual:.0%} (median) to {1 - 1 / worst:.0%} is cut off",
+        "pad": f"bars fill {1 - 1 / usual:.0%} (median) to {1 - 1 / worst:.0%} of the square",
+    }
+    return f"{looked} are not square: {done[dataset.rules.fit]}"
 
 
 def unreadable_pictures(dataset: AnyWordDataset) -> list[str]:

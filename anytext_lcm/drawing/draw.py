@@ -1,8 +1,9 @@
 """From prompts to pictures in three stages, from top to bottom: prepare, denoise, decode.
 
-A picture depends on the weights, the prompt, the method and its own seed, and on nothing else: neither on the rest of
-the batch nor on the number of threads. Its random numbers come from streams of its seed, so methods with the same seeds
-start from the same noise. Next: `judging/panel.py`, notebook 05.
+A picture depends on the weights, the prompt, the method and its own seed, not on the number of threads. The rest of the
+batch changes its rounding alone: products of batches of other sizes differ in their last digits, so that a few values
+of the picture may differ by one level of 255. Its random numbers come from streams of its seed, so methods with the
+same seeds start from the same noise. Next: `judging/panel.py`, notebook 05.
 """
 
 from collections.abc import Callable, Sequence

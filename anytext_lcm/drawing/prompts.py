@@ -36,6 +36,13 @@ def prompts_to_batch(
     line's embedding. Raises ValueError for no prompt, too many or too long lines, characters that the font lacks,
     polygons outside, a picture of another size.
     """
+    return collate(prompts_to_items(prompts, size, max_lines, font))
+
+
+def prompts_to_items(
+    prompts: Sequence[Prompt], size: tuple[int, int], max_lines: int, font: str | Path = PLAIN_FONT
+) -> list[dict[str, Any]]:
+    """The items that `prompts_to_batch` makes a batch of. Raises as it does."""
     if any(side % 8 or side < 8 for side in size):
         raise ValueError(f"The size {size[1]} x {size[0]} must be a multiple of 8 pixels each way.")
     items = []
@@ -55,7 +62,7 @@ def prompts_to_batch(
         mode = "generate" if image is None else "edit"
         item = build_conditioning(prompt.lines, size, max_lines, font=font, mode=mode, image=image)
         items.append({**item, "img_caption": caption.replace(PLACEHOLDER, " ")})
-    return collate(items)
+    return items
 
 
 def parse_colour(text: str) -> tuple[int, int, int]:

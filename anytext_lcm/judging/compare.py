@@ -180,13 +180,11 @@ def report_of(
         "anytext_lcm": __version__,
         "settings": {**settings, "batch_size": BATCH_SIZE},
         "panel": {
-            "split": "test",
+            **_source_of(panel, rows),
             "prompts": prompts,
             "lines": len(panel.groups) // panel.repeats,
             "sampling_seeds": panel.repeats,
             "seed": panel.seed,
-            "prompts_seed": PANEL_SEED + panel.seed,
-            "real_seed": REAL_SEED + panel.seed,
             "noise_seeds": [panel.noise_seeds[0], panel.noise_seeds[-1]],
             "texts": panel.texts[:prompts],
         },
@@ -197,6 +195,19 @@ def report_of(
         "equal_evaluations": _equal_evaluations(rows, judged, panel.groups),
         "methods": rows,
     }
+
+
+def _source_of(panel: Panel, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the prompts come from, and what "distance to real" is to."""
+    if panel.source == "scenes":
+        seeds = {"prompts_seed": PANEL_SEED + panel.seed, "real_seed": REAL_SEED + panel.seed}
+        return {"source": "scenes", "split": "test", **seeds}
+    if found := next(iter(rows.values()))["distribution"]:
+        real = f"{found['n']} other {panel.source}"
+    else:
+        there = 0 if panel.others is None else len(panel.others)
+        real = f"none: there are {there} other pictures" if panel.has_pictures else "none: the prompts have no pictures"
+    return {"source": panel.source, "real": real}
 
 
 def _costs(result: MethodResult, pictures: int, drawn: DrawnPanel) -> dict[str, Any]:
@@ -236,7 +247,8 @@ def _add_retention(
                 for low, high, interval in intervals.retention_by_height(own, right)
             ]
         if panel.repeats > 1:
-            row["diversity_to_reference"] = row["diversity"]["value"] / max(rows[reference]["diversity"]["value"], 1e-9)
+            own, slow = (found["diversity"] and found["diversity"]["value"] for found in (row, rows[reference]))
+            row["diversity_to_reference"] = None if own is None else own / max(slow, 1e-9)
 
 
 def _equal_evaluations(

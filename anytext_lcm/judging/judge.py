@@ -42,9 +42,8 @@ class PanelJudge:
     def __init__(self, panel: "Panel"):
         self.panel, self.prompt_of = panel, panel.prompt_of
         self._threads = min(4, available_cores())
-        size = panel.images.shape[1:3]
-        self.masks = [colours.text_mask(polygons, size) for polygons in panel.polygons]
-        self.real_sharpness = self._sharpness(panel.images)
+        self.masks = [colours.text_mask(polygons, panel.size) for polygons in panel.polygons]
+        self.real_sharpness = self._sharpness(panel.images) if panel.has_pictures else None
 
     @cached_property
     def reader(self) -> reading.LineReader:
@@ -55,9 +54,17 @@ class PanelJudge:
         return likeness.DetectorFeatures(self._threads)
 
     @cached_property
-    def real(self) -> likeness.RealFeatures:
-        """As many pictures to compare with as are drawn, and as many again for the floor."""
-        pictures = real_pictures(2 * len(self.panel), self.panel.images.shape[1], self.panel.seed)
+    def real(self) -> likeness.RealFeatures | None:
+        """As many pictures to compare with as are drawn, and as many again for the floor; of records those there are.
+
+        None when they are too few to say anything about a distribution.
+        """
+        if self.panel.source == "scenes":
+            pictures = real_pictures(2 * len(self.panel), self.panel.images.shape[1], self.panel.seed)
+        else:
+            pictures = self.panel.others
+        if pictures is None or len(pictures) < 2 * DISTRIBUTION_FROM:
+            return None
         return likeness.RealFeatures(self.features(pictures))
 
     def __call__(self, images: np.ndarray, reference: np.ndarray | None = None) -> Judgement:
@@ -68,7 +75,7 @@ class PanelJudge:
         measures = {
             **read_measures(scores, panel.repeats),
             "distribution": None,
-            "sharpness": sharp | {f"{k}_to_real": v / self.real_sharpness[k] for k, v in sharp.items()},
+            "sharpness": sharp | self._to_real(sharp),
             **self._colours(images),
             "read": list(scores.read),
             **self._spread(images, scores),
@@ -87,23 +94,33 @@ class PanelJudge:
             "gradient_energy": float(likeness.gradient_energy(images, self.masks).mean()),
         }
 
+    def _to_real(self, sharp: dict[str, float]) -> dict[str, float | None]:
+        real = self.real_sharpness
+        return {f"{name}_to_real": None if real is None else value / real[name] for name, value in sharp.items()}
+
     def _spread(self, images: np.ndarray, scores: reading.LineScores) -> dict[str, Any]:
         """Distance to real pictures, and with several noises per prompt what differs between them."""
-        repeats, far = self.panel.repeats, len(self.panel) >= DISTRIBUTION_FROM
+        repeats = self.panel.repeats
+        far = len(self.panel) >= DISTRIBUTION_FROM and self.real is not None
         features = self.features(images) if far or repeats > 1 else None
         measures: dict[str, Any] = {}
         if far:
-            measures["distribution"] = asdict(self.real.distance(features, self.prompt_of))
+            same = slice(self.real.n)  # as many drawn ones, where there are fewer real ones
+            measures["distribution"] = asdict(self.real.distance(features[same], self.prompt_of[same]))
         if repeats > 1:
             measures["accuracy_by_seed"] = scores.correct.reshape(repeats, -1).mean(axis=1).tolist()
-            distance = likeness.diversity(features, repeats, self.real.deviation)
-            measures["diversity"] = asdict(intervals.bootstrap_mean(distance, np.arange(len(distance))))
+            if self.real is None:  # its deviations are the unit
+                measures["diversity"] = None
+            else:
+                distance = likeness.diversity(features, repeats, self.real.deviation)
+                measures["diversity"] = asdict(intervals.bootstrap_mean(distance, np.arange(len(distance))))
         return measures
 
     def _colours(self, images: np.ndarray) -> dict[str, Any]:
         background, text, prompts = [], [], []
         for index, (image, item) in enumerate(zip(images, self.panel.items, strict=True)):
-            meta = item["meta"]
+            if (meta := item.get("meta")) is None:  # captions of records are not known to name colours
+                return {}
             background.append(colours.background_obeyed(image, meta["background"], self.masks[index]))
             # A caption with two colours does not say which line has which.
             if not meta["color_given"] and len(set(meta["text_colors"])) > 1:

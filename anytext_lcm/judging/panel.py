@@ -1,6 +1,6 @@
 """A fixed panel of prompts with their real pictures, and the judgement of pictures drawn for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from textwrap import wrap
@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from anytext_lcm.data.batch import collate
+from anytext_lcm.data.packed import expand
 from anytext_lcm.drawing.draw import Prepared, prepare
 from anytext_lcm.judging.judge import Judgement, PanelJudge, unseen_scenes
 from anytext_lcm.judging.reading import as_uint8
 from anytext_lcm.model.anytext2 import AnyText2
 
 PANEL_SEED = 20_000  # of the prompts; training draws its own from the other split of words
+NOISE_STEP = 100_000  # between the noise seeds of a prompt's pictures
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,16 @@ class Panel:
     """A fixed list of prompts with the pictures they were taken from, and one noise seed per picture.
 
     With several sampling seeds the whole list stands there as often, one after the other, each time with other noise.
+    `build` takes the scenes of the mock data set; `own_panel.py` takes records or prompts of one's own.
     """
 
-    items: tuple[dict[str, Any], ...]  # of the mock data set
+    items: tuple[dict[str, Any], ...]
     noise_seeds: tuple[int, ...]
     seed: int
     repeats: int = 1
+    source: str = "scenes"  # or words for what else the prompts are
+    others: np.ndarray | None = None  # (M, H, W, 3) uint8 of records that are not in the panel, to compare with
+    has_pictures: bool = True  # whether the prompts come with real pictures
 
     @classmethod
     def build(
@@ -56,20 +62,45 @@ class Panel:
         while (count if prompts is None else len(items)) < wanted:
             items.append(source[len(items)])
             count += items[-1]["n_lines"]
-        starts = [seed * 1_000_000 + repeat * 100_000 for repeat in range(repeats)]
-        noise_seeds = tuple(start + index for start in starts for index in range(len(items)))
-        return cls(tuple(items) * repeats, noise_seeds, seed, repeats)
+        return cls.of_items(items, seed, repeats)
+
+    @classmethod
+    def of_items(
+        cls,
+        items: Sequence[dict[str, Any]],
+        seed: int = 0,
+        repeats: int = 1,
+        noise_seeds: Sequence[int] | None = None,
+        **more: Any,
+    ) -> "Panel":
+        """A panel of these items of a data set. noise_seeds: one per picture, by default those of `seed`. more: fields.
+
+        Raises ValueError for repeats outside 1..10.
+        """
+        if isinstance(repeats, bool) or not isinstance(repeats, int) or not 1 <= repeats <= 10:
+            raise ValueError(f"A prompt can have 1 to 10 sampling seeds, not {repeats!r}.")
+        if noise_seeds is None:
+            starts = [seed * 1_000_000 + repeat * NOISE_STEP for repeat in range(repeats)]
+            noise_seeds = [start + index for start in starts for index in range(len(items))]
+        return cls(tuple(items) * repeats, tuple(noise_seeds), seed, repeats, **more)
 
     def __len__(self) -> int:
         return len(self.items)
 
     @cached_property
     def batch(self) -> dict[str, Any]:
-        return collate(self.items)
+        return expand(collate(self.items))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return tuple(self.batch["masked_img"].shape[-2:])
 
     @cached_property
     def images(self) -> np.ndarray:
-        """The real pictures (B, H, W, 3) uint8."""
+        """The real pictures (B, H, W, 3) uint8. Raises ValueError when the prompts come without."""
+        if not self.has_pictures:
+            raise ValueError(f"The {self.source} come without pictures.")
         return np.stack(as_uint8(self.batch["img"]))
 
     @property
@@ -79,7 +110,7 @@ class Panel:
     @property
     def polygons(self) -> list[list[np.ndarray]]:
         """Where the text was asked for; a method may place it anywhere inside."""
-        return [item["condition_polygons"] for item in self.items]
+        return [item.get("condition_polygons", item["polygons"]) for item in self.items]
 
     @property
     def prompt_of(self) -> np.ndarray:

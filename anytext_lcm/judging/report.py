@@ -35,7 +35,7 @@ def write_report(
     right = {name: f"{report['methods'][name]['accuracy']['value']:.0%} of lines right" for name in shown}
     columns = {f"{name}\n{right[name]}": images for name, images in shown.items()}
     labels = panel.labels(min(rows, len(panel) // panel.repeats))
-    scale = max(1, 128 // panel.images.shape[2])  # smaller pictures leave no room for their captions
+    scale = max(1, 128 // panel.size[1])  # smaller pictures leave no room for their captions
     Image.fromarray(contact_sheet(columns, labels, scale)).save(folder / "grid.png")
     zoom = charts.text_zoom(report, shown, panel.polygons, panel.texts, ZOOM_LINES)
     zoom.savefig(folder / "zoom.png", **options)

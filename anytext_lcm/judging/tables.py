@@ -23,6 +23,10 @@ def _number(value: float | None, form: str, none: str = "–") -> str:
     return none if value is None else format(value, form)
 
 
+def _diversity(row: Mapping[str, Any]) -> str:
+    return _number(row["diversity"] and row["diversity"]["value"], ".2f")
+
+
 def _names(report: Mapping[str, Any]) -> dict[str, str]:
     """Method -> its name in a table; the reference and its four-step student in bold."""
     bold = (report["reference"], "student-4")
@@ -34,6 +38,11 @@ def times_of(report: Mapping[str, Any]) -> tuple[str, str, str]:
     if report["hardware"]["device"] == "cpu":
         return "core_seconds_a_picture", "speedup_cores", "core s"
     return "seconds_a_picture", "speedup_wall", "s"
+
+
+def _of(panel: Mapping[str, Any]) -> str:
+    """What the real pictures of a panel of one's own are, in brackets."""
+    return f" ({panel['real']})" if panel.get("real") else ""
 
 
 # -- for the terminal -----------------------------------------------------------------------------------
@@ -58,10 +67,10 @@ def plain_table(report: Mapping[str, Any]) -> str:
             f"{row['ned']['value']:.3f}",
             _number(row["distribution"] and row["distribution"]["kernel"]["value"], ".3f", "-"),
             _number(row.get("same_noise", {}).get("rmse"), ".1f", "-"),
-            f"{row['sharpness']['gradient_energy_to_real']:.2f}",
-            f"{row['background_obeyed']['value']:.2f}",
+            _number(row["sharpness"]["gradient_energy_to_real"], ".2f", "-"),
+            _number(row.get("background_obeyed", {}).get("value"), ".2f", "-"),
             _number(colour and colour["value"], ".2f", "-"),
-            *([f"{row['diversity']['value']:.2f}"] if several else []),
+            *([_diversity(row)] if several else []),
         ]
         rows.append(cells)
     panel, distribution = report["panel"], next(iter(report["methods"].values()))["distribution"]
@@ -71,7 +80,7 @@ def plain_table(report: Mapping[str, Any]) -> str:
         f"{panel['prompts']} prompts, {panel['lines']} lines, 95 % intervals over prompts; the same noise for all; "
         f"s: {seconds} a picture without decoding;",
         f"retention, faster and RMSE (levels of 255) against {report['reference']}; kernel distance to unseen real "
-        f"pictures, which are {floor} apart themselves;",
+        f"pictures{_of(panel)}, which are {floor} apart themselves;",
         "sharp: gradient energy at the text over that of the real pictures.",
     ]
     if several:
@@ -164,12 +173,12 @@ def likeness(report: Mapping[str, Any]) -> str:
         colour = row.get("text_colour_obeyed")
         cells = [
             shown,
-            f"{row['sharpness']['gradient_energy_to_real']:.2f}",
+            _number(row["sharpness"]["gradient_energy_to_real"], ".2f"),
             _number(row.get("same_noise", {}).get("rmse"), ".0f"),
-            f"{row['background_obeyed']['value']:.2f}",
+            _number(row.get("background_obeyed", {}).get("value"), ".2f"),
             _number(colour and colour["value"], ".2f"),
         ]
-        rows.append(cells + ([f"{row['diversity']['value']:.2f}"] if several else []))
+        rows.append(cells + ([_diversity(row)] if several else []))
     return _markdown(head + (["diversity"] if several else []), rows)
 
 
@@ -226,9 +235,11 @@ def legend(report: Mapping[str, Any]) -> str:
     seeds, floor, diversity = panel.get("sampling_seeds", 1), "", ""
     if distribution := next(iter(report["methods"].values()))["distribution"]:
         floor = (
-            " Distance to real is the kernel distance to unseen real pictures; two sets of those are "
+            f" Distance to real is the kernel distance to unseen real pictures{_of(panel)}; two sets of those are "
             f"{distribution['kernel_floor']['value']:.3f} apart."
         )
+    elif panel.get("real"):
+        floor = f" There is no distance to real pictures ({panel['real']})."
     if seeds > 1:
         diversity = (
             " Diversity is the distance of a prompt's pictures from different noise, in deviations of real pictures."
@@ -239,8 +250,10 @@ def legend(report: Mapping[str, Any]) -> str:
     # Reports of before have no "lines" in a range of heights, and Wilson's intervals there.
     buckets = [bucket for row in report["methods"].values() for bucket in row["by_height"]]
     by_height_too = "" if all("lines" in bucket for bucket in buckets) else ", by height Wilson's"
+    source = panel.get("source", "scenes")
+    prompts = f"{panel['prompts']} prompts" + ("" if source == "scenes" else f" ({source})")
     return (
-        f"{panel['prompts']} prompts, {panel['lines']} lines, {seeds} sampling seed{'s' * (seeds > 1)} each, panel "
+        f"{prompts}, {panel['lines']} lines, {seeds} sampling seed{'s' * (seeds > 1)} each, panel "
         f"{panel['seed']}; 95 % bootstrap intervals over prompts{by_height_too}; the same noise for every method; "
         f"guidance {settings['guidance_scale']:g}, batch {settings['batch_size']}; {device}; torch "
         f"{report['versions']['torch']}{date}. Retention and speed are relative to {report['reference']}.{floor} "

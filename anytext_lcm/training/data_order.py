@@ -3,7 +3,7 @@
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -132,16 +132,8 @@ def build_dataset(settings: DataSettings) -> Dataset:
         raise ValueError(f"{named}; pass --use_mock_dataset or --data_list.")
     if settings.use_mock_dataset:
         return PackedDataset(MockDataset(settings.dataset_size, seed=settings.seed, image_size=settings.picture_size))
-    fonts = {"fonts": settings.fonts} if settings.fonts else {}
-    dataset = AnyWordDataset(
-        settings.data_list,
-        data_root=settings.data_root,
-        rules=ReadingRules(image_size=settings.picture_size, edit_share=settings.edit_share, **fonts),
-        seed=settings.seed,
-        wm_thresh=settings.wm_thresh,
-        strict=settings.strict,
-        index_dir=settings.index_dir,
-    )
+    rules = ReadingRules(image_size=settings.picture_size, edit_share=settings.edit_share, **_reading(settings))
+    dataset = _records(settings, settings.data_list, rules)
     require_lines(dataset)
     if os.environ.get("RANK", "0") == "0":
         for sentence in complaints(dataset):
@@ -155,4 +147,39 @@ def name_of_data(settings: DataSettings, dataset: Dataset) -> str:
     if settings.use_mock_dataset:
         return f"mock pictures of {side} px from seed {settings.seed}"
     digests = ", ".join(index.about.digest[:12] for index in dataset.indices)
-    return f"records {digests} of {side} px up to wm_score {settings.wm_thresh:g}"
+    part = f" but {settings.validation_share:g} of them" if settings.validation_share else ""
+    return f"records {digests}{part} of {side} px ({settings.fit}) up to wm_score {settings.wm_thresh:g}"
+
+
+def held_out_records(settings: DataSettings) -> AnyWordDataset | None:
+    """The records that are not trained on, drawn without chance: no font hint, no jitter, nothing edited.
+
+    None when the settings hold none out. Raises as `build_dataset`.
+    """
+    if not settings.holds_out:
+        return None
+    calm = {"hint_share": 0.0, "jitter": False, "random_font": False}
+    rules = ReadingRules(image_size=settings.picture_size, **calm, **_reading(settings))
+    dataset = _records(settings, settings.validation_list or settings.data_list, rules, held_out=True)
+    require_lines(dataset)
+    return dataset
+
+
+def _reading(settings: DataSettings) -> dict[str, Any]:
+    return {"fit": settings.fit} | ({"fonts": settings.fonts} if settings.fonts else {})
+
+
+def _records(
+    settings: DataSettings, sources: Sequence[str] | None, rules: ReadingRules, held_out: bool = False
+) -> AnyWordDataset:
+    return AnyWordDataset(
+        sources or (),
+        data_root=settings.data_root,
+        rules=rules,
+        seed=settings.seed,
+        wm_thresh=settings.wm_thresh,
+        strict=settings.strict,
+        index_dir=settings.index_dir,
+        share=settings.validation_share,
+        held_out=held_out,
+    )

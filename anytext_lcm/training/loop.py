@@ -17,11 +17,12 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from anytext_lcm.adapter.lora import adapter_state, attach
+from anytext_lcm.data.anyword import AnyWordDataset
 from anytext_lcm.data.packed import expand
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.average import Ema
 from anytext_lcm.training.checkpoints import claimed
-from anytext_lcm.training.data_order import batch_generator, build_dataset, build_loader
+from anytext_lcm.training.data_order import batch_generator, build_dataset, build_loader, held_out_records
 from anytext_lcm.training.latents import with_latents
 from anytext_lcm.training.processes import (
     fresh_accelerate_state,
@@ -173,6 +174,7 @@ def distill(
     settings: TrainSettings,
     resume: Path | None,
     on_sample: OnSample | None,
+    held_out: AnyWordDataset | None = None,
 ) -> Path:
     """Train on `dataset` from the checkpoint `resume`, or anew; return the last checkpoint. Collective."""
     state = new_student(settings, accelerator)
@@ -193,7 +195,7 @@ def distill(
         raise ValueError(f"{resume} has trained {progress.step} steps already; raise --max_train_steps to go on.")
     rank, world, on_gpu = accelerator.process_index, accelerator.num_processes, accelerator.device.type == "cuda"
     loader = build_loader(dataset, settings, progress.step, rank, world, on_gpu)
-    watcher = Watcher(state, settings, dataset, on_sample)
+    watcher = Watcher(state, settings, dataset, on_sample, held_out)
     watcher.start(resumed=resume is not None)
     for done in updates(step, loader, state, settings):
         watcher.log_update(done.values, done.problems)
@@ -230,9 +232,10 @@ def run_distillation(
         checked = TrainSettings.from_dict(settings)
         if dataset is None:
             dataset = build_dataset(checked)
+        held_out = held_out_records(checked)
         accelerator = start_accelerator(checked)
         with claimed(checked, accelerator) as resume:
-            last = distill(accelerator, dataset, checked, resume, on_sample)
+            last = distill(accelerator, dataset, checked, resume, on_sample, held_out)
             accelerator.wait_for_everyone()
         accelerator.free_memory()  # before exit: interpreter teardown can abort while the model is there
         accelerator.end_training()

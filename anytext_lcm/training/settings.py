@@ -15,6 +15,7 @@ from anytext_lcm.training.bounds import check_value, setting
 
 OBJECTIVES = ("lcm", "teacher_x0")  # the names of lcm.objectives.OBJECTIVES, which needs torch
 LOSSES = ("huber", "l2")
+FITS = ("stretch", "crop", "pad")  # data.placing.FITS, which needs cv2
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # accelerate's names: torch's dtypes
 MAX_SIDE = 4096  # pixels; eight times the network's own
 # Settings of earlier versions that changed what is trained, and the value that every run has now.
@@ -51,6 +52,23 @@ class DataSettings(NetworkSettings):
         at_least=0,
         at_most=1,
     )
+    validation_list: tuple[str, ...] | None = setting(
+        None,
+        "JSONs of records that are not trained on: panel and sample pictures take their prompts from them",
+        path=True,
+        identity=False,
+    )
+    validation_share: float = setting(
+        0.0,
+        "share of the pictures of --data_list that is held out for that instead, chosen by a checksum of their names",
+        at_least=0,
+        at_most=0.5,
+    )
+    fit: str = setting(
+        "stretch",
+        f"what becomes of pictures that are not square: {', '.join(FITS)}; upstream stretches them",
+        choices=FITS,
+    )
     fonts: tuple[str, ...] | None = setting(
         None, "fonts for the glyphs of records; by default DejaVu Sans, which has no Chinese", path=True
     )
@@ -71,6 +89,11 @@ class DataSettings(NetworkSettings):
         at_most=1024,
         identity=False,
     )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out records."""
+        return bool(self.validation_list or self.validation_share)
 
     @property
     def picture_size(self) -> int:
@@ -226,14 +249,24 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
             names = [f"--{name}" for name in RECORDS_ONLY if getattr(self, name) != _DEFAULTS[name]]
             if names:
                 raise ValueError(f"{', '.join(names)} has no effect on mock data; leave it out or name --data_list.")
+        self.check_held_out()
         if self.panel_prompts == 1:
             raise ValueError("--panel_prompts must be 0 or 2 or more: one prompt is no panel.")
         if self.patience and not (self.panel_prompts and self.sample_steps):
             raise ValueError("--patience needs a panel to go by; set --panel_prompts and --sample_steps.")
+        if self.patience and self.data_list and not self.holds_out:
+            raise ValueError("--patience needs a panel to go by; hold records out with --validation_list or _share.")
         lcm_timesteps(self.num_inference_steps)
         for name in ("config", "teacher_ckpt"):
             if not Path(getattr(self, name)).is_file():
                 raise FileNotFoundError(f"--{name} {getattr(self, name)} does not exist.")
+
+    def check_held_out(self) -> None:
+        """Raise ValueError for two kinds of held-out records at once, and for a share of nothing."""
+        if self.validation_list and self.validation_share:
+            raise ValueError("--validation_list and --validation_share both name held-out records; give one of them.")
+        if self.validation_share and not self.data_list:
+            raise ValueError("--validation_share is a share of --data_list; name it.")
 
     def check_values(self) -> None:
         """Raise ValueError for the first value that is outside its bounds, whatever the others are."""
@@ -249,7 +282,8 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         return kept | {"latents": True if self.latents else None}  # their folder may have moved
 
 
-RECORDS_ONLY = ("data_root", "index_dir", "wm_thresh", "edit_share", "fonts", "strict")
+RECORDS_ONLY = ("data_root", "index_dir", "wm_thresh", "edit_share", "validation_list", "validation_share", "fit")
+RECORDS_ONLY += ("fonts", "strict")
 _DEFAULTS = {known.name: known.default for known in fields(TrainSettings)}
 
 

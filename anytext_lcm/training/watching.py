@@ -6,26 +6,32 @@ training notices.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from anytext_lcm.data.anyword import AnyWordDataset
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import expand
 from anytext_lcm.drawing.draw import decode, denoise, draw_prepared, prepare
 from anytext_lcm.drawing.methods import student_method, teacher_method
-from anytext_lcm.files import printable
+from anytext_lcm.figures.contact_sheet import contact_sheet
+from anytext_lcm.files import atomic_file, printable
+from anytext_lcm.judging.own_panel import held_out_items
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.resume import TrainingState
 from anytext_lcm.training.settings import TrainSettings
 
 PANEL_SEED = 40_000  # differs from the evaluation's: early stopping must not see the test panel
 SHOWN_PROBLEMS = 3  # of each kind
+SHOWN_PICTURES = 4
 
 # (model, batch, settings, step) -> pictures (B, H, W, 3) uint8 and numbers by tag; "panel/ned", a number in 0..1,
 # decides which step is the best
@@ -47,28 +53,51 @@ def sample_pictures(
 
 
 class ReadingPanel:
-    """Draws `panel_prompts` prompts, always the same from the same noise, and reads them.
+    """Draws prompts, always the same from the same noise, and reads them.
 
     Called with the model it returns `panel/accuracy`, the share of lines read in full, and `panel/ned`, 1 minus the
     normalised edit distance; both 0..1. NED moves before accuracy does, so it decides what is better.
     """
 
-    def __init__(self, settings: TrainSettings):
-        self.settings = settings
-        size, count = settings.picture_size, settings.panel_prompts
-        source = MockDataset(count, PANEL_SEED, size, split="test", edit_share=0.0, hint_share=0.0)
-        self.items = [source[i] for i in range(len(source))]
+    def __init__(self, settings: TrainSettings, items: Sequence[Mapping[str, Any]]):
+        """items: of `panel_items`."""
+        self.settings, self.items = settings, items
         self.reader = None  # made in the process that reads, since its threads do not survive a fork
 
     def __call__(self, model: AnyText2) -> dict[str, float]:
         from anytext_lcm.judging.reading import LineReader, score_lines  # onnxruntime, in the process that reads
 
         self.reader = self.reader or LineReader(threads=1)
-        prepared = prepare(model, collate(self.items), range(len(self.items)), self.settings.negative_prompt)
+        prepared = prepare(model, expand(collate(self.items)), range(len(self.items)), self.settings.negative_prompt)
         images = draw_prepared(model, prepared, student_method(self.settings.num_inference_steps)).images
-        polygons, texts = ([item[name] for item in self.items] for name in ("condition_polygons", "texts"))
+        polygons = [item.get("condition_polygons", item["polygons"]) for item in self.items]
+        texts = [item["texts"] for item in self.items]
         scores = score_lines(self.reader, images, polygons, texts)
         return {"panel/accuracy": scores.accuracy, "panel/ned": float(scores.ned.mean())}
+
+
+def panel_items(settings: TrainSettings, held_out: AnyWordDataset | None) -> list[dict[str, Any]]:
+    """The prompts of a run's panel, `panel_prompts` or as many as there are: held-out records, or for mock data scenes
+    with words of their own. None of other data that hold nothing out: prompts of another task would say nothing.
+
+    Raises ValueError as `held_out_items`.
+    """
+    count = settings.panel_prompts
+    if held_out is not None:
+        return held_out_items(held_out, prompts=max(count, SHOWN_PICTURES))[0]
+    if not settings.use_mock_dataset or not count:
+        return []
+    source = MockDataset(count, PANEL_SEED, settings.picture_size, split="test", edit_share=0.0, hint_share=0.0)
+    return [source[i] for i in range(len(source))]
+
+
+def write_sheet(path: Path, batch: Mapping[str, Any], drawn: Mapping[str, np.ndarray]) -> None:
+    """Write the pictures of `sample_pictures` below each other as a PNG, the batch's own on the left."""
+    real = np.rint((batch["img"].cpu().numpy().transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
+    rows = min(map(len, (real, *drawn.values())))
+    labels = [[f'"{text}"' for text in texts] for texts in batch["texts"][:rows]]
+    with atomic_file(path) as temporary:
+        Image.fromarray(contact_sheet({"data": real, **drawn}, labels)).save(temporary)
 
 
 def report_problems(problems: Sequence[str], counts: Counter[str]) -> None:
@@ -86,20 +115,35 @@ def problem_counts(counts: Mapping[str, int]) -> str:
 
 
 class Watcher:
-    """Logs a run to TensorBoard, the terminal and its progress: numbers of updates, sample pictures, the panel.
+    """Logs a run to TensorBoard, the terminal and its progress: numbers of updates, sample pictures (also as PNG in
+    output_dir/samples), the panel.
 
     All processes make one and call the same methods; only the first draws and writes.
     """
 
-    def __init__(self, state: TrainingState, settings: TrainSettings, dataset: Dataset, on_sample: OnSample | None):
-        """dataset: `on_sample` draws its first four items. Without `on_sample` the panel alone is drawn."""
+    def __init__(
+        self,
+        state: TrainingState,
+        settings: TrainSettings,
+        dataset: Dataset,
+        on_sample: OnSample | None,
+        held_out: AnyWordDataset | None = None,
+    ):
+        """on_sample draws the first four held-out records, or of `dataset`; without it the panel alone is drawn."""
         self.state, self.settings, self.on_sample = state, settings, on_sample
         self.problems: Counter[str] = Counter()
         self.watching = state.accelerator.is_main_process and settings.sample_steps > 0
-        self.batch = None
-        if self.watching and on_sample is not None:
-            self.batch = expand(collate([dataset[i] for i in range(min(4, len(dataset)))]))
-        self.panel = ReadingPanel(settings) if self.watching and settings.panel_prompts else None
+        self.batch = self.panel = None
+        if not self.watching:
+            return
+        items = panel_items(settings, held_out)
+        if on_sample is not None:
+            shown = items if held_out is not None else [dataset[i] for i in range(min(SHOWN_PICTURES, len(dataset)))]
+            self.batch = expand(collate(shown[:SHOWN_PICTURES]))
+        if items and settings.panel_prompts:
+            self.panel = ReadingPanel(settings, items[: settings.panel_prompts])
+        elif settings.panel_prompts:
+            tqdm.write("No panel is read: hold records out with --validation_list or --validation_share.")
 
     def start(self, resumed: bool) -> None:
         """Open the logs and the progress bar, and log the samples of a run that is not `resumed`. Collective."""
@@ -144,6 +188,9 @@ class Watcher:
                 if ema is not None and progress.step:
                     with ema.applied():
                         found |= {f"ema/{tag}": value for tag, value in self.draw_and_read().items()}
+            drawn = {tag: value for tag, value in found.items() if isinstance(value, np.ndarray)}
+            if drawn:
+                write_sheet(Path(self.settings.output_dir) / "samples" / f"{progress.step:06d}.png", self.batch, drawn)
             writer = accelerator.get_tracker("tensorboard", unwrap=True)
             for tag, value in found.items():
                 if isinstance(value, np.ndarray):
