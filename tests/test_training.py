@@ -403,7 +403,7 @@ def scalars(output):
 def test_what_a_run_leaves(straight):
     output = straight.parent
     assert straight.name == "checkpoint-2"
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-1", "checkpoint-2", "logs"]
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-1", "checkpoint-2", "logs", "samples"]
     files = ["adapter_config.json", "adapter_model.safetensors", "manifest.json", "training_state.pt"]
     assert sorted(path.name for path in straight.iterdir()) == files
     events = scalars(output)
