@@ -54,9 +54,22 @@ def _sweep(path: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"  # short: file names have at most 255 bytes
+
+
 def _start_of_name(path: Path) -> str:
-    machine = zlib.crc32(platform.node().encode())  # short: file names have at most 255 bytes
-    return f".{path.name}.{machine:08x}-"
+    return f".{path.name}.{_machine()}-"
+
+
+def sweep_files(folder: str | Path) -> None:
+    """Delete the temporary files that killed runs of this machine left in a folder; those of live ones stay."""
+    for leftover in Path(folder).iterdir():
+        _, mark, rest = leftover.name.rpartition(f".{_machine()}-")
+        process = rest.partition(".")[0]
+        ours = leftover.name.startswith(".") and mark and process.isascii() and process.isdecimal()
+        if ours and leftover.is_file() and not leftover.is_symlink() and not _is_running(int(process)):
+            leftover.unlink(missing_ok=True)
 
 
 def check_writable(path: str | Path) -> Path:
@@ -84,7 +97,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     folder = check_writable(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file to write.")
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=folder)
+    prefix = f".{path.stem}.{_machine()}-{os.getpid()}."  # what `sweep_files` looks for
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=folder)
     os.close(handle)
     temporary = Path(name)
     try:
