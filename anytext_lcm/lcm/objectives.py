@@ -42,11 +42,10 @@ class Point:
 
 
 class Comparison(NamedTuple):
-    """What the loss compares: latents at the timestep where the objective's jump ends, mostly 0."""
+    """What the loss compares: clean latents, or those at the timestep where the objective's jump ends."""
 
     pred: Tensor  # (B, C, h, w) the student's, with gradient
     target: Tensor  # (B, C, h, w) what it is to be, without
-    x0: Tensor | None = None  # the student's clean latents, where `pred` is at another timestep
 
 
 Objective = Callable[[Point], Comparison]
@@ -85,9 +84,7 @@ def _consistent_jump(point: Point, e: Tensor) -> Comparison:
 
 def _compared(point: Point, target: Tensor, e: Tensor) -> Comparison:
     """The student's jump from (x_t, t) to e beside its target there."""
-    eps = point.student()
-    x0 = point.schedule.x0_from_eps(point.x_t, eps, point.t)
-    return Comparison(ddim_step(point.schedule, x0, eps, e), target, x0)
+    return Comparison(jump(point.schedule, point.x_t, point.student(), point.t, e), target)
 
 
 def _phase_end(point: Point, phases: int) -> Tensor:

@@ -57,6 +57,11 @@ class Paths:
         done = len(self.solver) - 1 - index + ended.long()
         return torch.einsum("bn,bn...->b...", self._weights[done.to(self.stored.device)], self.stored.float())
 
+    @property
+    def end(self) -> Tensor:
+        """The clean latents at timestep 0, fp32 (B, C, h, w)."""
+        return self.at(torch.zeros(len(self.stored), dtype=torch.int64, device=self.stored.device))
+
     def x0(self, index: Tensor) -> Tensor:
         """The teacher's clean latents at grid point `index`, counted from the cleanest: fp32 (B, C, h, w)."""
         rows = (len(self.solver) - index).to(self.stored.device)

@@ -59,7 +59,7 @@ class UpdateSums:
     @torch.no_grad()
     def add(self, parts: LossParts) -> None:
         """Add a micro-batch."""
-        gap = (parts.pred - parts.teacher_x0).square().flatten(1).mean(1)
+        gap = (parts.x0 - parts.teacher_x0).square().flatten(1).mean(1)
         bucket = (parts.start_timesteps // self.width).clamp(max=BUCKETS - 1)
         self.values[0] += parts.loss.detach()
         self.values[1 : 1 + BUCKETS].index_add_(0, bucket, gap)
@@ -185,6 +185,7 @@ def distill(
     step = DistillStep(
         state.model,
         objective=settings.objective,
+        phases=settings.phases,
         guidance_scale=settings.guidance_scale,
         negative_prompt=settings.negative_prompt,
         loss=settings.loss,
