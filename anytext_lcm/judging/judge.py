@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.data.scenery import SCENERY_SHARES, Scenery
 from anytext_lcm.data.words import kind_of
 from anytext_lcm.drawing.cores import available_cores
-from anytext_lcm.judging import colours, intervals, likeness, reading
+from anytext_lcm.judging import colours, intervals, likeness, obedience, reading
+from anytext_lcm.judging.defaults import TASKS
 
 if TYPE_CHECKING:
     from anytext_lcm.judging.panel import Panel
@@ -25,14 +27,26 @@ class Judgement(NamedTuple):
     measures: dict[str, Any]
 
 
-def unseen_scenes(count: int, seed: int, image_size: int) -> MockDataset:
-    """Scenes with words that no training picture shows, drawn from nothing and without a font hint."""
-    return MockDataset(count, seed, image_size=image_size, max_lines=2, split="test", edit_share=0.0, hint_share=0.0)
+def unseen_scenes(
+    count: int, seed: int, image_size: int, task: str = "mock", edit_share: float = 0.0, hint_share: float = 0.0
+) -> MockDataset:
+    """Scenes with words that no training picture shows, by default drawn from nothing and without a font hint.
+
+    task: one of TASKS. Raises ValueError for another.
+    """
+    if task not in TASKS:
+        raise ValueError(f"There is no task {task!r} for a panel: choose {' or '.join(TASKS)}.")
+    shares = {"edit_share": edit_share, "hint_share": hint_share}
+    if task == "scenery":
+        shares |= {"scenery": Scenery(), "color_share": SCENERY_SHARES["color_share"]}
+    return MockDataset(count, seed, image_size=image_size, max_lines=2, split="test", **shares)
 
 
-def real_pictures(count: int, image_size: int = 128, seed: int = 0) -> np.ndarray:
-    """Pictures (count, H, W, 3) uint8 of other texts and layouts than a panel of the same seed."""
-    source = unseen_scenes(count, REAL_SEED + seed, image_size)
+def real_pictures(
+    count: int, image_size: int = 128, seed: int = 0, task: str = "mock", edit_share: float = 0.0
+) -> np.ndarray:
+    """Pictures (count, H, W, 3) uint8 of other texts and layouts than a panel of the same seed, task and share."""
+    source = unseen_scenes(count, REAL_SEED + seed, image_size, task, edit_share)
     return np.stack([source.scene(index).image for index in range(count)])
 
 
@@ -44,7 +58,8 @@ class PanelJudge:
         self._threads = min(4, available_cores())
         size = panel.images.shape[1:3]
         self.masks = [colours.text_mask(polygons, size) for polygons in panel.polygons]
-        self.real_sharpness = self._sharpness(panel.images)
+        self.real_energy = likeness.gradient_energy(panel.images, self.masks)
+        self.real_sharpness = self._sharpness(panel.images, self.real_energy)
 
     @cached_property
     def reader(self) -> reading.LineReader:
@@ -57,19 +72,24 @@ class PanelJudge:
     @cached_property
     def real(self) -> likeness.RealFeatures:
         """As many pictures to compare with as are drawn, and as many again for the floor."""
-        pictures = real_pictures(2 * len(self.panel), self.panel.images.shape[1], self.panel.seed)
+        panel = self.panel
+        size = panel.images.shape[1]
+        pictures = real_pictures(2 * len(panel), size, panel.seed, panel.task, panel.edit_share)
         return likeness.RealFeatures(self.features(pictures))
 
     def __call__(self, images: np.ndarray, reference: np.ndarray | None = None) -> Judgement:
         """Judge pictures of the panel (B, H, W, 3) uint8. reference: the slow teacher's from the same noise."""
         panel = self.panel
         scores = reading.score_lines(self.reader, images, panel.polygons, panel.texts, self.prompt_of)
-        sharp = self._sharpness(images)
+        energy = likeness.gradient_energy(images, self.masks)
+        sharp = self._sharpness(images, energy)
         measures = {
             **read_measures(scores, panel.repeats),
             "distribution": None,
-            "sharpness": sharp | {f"{k}_to_real": v / self.real_sharpness[k] for k, v in sharp.items()},
-            **self._colours(images),
+            "sharpness": sharp
+            | {f"{k}_to_real": v / self.real_sharpness[k] for k, v in sharp.items()}
+            | {"to_real": asdict(intervals.paired_bootstrap(energy, self.real_energy, self.prompt_of))},
+            **obedience.measures(panel, images, self.masks),
             "read": list(scores.read),
             **self._spread(images, scores),
         }
@@ -77,14 +97,15 @@ class PanelJudge:
             rmse, psnr = likeness.same_noise_distance(images, reference)
             measures["same_noise"] = {
                 "rmse": float(rmse.mean()),
+                "interval": asdict(intervals.bootstrap_mean(rmse, self.prompt_of)),
                 "psnr": float(psnr.mean()) if np.isfinite(psnr).all() else None,  # None: equal pictures
             }
         return Judgement(scores, measures)
 
-    def _sharpness(self, images: np.ndarray) -> dict[str, float]:
+    def _sharpness(self, images: np.ndarray, energy: np.ndarray) -> dict[str, float]:
         return {
             "laplacian_variance": float(likeness.sharpness(images, self.masks).mean()),
-            "gradient_energy": float(likeness.gradient_energy(images, self.masks).mean()),
+            "gradient_energy": float(energy.mean()),
         }
 
     def _spread(self, images: np.ndarray, scores: reading.LineScores) -> dict[str, Any]:
@@ -98,22 +119,6 @@ class PanelJudge:
             measures["accuracy_by_seed"] = scores.correct.reshape(repeats, -1).mean(axis=1).tolist()
             distance = likeness.diversity(features, repeats, self.real.deviation)
             measures["diversity"] = asdict(intervals.bootstrap_mean(distance, np.arange(len(distance))))
-        return measures
-
-    def _colours(self, images: np.ndarray) -> dict[str, Any]:
-        background, text, prompts = [], [], []
-        for index, (image, item) in enumerate(zip(images, self.panel.items, strict=True)):
-            meta = item["meta"]
-            background.append(colours.background_obeyed(image, meta["background"], self.masks[index]))
-            # A caption with two colours does not say which line has which.
-            if not meta["color_given"] and len(set(meta["text_colors"])) > 1:
-                continue
-            for polygon, name in zip(item["condition_polygons"], meta["text_colors"], strict=True):
-                text.append(colours.text_colour_obeyed(image, polygon, name))
-                prompts.append(self.prompt_of[index])
-        measures = {"background_obeyed": asdict(intervals.bootstrap_mean(np.array(background), self.prompt_of))}
-        if text:
-            measures["text_colour_obeyed"] = asdict(intervals.bootstrap_mean(np.array(text), np.array(prompts)))
         return measures
 
 

@@ -36,6 +36,27 @@ def times_of(report: Mapping[str, Any]) -> tuple[str, str, str]:
     return "seconds_a_picture", "speedup_wall", "s"
 
 
+_OBEDIENCE = {  # measure of `judging/obedience.py`: its short heading
+    "background_obeyed": "background",
+    "text_colour_obeyed": "text colour",
+    "objects_obeyed": "objects",
+    "ink_obeyed": "colour by number",
+    "fonts_obeyed": "font",
+    "kept_outside": "kept, dB",
+}
+_HEADINGS = {key: words if key == "kept_outside" else f"{words} obeyed" for key, words in _OBEDIENCE.items()}
+
+
+def _obedience(report: Mapping[str, Any]) -> dict[str, str]:
+    """The measures of obedience that the panel's task has, with their headings."""
+    rows = report["methods"].values()
+    return {key: words for key, words in _OBEDIENCE.items() if any(row.get(key) for row in rows)}
+
+
+def _form(key: str) -> str:
+    return ".1f" if key == "kept_outside" else ".2f"
+
+
 # -- for the terminal -----------------------------------------------------------------------------------
 
 
@@ -44,10 +65,10 @@ def plain_table(report: Mapping[str, Any]) -> str:
     times, speed, unit = times_of(report)
     several = report["panel"].get("sampling_seeds", 1) > 1
     head = ["method", "evals", "s", "faster", "lines right", "retention", "NED", "kernel", "RMSE", "sharp"]
-    head += ["background", "text colour", *(["diversity"] if several else [])]
+    obeyed = _obedience(report)
+    head += [*obeyed.values(), *(["diversity"] if several else [])]
     rows = []
     for name, row in report["methods"].items():
-        colour = row.get("text_colour_obeyed")
         cells = [
             name,
             str(row["evaluations"] or "-"),
@@ -59,8 +80,7 @@ def plain_table(report: Mapping[str, Any]) -> str:
             _number(row["distribution"] and row["distribution"]["kernel"]["value"], ".3f", "-"),
             _number(row.get("same_noise", {}).get("rmse"), ".1f", "-"),
             f"{row['sharpness']['gradient_energy_to_real']:.2f}",
-            f"{row['background_obeyed']['value']:.2f}",
-            _number(colour and colour["value"], ".2f", "-"),
+            *(_number(row.get(key) and row[key]["value"], _form(key), "-") for key in obeyed),
             *([f"{row['diversity']['value']:.2f}"] if several else []),
         ]
         rows.append(cells)
@@ -157,17 +177,16 @@ def by_kind(report: Mapping[str, Any]) -> str:
 def likeness(report: Mapping[str, Any]) -> str:
     """What reading does not see: sharpness, distance from the same noise, colours, diversity."""
     several = report["panel"].get("sampling_seeds", 1) > 1
-    head = ["method", "sharpness", "same-noise distance", "background obeyed", "text colour obeyed"]
+    obeyed = _obedience(report)
+    head = ["method", "sharpness", "same-noise distance", *(_HEADINGS[key] for key in obeyed)]
     rows = []
     for name, shown in _names(report).items():
         row = report["methods"][name]
-        colour = row.get("text_colour_obeyed")
         cells = [
             shown,
             f"{row['sharpness']['gradient_energy_to_real']:.2f}",
             _number(row.get("same_noise", {}).get("rmse"), ".0f"),
-            f"{row['background_obeyed']['value']:.2f}",
-            _number(colour and colour["value"], ".2f"),
+            *(_number(row.get(key) and row[key]["value"], _form(key)) for key in obeyed),
         ]
         rows.append(cells + ([f"{row['diversity']['value']:.2f}"] if several else []))
     return _markdown(head + (["diversity"] if several else []), rows)

@@ -16,6 +16,7 @@ from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import PackedDataset
+from anytext_lcm.data.scenery import SCENERY_SHARES, Scenery
 from anytext_lcm.data.usable import complaints, require_lines
 from anytext_lcm.training.processes import ignore_interrupts
 from anytext_lcm.training.settings import DataSettings, TrainSettings
@@ -121,6 +122,13 @@ def build_loader(
     )
 
 
+def mock_pictures(settings: DataSettings, **more: Any) -> MockDataset:
+    """The made-up pictures that the settings name, of either task, as the task's teacher saw them. more: see there."""
+    task = {"scenery": Scenery(), **SCENERY_SHARES} if settings.scenery else {}
+    options = {"seed": settings.seed, "image_size": settings.picture_size} | task | more
+    return MockDataset(settings.dataset_size, **options)
+
+
 def build_dataset(settings: DataSettings) -> Dataset:
     """The data set that the settings name: mock pictures or records on disk, as light items.
 
@@ -131,7 +139,7 @@ def build_dataset(settings: DataSettings) -> Dataset:
         named = "Both data sets were named" if settings.use_mock_dataset else "No data set was named"
         raise ValueError(f"{named}; pass --use_mock_dataset or --data_list.")
     if settings.use_mock_dataset:
-        return PackedDataset(MockDataset(settings.dataset_size, seed=settings.seed, image_size=settings.picture_size))
+        return PackedDataset(mock_pictures(settings))
     fonts = {"fonts": settings.fonts} if settings.fonts else {}
     dataset = AnyWordDataset(
         settings.data_list,

@@ -39,7 +39,9 @@ class DataSettings(NetworkSettings):
     """Which pictures a run sees."""
 
     use_mock_dataset: bool = setting(False, "draw pictures instead of reading them")
-    scenery: bool = setting(False, "mock pictures of the scenery task: two-tone grounds, bold shapes, text of any colour")
+    scenery: bool = setting(
+        False, "mock pictures of the scenery task: two-tone grounds, bold shapes, text of any colour"
+    )
     paths: str | None = setting(
         None,
         "folder that python -m anytext_lcm.cache_latents --draw filled: the teacher's own paths instead of pictures",

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import expand
+from anytext_lcm.data.scenery import Scenery
 from anytext_lcm.drawing.draw import decode, denoise, draw_prepared, prepare
 from anytext_lcm.drawing.methods import student_method, teacher_method
 from anytext_lcm.files import printable
@@ -56,7 +57,8 @@ class ReadingPanel:
     def __init__(self, settings: TrainSettings):
         self.settings = settings
         size, count = settings.picture_size, settings.panel_prompts
-        source = MockDataset(count, PANEL_SEED, size, split="test", edit_share=0.0, hint_share=0.0)
+        task = Scenery() if settings.scenery else None
+        source = MockDataset(count, PANEL_SEED, size, split="test", edit_share=0.0, hint_share=0.0, scenery=task)
         self.items = [source[i] for i in range(len(source))]
         self.reader = None  # made in the process that reads, since its threads do not survive a fork
 
