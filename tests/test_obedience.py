@@ -21,13 +21,8 @@ def judged(panel, images):
 def test_real_pictures_obey_and_others_do_not(panel):
     real = judged(panel, panel.images)
     assert real["kept_outside"] == obedience.KEPT_MOST  # equal pictures
-    for name, least in {
-        "objects_obeyed": 0.9,
-        "ink_obeyed": 0.9,
-        "background_obeyed": 0.9,
-        "fonts_obeyed": 0.5,
-    }.items():
-        assert real[name] >= least, (name, real)
+    assert min(real[name] for name in ("objects_obeyed", "ink_obeyed", "background_obeyed")) >= 0.9
+    assert real["fonts_obeyed"] >= 0.5
     turned = panel.images[..., ::-1]  # red becomes blue, and nothing moves
     assert all(judged(panel, turned)[name] < real[name] - 0.2 for name in ("objects_obeyed", "ink_obeyed"))
     flat = np.full_like(panel.images, 127)

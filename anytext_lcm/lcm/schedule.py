@@ -113,6 +113,28 @@ def lcm_timesteps(steps: int, original_steps: int = 50, train_timesteps: int = T
     return grid[torch.arange(steps) * original_steps // steps]
 
 
+def noise_spaced_timesteps(schedule: NoiseSchedule, steps: int, spacing: str) -> Tensor:
+    """Timesteps spaced by their noise level u = sigma / alpha, int64 (steps,), falling from 999 to 0.
+
+    karras: u^(1/7) falls evenly (arXiv:2206.00364, equation 5). logsnr: log u falls evenly, and so does the log of the
+    signal-to-noise ratio (arXiv:2206.00927). Each level takes the nearest timestep in log u. Raises ValueError for
+    another spacing, and where two levels take the same timestep.
+    """
+    abar = schedule.alphas_cumprod.cpu().double()
+    level = ((1 - abar) / abar).sqrt()
+    share, (low, high) = torch.linspace(0, 1, steps, dtype=torch.float64), (level[0], level[-1])
+    if spacing == "karras":
+        wanted = (high ** (1 / 7) + share * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+    elif spacing == "logsnr":
+        wanted = (high.log() + share * (low.log() - high.log())).exp()
+    else:
+        raise ValueError(f"Spacing {spacing!r} is unknown: choose 'karras' or 'logsnr'.")
+    timesteps = (wanted.log()[:, None] - level.log()).abs().argmin(1)
+    if len(timesteps.unique()) < steps:
+        raise ValueError(f"{steps} steps are too many for the spacing {spacing}: two of them would be one timestep.")
+    return timesteps
+
+
 def phase_edges(phases: int, original_steps: int = 50, train_timesteps: int = TRAIN_TIMESTEPS) -> Tensor:
     """Where the phases of the noise range end, int64 (phases,), rising from 0: 4 phases end at 0, 259, 499 and 759.
 

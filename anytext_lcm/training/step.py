@@ -57,7 +57,7 @@ class DistillStep(nn.Module):
         loss: str = "huber",
         huber_c: float = 1e-3,
     ):
-        """Arguments as in TrainSettings. Raises ValueError for a network without fast control, and as `objective_of`."""
+        """Arguments as in TrainSettings. Raises ValueError without fast control, and as `objective_of` does."""
         super().__init__()
         if not model.control_model.fast_control:
             raise ValueError(
@@ -78,7 +78,7 @@ class DistillStep(nn.Module):
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> LossParts:
         """batch: fields of `anytext_lcm.data.batch`, or `latents` and `masked_latents` in place of the pictures; with
-        `path`, rows of `lcm.paths.Paths`, the points are the path's, and pictures, fresh noise and teacher are not used.
+        `path`, rows of `lcm.paths.Paths`, the points are the path's: pictures, fresh noise and teacher are not used.
 
         generator draws every random number. The gradient of the loss reaches the adapter alone.
         """
