@@ -125,19 +125,20 @@ def build_loader(
 def mock_pictures(settings: DataSettings, **more: Any) -> MockDataset:
     """The made-up pictures that the settings name, of either task, as the task's teacher saw them. more: see there."""
     task = {"scenery": Scenery(), **SCENERY_SHARES} if settings.scenery else {}
-    options = {"seed": settings.seed, "image_size": settings.picture_size} | task | more
-    return MockDataset(settings.dataset_size, **options)
+    own = {"size": settings.dataset_size, "seed": settings.seed, "image_size": settings.picture_size}
+    return MockDataset(**(own | task | more))
 
 
 def build_dataset(settings: DataSettings) -> Dataset:
     """The data set that the settings name: mock pictures or records on disk, as light items.
 
-    The first process says on stderr what is wrong with the records. Raises ValueError when the settings name none or
-    both, when no line of text can be used, and as AnyWordDataset does.
+    Stored paths are built by `path_store.PathDataset` instead. The first process says on stderr what is wrong with the
+    records. Raises ValueError when the settings name none or both, when no line of text can be used, and as
+    AnyWordDataset does.
     """
     if settings.use_mock_dataset == bool(settings.data_list):
         named = "Both data sets were named" if settings.use_mock_dataset else "No data set was named"
-        raise ValueError(f"{named}; pass --use_mock_dataset or --data_list.")
+        raise ValueError(f"{named}; pass --use_mock_dataset or --data_list, or --paths.")
     if settings.use_mock_dataset:
         return PackedDataset(mock_pictures(settings))
     fonts = {"fonts": settings.fonts} if settings.fonts else {}

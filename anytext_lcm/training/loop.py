@@ -23,6 +23,7 @@ from anytext_lcm.training.average import Ema
 from anytext_lcm.training.checkpoints import claimed
 from anytext_lcm.training.data_order import batch_generator, build_dataset, build_loader
 from anytext_lcm.training.latents import with_latents
+from anytext_lcm.training.path_store import PathDataset
 from anytext_lcm.training.processes import (
     fresh_accelerate_state,
     one_voice,
@@ -193,6 +194,8 @@ def distill(
     ).eval()  # nothing in the network may drop out or move its statistics
     if settings.latents:
         dataset = with_latents(dataset, settings.latents, state.model)
+    if isinstance(dataset, PathDataset):
+        dataset.check(settings, state.model)
     if resume:
         restore(resume, state, settings)
     progress = state.progress
@@ -236,7 +239,7 @@ def run_distillation(
     with fresh_accelerate_state(), one_voice(), worker_deaths_in_words():
         checked = TrainSettings.from_dict(settings)
         if dataset is None:
-            dataset = build_dataset(checked)
+            dataset = build_dataset(checked) if checked.paths is None else PathDataset(checked)
         accelerator = start_accelerator(checked)
         with claimed(checked, accelerator) as resume:
             last = distill(accelerator, dataset, checked, resume, on_sample)

@@ -218,19 +218,21 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
 
     def resolve(self) -> "TrainSettings":
         """Return settings with what depends on the network filled in, and checked. Raises as `check`."""
-        network = defaults_for(self.config)
         checkpoint = self.teacher_ckpt
         if checkpoint is None:
             checkpoint = str(checkpoint_for(self.config, "--teacher_ckpt"))
-        guidance, negative = self.guidance_scale, self.negative_prompt
-        settings = replace(
+        settings = replace(self.with_guidance(), teacher_ckpt=checkpoint)
+        settings.check()
+        return settings
+
+    def with_guidance(self) -> "TrainSettings":
+        """Return settings with the network's own guidance and negative prompt where none is given."""
+        network, guidance, negative = defaults_for(self.config), self.guidance_scale, self.negative_prompt
+        return replace(
             self,
-            teacher_ckpt=checkpoint,
             guidance_scale=network.guidance_scale if guidance is None else guidance,
             negative_prompt=network.negative_prompt if negative is None else negative,
         )
-        settings.check()
-        return settings
 
     def check(self) -> None:
         """Raise ValueError or FileNotFoundError for the first wrong value, before anything is loaded."""
@@ -243,7 +245,7 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
             names = [f"--{name}" for name in RECORDS_ONLY if getattr(self, name) != _DEFAULTS[name]]
             if names:
                 raise ValueError(f"{', '.join(names)} has no effect on mock data; leave it out or name --data_list.")
-        elif self.scenery:
+        elif self.scenery and self.paths is None:
             raise ValueError("--scenery has no effect without --use_mock_dataset; leave one out or give both.")
         if self.panel_prompts == 1:
             raise ValueError("--panel_prompts must be 0 or 2 or more: one prompt is no panel.")

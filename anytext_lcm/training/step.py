@@ -86,7 +86,7 @@ class DistillStep(nn.Module):
         model, schedule, solver = self.model, self.schedule, self.solver
         with torch.no_grad():
             # 1. encode: the picture's latents, one sample of the autoencoder's posterior, or where a stored path ends
-            path = Paths(solver, batch["path"].to(model.device)) if "path" in batch else None
+            path = Paths(solver, torch.stack(list(batch["path"])).to(model.device)) if "path" in batch else None
             latents = self._encode(batch, generator) if path is None else path.end
             # 2. condition: captions, lines and masked picture; without condition only the captions go
             cond = model.condition(batch, generator, self.blank(batch))
