@@ -103,11 +103,11 @@ class DistillStep(nn.Module):
         device = latents.device if generator is None else generator.device
         index = torch.randint(len(solver), (len(latents),), generator=generator, device=device).to(latents.device)
         t, s = solver.start_timesteps(index), solver.previous_timesteps(index)
-        # 5. add noise: one point x_t on the way from the picture to pure noise, or on the stored path
+        # 5. add noise: one point x_t on the way from the picture to pure noise
         if path is None:
             noise = torch.randn(latents.shape, generator=generator, device=device).to(latents.device)
             x_t = schedule.add_noise(latents.float(), noise, t)
-        else:
+        else:  # or the stored path's own point there
             x_t = path.at(t)
 
         # 6. teacher: with and without the condition, guided
