@@ -14,12 +14,13 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from anytext_lcm.adapter.choices import made_for
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import expand
 from anytext_lcm.data.scenery import Scenery
 from anytext_lcm.drawing.draw import decode, denoise, draw_prepared, prepare
-from anytext_lcm.drawing.methods import student_method, teacher_method
+from anytext_lcm.drawing.methods import Method, student_method, teacher_method
 from anytext_lcm.files import printable
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.resume import TrainingState
@@ -41,10 +42,16 @@ def sample_pictures(
     0 the teacher's in 20.
     """
     prepared = prepare(model, dict(batch), range(len(batch["img_caption"])), settings.negative_prompt)
-    methods = [student_method(steps) for steps in sorted({1, 2, 4, 8, settings.num_inference_steps})]
+    methods = [suited_method(settings, steps) for steps in sorted({1, 2, 4, 8, settings.num_inference_steps})]
     if step == 0:
         methods.append(teacher_method(20, settings.guidance_scale))
     return {method.name: decode(model, denoise(model, prepared, method)) for method in methods}
+
+
+def suited_method(settings: TrainSettings, steps: int) -> Method:
+    """The student by the sampler that its objective trains for."""
+    sampler = made_for(settings.objective, settings.phases).samplers[0]
+    return student_method(steps, gamma=0.0 if sampler == "deterministic" else None)
 
 
 class ReadingPanel:
@@ -67,7 +74,8 @@ class ReadingPanel:
 
         self.reader = self.reader or LineReader(threads=1)
         prepared = prepare(model, collate(self.items), range(len(self.items)), self.settings.negative_prompt)
-        images = draw_prepared(model, prepared, student_method(self.settings.num_inference_steps)).images
+        method = suited_method(self.settings, self.settings.num_inference_steps)
+        images = draw_prepared(model, prepared, method).images
         polygons, texts = ([item[name] for item in self.items] for name in ("condition_polygons", "texts"))
         scores = score_lines(self.reader, images, polygons, texts)
         return {"panel/accuracy": scores.accuracy, "panel/ned": float(scores.ned.mean())}
