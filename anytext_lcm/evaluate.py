@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         metavar="METHOD",
-        help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-dpm++, teacher-N-unipc, "
+        help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-dpm++, teacher-N-unipc, each of them also as "
+        "teacher-N-karras or teacher-N-dpm++-logsnr, "
         "student-N, student-N-deterministic, student-N-gamma0.3, student-N-w0.5, untrained-N, "
         f"{REAL}, {RECONSTRUCTION} (default: {' '.join(METHODS)})",
     )

@@ -258,8 +258,9 @@ def legend(report: Mapping[str, Any]) -> str:
     # Reports of before have no "lines" in a range of heights, and Wilson's intervals there.
     buckets = [bucket for row in report["methods"].values() for bucket in row["by_height"]]
     by_height_too = "" if all("lines" in bucket for bucket in buckets) else ", by height Wilson's"
+    task = "" if panel.get("task", "mock") == "mock" else f" of the {panel['task']} task"
     return (
-        f"{panel['prompts']} prompts, {panel['lines']} lines, {seeds} sampling seed{'s' * (seeds > 1)} each, panel "
+        f"{panel['prompts']} prompts{task}, {panel['lines']} lines, {seeds} sampling seed{'s' * (seeds > 1)} each, panel "
         f"{panel['seed']}; 95 % bootstrap intervals over prompts{by_height_too}; the same noise for every method; "
         f"guidance {settings['guidance_scale']:g}, batch {settings['batch_size']}; {device}; torch "
         f"{report['versions']['torch']}{date}. Retention and speed are relative to {report['reference']}.{floor} "

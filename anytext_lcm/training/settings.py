@@ -241,7 +241,7 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         self.check_values()
         check_picture_size(self.image_size, self.config)
         self.check_objective()
-        if self.use_mock_dataset:
+        if self.use_mock_dataset or self.paths:
             names = [f"--{name}" for name in RECORDS_ONLY if getattr(self, name) != _DEFAULTS[name]]
             if names:
                 raise ValueError(f"{', '.join(names)} has no effect on mock data; leave it out or name --data_list.")
