@@ -260,8 +260,8 @@ def legend(report: Mapping[str, Any]) -> str:
     by_height_too = "" if all("lines" in bucket for bucket in buckets) else ", by height Wilson's"
     task = "" if panel.get("task", "mock") == "mock" else f" of the {panel['task']} task"
     return (
-        f"{panel['prompts']} prompts{task}, {panel['lines']} lines, {seeds} sampling seed{'s' * (seeds > 1)} each, panel "
-        f"{panel['seed']}; 95 % bootstrap intervals over prompts{by_height_too}; the same noise for every method; "
+        f"{panel['prompts']} prompts{task}, {panel['lines']} lines, {seeds} sampling seed{'s' * (seeds > 1)} each, "
+        f"panel {panel['seed']}; 95 % bootstrap intervals over prompts{by_height_too}; the same noise for every method; "
         f"guidance {settings['guidance_scale']:g}, batch {settings['batch_size']}; {device}; torch "
         f"{report['versions']['torch']}{date}. Retention and speed are relative to {report['reference']}.{floor} "
         f"Sharpness is gradient energy at the text over that of real pictures, the same-noise distance is in levels of "
