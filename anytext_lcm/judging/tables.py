@@ -261,8 +261,8 @@ def legend(report: Mapping[str, Any]) -> str:
     task = "" if panel.get("task", "mock") == "mock" else f" of the {panel['task']} task"
     return (
         f"{panel['prompts']} prompts{task}, {panel['lines']} lines, {seeds} sampling seed{'s' * (seeds > 1)} each, "
-        f"panel {panel['seed']}; 95 % bootstrap intervals over prompts{by_height_too}; the same noise for every method; "
-        f"guidance {settings['guidance_scale']:g}, batch {settings['batch_size']}; {device}; torch "
+        f"panel {panel['seed']}; 95 % bootstrap intervals over prompts{by_height_too}; the same noise for every "
+        f"method; guidance {settings['guidance_scale']:g}, batch {settings['batch_size']}; {device}; torch "
         f"{report['versions']['torch']}{date}. Retention and speed are relative to {report['reference']}.{floor} "
         f"Sharpness is gradient energy at the text over that of real pictures, the same-noise distance is in levels of "
         f"255.{diversity}"
