@@ -56,7 +56,7 @@ def test_the_comparison_goes_on_where_it_was_killed(small, tmp_path, capsys, mon
     judged, judge = [], objectives.judge
 
     def dies(plan, folder, name, tuning):
-        judged.append(name)
+        judged.append((name, tuning))
         if len(judged) == 20:
             raise KeyboardInterrupt
         judge(plan, folder, name, tuning)
