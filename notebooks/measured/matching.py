@@ -10,6 +10,7 @@ is never asked above t = 980. A student's picture is x0 at t = 999, alpha x - si
 
 import argparse
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,8 +121,11 @@ def add_fake(model: AnyText2) -> None:
     adapter = Adapter.of(model)
     names = list(adapter.layers)
     config = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=0.0, bias="none", target_modules=names)
-    inject_adapter_in_model(config, model, adapter_name=FAKE)
-    assert all(set(layer.lora_A) == {STUDENT, FAKE} for layer in adapter_layers(model).values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there will be several adapters, which is what is wanted
+        inject_adapter_in_model(config, model, adapter_name=FAKE)
+    for layer in adapter_layers(model).values():  # PEFT has switched to the new one
+        layer._active_adapter = [STUDENT]
 
 
 def parameters(model: AnyText2, name: str) -> list[Tensor]:

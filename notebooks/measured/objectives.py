@@ -34,9 +34,10 @@ from anytext_lcm.model.loading import default_device, load_chosen
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, checkpoint_for, defaults_for
 from anytext_lcm.training.checkpoints import EMA_FOLDER, checkpoints, was_started
 from anytext_lcm.training.loop import load_teacher, run_distillation
-from anytext_lcm.training.path_store import Wishes, write_paths
+from anytext_lcm.training.path_store import SHARD_PATHS, Wishes, write_paths
 from anytext_lcm.training.recipes import DEFAULTS, on_paths, paths_for, recipe, updates_for
 from anytext_lcm.training.settings import TrainSettings
+from anytext_lcm.training.shards import shard_path
 
 OBJECTIVES = {  # settings that differ from the recipe's
     "lcm": {},
@@ -45,7 +46,11 @@ OBJECTIVES = {  # settings that differ from the recipe's
     "path": {"objective": "path"},
     "path-ends": {"objective": "path", "phases": 1},
     "teacher_x0": {"objective": "teacher_x0"},
+    "pcm-on-paths": {"objective": "pcm"},
+    "pcm-few-pictures": {"objective": "pcm"},
 }
+ON_PATHS = ("path", "path-ends", "pcm-on-paths")  # points from the teacher's stored paths, without pictures
+FEW = ("pcm-few-pictures",)  # as many real pictures as there are paths
 STEPS, ENDINGS = (1, 2, 4, 8, 16), {"lcm": "", "deterministic": "-deterministic"}
 RIVALS, SPACINGS = ("", "-dpm++", "-unipc"), ("-trailing", "-karras", "-logsnr")
 REFERENCE, TUNING_SEED, TUNING_PROMPTS = "teacher-50", 100, 48  # the seed is far from the main panel's
@@ -110,12 +115,20 @@ def settings_of(plan: Plan, folder: Path, objective: str, seed: int) -> TrainSet
     updates, place = updates_for(changed, plan.updates), folder / "train" / f"{objective}-{seed}"
     own = {"config": plan.config, "teacher_ckpt": plan.ckpt, "output_dir": str(place), "seed": seed, "progress": False}
     own |= {"guidance_scale": plan.guidance, "scenery": plan.task == "scenery"}
-    if changed.get("objective") == "path":
+    pictures = 10 * DEFAULTS.pictures
+    if objective in ON_PATHS:
         own |= on_paths(str(folder / f"paths-{seed}"))
+    elif objective in FEW:
+        pictures = path_count(plan)
     if was_started(place):
         own["resume_from_checkpoint"] = "latest"
     often = {"checkpointing_steps": max(1, updates // 8), "checkpoints_total_limit": 1}
-    return TrainSettings.from_dict(recipe(updates) | changed | own | often | {"dataset_size": 10 * DEFAULTS.pictures})
+    return TrainSettings.from_dict(recipe(updates) | changed | own | often | {"dataset_size": pictures})
+
+
+def path_count(plan: Plan) -> int:
+    """Paths of one training seed: the path objective uses each of their points once."""
+    return paths_for(updates_for(OBJECTIVES["path"], plan.updates))
 
 
 def train(plan: Plan, folder: Path, objective: str, seed: int) -> None:
@@ -128,9 +141,9 @@ def train(plan: Plan, folder: Path, objective: str, seed: int) -> None:
 
 
 def draw_paths(plan: Plan, folder: Path, seed: int) -> None:
-    """The paths of one training seed, as many as its updates use once."""
+    """The paths of one training seed."""
     settings = settings_of(plan, folder, "path", seed)
-    wishes = Wishes(settings, paths_for(settings.max_train_steps), None)
+    wishes = Wishes(settings, path_count(plan), None)
     write_paths(settings.paths, settings, wishes, load_teacher(settings))
 
 
@@ -189,9 +202,8 @@ def _alone() -> None:
 def work_through(tasks: Iterable[tuple[Callable, tuple, Path]], processes: int, what: str) -> None:
     """Do the tasks whose file is not there: (function, arguments, file). Raises the first failure."""
     waiting = [(function, arguments) for function, arguments, file in tasks if not file.exists()]
-    if not waiting:
-        return
-    print(f"{what}: {len(waiting)} to do", flush=True)
+    if waiting:
+        print(f"{what}: {len(waiting)} to do", flush=True)
     if processes == 1:
         for function, arguments in waiting:
             function(*arguments)
@@ -205,11 +217,10 @@ def measure(plan: Plan, folder: Path, processes: int) -> dict[str, Any]:
     """Train, tune, draw and judge what the folder lacks; write results.json and table.md."""
     check_plan(plan, folder)
     students = [(objective, seed) for objective in plan.objectives for seed in plan.seeds]
-    first = settings_of(plan, folder, "path", plan.seeds[0])
-    if any(OBJECTIVES[objective].get("objective") == "path" for objective, _ in students):
-        shards = -(-paths_for(first.max_train_steps) // 32)
-        stores = [(seed, folder / f"paths-{seed}" / f"shard-{shards - 1:05d}.safetensors") for seed in plan.seeds]
-        work_through([(draw_paths, (plan, folder, seed), last) for seed, last in stores], processes, "paths")
+    if set(ON_PATHS) & set(plan.objectives):
+        last = (path_count(plan) - 1) // SHARD_PATHS
+        stores = [(seed, shard_path(folder / f"paths-{seed}", last)) for seed in plan.seeds]
+        work_through([(draw_paths, (plan, folder, seed), file) for seed, file in stores], processes, "paths")
     trainings = [(train, (plan, folder, *s), folder / "train" / f"{s[0]}-{s[1]}" / "done.json") for s in students]
     work_through(trainings, processes, "trainings")
 
@@ -261,9 +272,6 @@ def check_plan(plan: Plan, folder: Path) -> None:
         raise ValueError(f"{folder} was begun with {'; '.join(differing)}: name another --output.")
 
 
-# -- the tables ---------------------------------------------------------------------------------------------
-
-
 def _cell(row: Mapping[str, Any], keys: Sequence[str]) -> str:
     for key in keys:
         row = row.get(key) or {}
@@ -273,7 +281,7 @@ def _cell(row: Mapping[str, Any], keys: Sequence[str]) -> str:
 def tables(results: Mapping[str, Any]) -> str:
     """One table in Markdown for each measure: a row for each way to draw, a column for each number of steps."""
     plan, methods, blocks = results["plan"], results["methods"], []
-    rows: dict[str, list[list[str]]] = {}
+    head, rows = ["", *(f"{n} step{'s' * (n > 1)}" for n in STEPS)], {}
     for objective in plan["objectives"]:
         for sampler, ending in ENDINGS.items():
             names = [[f"student-{n}{ending}@{objective}-{seed}" for seed in plan["seeds"]] for n in STEPS]
@@ -288,13 +296,11 @@ def tables(results: Mapping[str, Any]) -> str:
         if all(cell == "–" for row in found for cell in row[1:]):
             continue
         edge = ", ".join(f"{name} {_cell(methods[name], keys)}" for name in (REFERENCE, RECONSTRUCTION, REAL))
-        head = ["", *(f"{n} step{'s' * (n > 1)}" for n in STEPS)]
         blocks.append(f"### {title}\n\n{text_table(head, found, markdown=True, align='lr')}\n\n{edge}.")
     spent = [
         [label, *("; ".join(f"{methods[n]['seconds']['denoise']:.3f}" for n in cell) for cell in row)]
         for label, row in rows.items()
     ]
-    head = ["", *(f"{n} step{'s' * (n > 1)}" for n in STEPS)]
     blocks.append(f"### seconds of a core a picture, without decoding\n\n{text_table(head, spent, markdown=True)}")
     choice = "; ".join(f"{name}: {spaced.removeprefix(name + '-')}" for name, spaced in results["chosen"].items())
     said = (
@@ -304,9 +310,6 @@ def tables(results: Mapping[str, Any]) -> str:
         f"prompts: {choice}."
     )
     return "\n\n".join([said, *blocks]) + "\n"
-
-
-# -- the command --------------------------------------------------------------------------------------------
 
 
 def build_parser() -> argparse.ArgumentParser:
