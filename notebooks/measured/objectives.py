@@ -193,7 +193,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _alone() -> None:
     """Of each process: one thread, so that processes side by side do not wait for each other."""
-    os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="" if default_device().type == "cuda" else "1")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if default_device().type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "1"
     import torch
 
     torch.set_num_threads(1)
