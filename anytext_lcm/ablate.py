@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--lines", type=int, default=256, help="lines of text to read (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of training and panel (default: %(default)s)")
+    add("--scenery", action="store_true", help="train and judge on the scenery task")
     add("--config", default=str(EMBEDDED_CONFIG), help="yaml of the network (default: the embedded one)")
     add("--teacher_ckpt", help="its weights (default: those that come with the yaml)")
     return parser
@@ -39,7 +40,7 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.training.ablation import ablate, format_table
 
     use_available_cores()
-    network = {"config": args.config, "teacher_ckpt": args.teacher_ckpt}
+    network = {"config": args.config, "teacher_ckpt": args.teacher_ckpt, "scenery": args.scenery}
     return format_table(ablate(args.output, args.runs, args.steps, args.lines, args.seed, **network))
 
 

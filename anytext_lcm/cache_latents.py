@@ -1,6 +1,9 @@
-"""Command: encode a data set's pictures once, for training with --latents. `python -m anytext_lcm.cache_latents
---config models_yaml/anytext2_sd15.yaml --teacher_ckpt FILE --data_list data.json --latents FOLDER`, or, on several
-GPUs, `accelerate launch -m anytext_lcm.cache_latents ...`. The same command again goes on where one was stopped.
+"""Command: compute once what training reads again and again. `python -m anytext_lcm.cache_latents --latents FOLDER`,
+or, on several GPUs, `accelerate launch -m anytext_lcm.cache_latents ...`.
+
+A data set's pictures, encoded, for training with --latents; or, with --draw N, the guided teacher's own paths from
+captions and lines alone, for training with --paths, which needs no pictures. The same command again goes on where one
+was stopped.
 """
 
 import argparse
@@ -9,14 +12,16 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from anytext_lcm.command import FAILURES, AlreadyReported, new_parser, run
-from anytext_lcm.training.settings import TrainSettings, add_flags, collect
+from anytext_lcm.command import FAILURES, AlreadyReported, finite, new_parser, positive, run
+from anytext_lcm.training.settings import TrainSettings, add_flags, check_picture_size, collect
 
 FLAGS = (
     "config",
     "teacher_ckpt",
     "use_mock_dataset",
+    "scenery",
     "data_list",
     "data_root",
     "index_dir",
@@ -28,6 +33,8 @@ FLAGS = (
     "strict",
     "dataset_size",
     "image_size",
+    "guidance_scale",
+    "negative_prompt",
     "num_workers",
     "train_batch_size",
     "seed",
@@ -37,35 +44,53 @@ WARM, MEASURED = 1, 3  # batches: the first one is slower than the others
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Training's own flags for network and data, and --latents for where they go."""
-    parser = new_parser("cache_latents", "Encodes a data set's pictures once, for training with --latents.")
+    """Training's own flags for network and data, and where the numbers go."""
+    parser = new_parser(
+        "cache_latents", "Encodes a data set's pictures once, or draws the teacher's paths, for training."
+    )
     add_flags(parser, FLAGS)
-    parser.add_argument("--latents", required=True, help="folder to fill; one that was begun is completed")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--latents", required=True, help="folder to fill; one that was begun is completed")
+    add(
         "--precision",
         choices=("fp16", "bf16", "fp32"),
         default="fp16",
         help="of what is stored, computed in fp32; fp16 halves the files and rounds by less than the posterior's own "
         "noise, bf16 by eight times as much (default: %(default)s)",
     )
+    add("--draw", type=positive, metavar="N", help="draw N paths of the guided teacher instead of encoding pictures")
+    add("--captions", metavar="FILE", help="of --draw: prompts as for sample --batch; by default the mock data's rules")
+    add("--tflops", type=finite, help="of --draw: say the hours at so many 10^12 operations a second")
+    add("--estimate", action="store_true", help="of --draw: print what it would take, and draw nothing")
     return parser
 
 
 def work(args: argparse.Namespace) -> str | None:
-    """Encode what is not there yet. Of several processes the first one alone has something to print."""
+    """Encode or draw what is not there yet. Of several processes the first one alone has something to print."""
     from anytext_lcm.training.processes import fresh_accelerate_state, one_voice, settle
 
+    chosen = collect(args)
+    own = {name: chosen.pop(name) for name in ("latents", "draw", "captions", "tflops", "estimate")}
+    precision = chosen.pop("precision")
+    if own["draw"] is not None:
+        if own["tflops"] is not None and own["tflops"] <= 0:
+            raise ValueError(f"--tflops must be above 0, not {own['tflops']:g}.")
+        if precision != "fp16":
+            raise ValueError("--precision has no effect on --draw: paths are stored in half precision; leave it out.")
+        return draw(chosen, **own)
+    if given := [f"--{name}" for name in ("captions", "tflops", "estimate") if own[name]]:
+        raise ValueError(f"{', '.join(given)} is of --draw N alone; add that or leave it out.")
     settle()
     try:
         with fresh_accelerate_state(), one_voice():
-            return encode(args)
+            return encode(chosen, own["latents"], precision)
     except FAILURES as error:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the first of the processes to fail has printed it
             raise AlreadyReported from error
         raise
 
 
-def encode(args: argparse.Namespace) -> str | None:
+def encode(chosen: dict, folder: str, precision: str) -> str | None:
     """This process's share of the files. Collective. Raises ValueError or OSError."""
     from accelerate import Accelerator
     from tqdm import tqdm
@@ -77,8 +102,6 @@ def encode(args: argparse.Namespace) -> str | None:
     from anytext_lcm.training.processes import check_gpus
     from anytext_lcm.training.shards import ShardWriter, check_folder
 
-    chosen = collect(args)
-    folder, precision = chosen.pop("latents"), chosen.pop("precision")
     settings = TrainSettings.from_dict(chosen | {"output_dir": folder})
     check_folder(folder)
     check_gpus()
@@ -153,11 +176,54 @@ class Pace:
             print(f"About {took} to go, at {rate:.3g} pictures a second in each process.", file=sys.stderr)
 
 
+def draw(chosen: dict, latents: str, draw: int, captions: str | None, tflops: float | None, estimate: bool) -> str:
+    """Say what the paths take, then draw those that the folder lacks."""
+    from tqdm import tqdm
+
+    from anytext_lcm.drawing.cores import use_available_cores
+    from anytext_lcm.model.anytext2 import AnyText2
+    from anytext_lcm.model.loading import default_device
+    from anytext_lcm.training.loop import load_teacher
+    from anytext_lcm.training.path_store import Wishes, cost, write_paths
+
+    if captions is not None and chosen["scenery"]:
+        raise ValueError("--scenery has no effect beside --captions; leave one of them out.")
+    settings = settings_to_draw(chosen, latents, estimate)
+    channels = AnyText2.from_config(settings.config, device="meta").latent_channels
+    said = cost(settings, draw, channels).words(tflops)
+    if estimate:
+        return said
+    wishes = Wishes(settings, draw, None if captions is None else Path(captions))
+    wishes.check()
+    print(said, flush=True)
+    use_available_cores()
+    model = load_teacher(settings).to(default_device())
+    with tqdm(total=draw, desc="draw", disable=None if settings.progress else True) as bar:
+        write_paths(latents, settings, wishes, model, bar.update)
+    return f"{draw} paths are in {latents}; train with --paths {latents}"
+
+
+def settings_to_draw(chosen: dict, folder: str, estimate: bool) -> TrainSettings:
+    """The settings of --draw, checked; for an estimate the weights need not be there. Raises ValueError."""
+    if named := [f"--{name}" for name in ("use_mock_dataset", "data_list", "data_root", "edit_share") if chosen[name]]:
+        raise ValueError(f"{', '.join(named)} has no effect on --draw, which needs no pictures; leave it out.")
+    chosen = chosen | {"output_dir": folder, "paths": folder}
+    if not estimate:
+        return TrainSettings.from_dict(chosen)
+    settings = TrainSettings(**chosen)
+    settings.check_values()
+    check_picture_size(settings.image_size, settings.config)
+    return settings.with_guidance()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 or, after Ctrl-C, 130 with one sentence on stderr."""
-    return run(
-        build_parser(), work, arguments, lambda args: f"{args.latents} keeps what is done; the same command goes on."
-    )
+    return run(build_parser(), work, arguments, kept)
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What is there after Ctrl-C."""
+    return f"{args.latents} keeps the whole files; the same command goes on."
 
 
 if __name__ == "__main__":

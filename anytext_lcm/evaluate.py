@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from anytext_lcm.command import add_guidance, add_network, add_precision, natural, new_parser, run
 from anytext_lcm.files import atomic_folder
-from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION
+from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION, TASKS
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
 from anytext_lcm.training.settings import TrainSettings, add_flags
 
 if TYPE_CHECKING:
+    from anytext_lcm.adapter.choices import MadeFor
     from anytext_lcm.judging.panel import Panel
 
 LINES = 256
@@ -43,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         metavar="METHOD",
-        help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-dpm++, teacher-N-unipc, "
+        help="teacher-N, teacher-N-leading, teacher-N-eta1, teacher-N-dpm++, teacher-N-unipc, each of them also as "
+        "teacher-N-karras or teacher-N-dpm++-logsnr, "
         "student-N, student-N-deterministic, student-N-gamma0.3, student-N-w0.5, untrained-N, "
         f"{REAL}, {RECONSTRUCTION} (default: {' '.join(METHODS)})",
     )
@@ -65,6 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=1,
         help="pictures of each prompt from different noise; from 2 on diversity is measured (default: %(default)s)",
     )
+    add("--task", choices=TASKS, default=TASKS[0], help="of the panel's prompts (default: %(default)s)")
+    add("--edit_share", type=float, default=0.0, help="of prompts that edit a picture (default: %(default)s)")
+    add("--hint_share", type=float, default=0.0, help="of prompts with a font hint (default: %(default)s)")
     add("--output", default="outputs/evaluation", help="folder for report, table and grid (default: %(default)s)")
     add_guidance(parser)
     add_network(parser, str(EMBEDDED_CONFIG))
@@ -74,6 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def work(args: argparse.Namespace) -> str:
     """Check what can be checked before the weights are loaded, then draw, judge and write."""
+    from anytext_lcm.adapter.card import training_header
+    from anytext_lcm.adapter.choices import read_made_for
     from anytext_lcm.adapter.lora import load_adapter
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.judging.compare import compare_methods, resolve_methods
@@ -84,7 +91,8 @@ def work(args: argparse.Namespace) -> str:
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
     negative = defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt
     adapter, others = read_adapters(args.adapter)
-    names = choose_methods(args, student=adapter is not None)
+    suits = None if adapter is None else read_made_for(training_header(adapter))
+    names = choose_methods(args, suits)
     resolve_methods(names, guidance)
     panel = choose_panel(args, defaults)
     names = [name for name in names if panel.has_pictures or name not in (REAL, RECONSTRUCTION)]
@@ -166,18 +174,36 @@ def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
             "The panel is the embedded network's own task; --validation_list or --prompts measure on one's own.",
             file=sys.stderr,
         )
-    return Panel.build(lines=lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds)
+    return Panel.build(
+        lines=lines,
+        seed=args.seed,
+        image_size=defaults.size[0],
+        repeats=args.sampling_seeds,
+        task=args.task,
+        edit_share=args.edit_share,
+        hint_share=args.hint_share,
+    )
 
 
-def choose_methods(args: argparse.Namespace, student: bool) -> Sequence[str]:
-    """Names of the methods to draw; without a student none of its own. Raises ValueError."""
+def choose_methods(args: argparse.Namespace, suits: "MadeFor | None") -> Sequence[str]:
+    """Names of the methods to draw, the student's by the sampler that the (first) adapter was made for.
+
+    suits: None without a student, which then has no methods. Named methods that the adapter was not made for are said
+    on stderr. Raises ValueError.
+    """
     if args.comparison and args.methods is not None:
         raise ValueError("--comparison names the methods itself: drop it or --methods.")
     if args.methods is None:
-        usual = COMPARISON if args.comparison else METHODS
-        return [name for name in usual if student or not name.startswith("student")]
-    if not student and any(name.startswith("student") for name in args.methods):
+        if args.comparison:
+            return [name for name in COMPARISON if suits or not name.startswith("student")]
+        ending = "-deterministic" if suits and suits.samplers[0] == "deterministic" else ""
+        return [f"{name}{ending * name.startswith('student')}" for name in METHODS if suits or "student" not in name]
+    if suits is None and any(name.startswith("student") for name in args.methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
+    for name in args.methods if suits else ():
+        found = re.fullmatch(r"student-(\d+)(?:-(deterministic))?", name)
+        if found and (complaint := suits.complaint(found[2] or "lcm", int(found[1]))):
+            print(f"warning: {complaint}", file=sys.stderr)
     return args.methods
 
 

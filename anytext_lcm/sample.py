@@ -16,6 +16,7 @@ from anytext_lcm.files import check_writable
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
 
 if TYPE_CHECKING:
+    from anytext_lcm.adapter.choices import MadeFor
     from anytext_lcm.drawing.jobs import Job
     from anytext_lcm.drawing.methods import Method
 
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--sampler",
         choices=STUDENT_SAMPLERS + TEACHER_SAMPLERS,
-        help="lcm, deterministic or gamma for the student, ddim for the teacher; default: lcm or ddim",
+        help="lcm, deterministic or gamma for the student, ddim for the teacher; default: what suits the adapter",
     )
     add(
         "--gamma",
@@ -107,6 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def work(args: argparse.Namespace) -> str:
     """Check everything that can be checked before the weights are loaded, then draw and write."""
+    from anytext_lcm.adapter.card import training_header
+    from anytext_lcm.adapter.choices import read_made_for
     from anytext_lcm.adapter.lora import resolve_adapter
     from anytext_lcm.adapter.mix import WeightedAdapter, load_adapters
     from anytext_lcm.drawing.cores import use_available_cores
@@ -120,7 +123,8 @@ def work(args: argparse.Namespace) -> str:
         raise ValueError("The teacher is drawn without adapters: name one, or drop --mix and --adapter_scale.")
     mixed = map(WeightedAdapter.parse, args.mix or ())
     adapters = [] if adapter is None else [WeightedAdapter(adapter, args.adapter_scale), *mixed]
-    method = choose_method(args, adapter is not None, defaults.guidance_scale)
+    suits = None if adapter is None else read_made_for(training_header(adapter))
+    method = choose_method(args, suits, defaults.guidance_scale)
     if args.negative_prompt is not None:
         if not method.guided:
             raise ValueError(
@@ -203,26 +207,31 @@ def asked_size(args: argparse.Namespace, defaults: Defaults) -> Defaults:
     )
 
 
-def choose_method(args: argparse.Namespace, student: bool, teacher_guidance: float) -> "Method":
-    """Sampler, steps and guidance. Raises ValueError for flags that contradict each other."""
+def choose_method(args: argparse.Namespace, suits: "MadeFor | None", teacher_guidance: float) -> "Method":
+    """Sampler, steps and guidance. suits: the student's adapter, None for the teacher. A sampling that the adapter was
+    not made for is said on stderr. Raises ValueError for flags that contradict each other.
+    """
     from anytext_lcm.drawing.methods import student_method, teacher_method
 
     if args.w is not None and args.guidance_scale is not None:
         raise ValueError("--w and --guidance_scale say the same (w is the scale less 1): give one of them.")
     guidance = args.guidance_scale if args.w is None else 1.0 + args.w
-    wrong, kind = (TEACHER_SAMPLERS, "student") if student else (STUDENT_SAMPLERS, "teacher")
+    wrong, kind = (STUDENT_SAMPLERS, "teacher") if suits is None else (TEACHER_SAMPLERS, "student")
     if args.sampler in wrong:
         raise ValueError(f"The {kind} cannot be sampled by {args.sampler}: choose another sampler or --adapter.")
     if args.gamma is not None and args.sampler != "gamma":
         raise ValueError("--gamma is of --sampler gamma alone: choose that sampler, or drop it.")
-    if not student:
+    if suits is None:
         steps = TEACHER_STEPS if args.steps is None else args.steps
         guidance = teacher_guidance if guidance is None else guidance
         return teacher_method(steps, guidance, eta=args.eta)
     if args.eta:
         raise ValueError("--eta is of the teacher's ddim: for the student choose --sampler gamma, or --adapter none.")
     steps = STUDENT_STEPS if args.steps is None else args.steps
-    gamma = {"deterministic": 0.0, "gamma": GAMMA if args.gamma is None else args.gamma}.get(args.sampler)
+    sampler = suits.samplers[0] if args.sampler is None else args.sampler
+    if complaint := suits.complaint(sampler, steps):
+        print(f"warning: {complaint}", file=sys.stderr)
+    gamma = {"deterministic": 0.0, "gamma": GAMMA if args.gamma is None else args.gamma}.get(sampler)
     return student_method(steps, 1.0 if guidance is None else guidance, gamma)
 
 

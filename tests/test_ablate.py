@@ -47,13 +47,15 @@ def quick(monkeypatch):
 
 def test_equal_compute():
     assert recipes.updates_for({}, 100) == 100 and recipes.updates_for({"objective": "teacher_x0"}, 100) == 120
+    # 120 updates of 8 use the 50 points of 20 paths once: 960 (1 + 2) + 20 * 50 * 2 passes for 800 * 6
+    assert recipes.updates_for({"objective": "path"}, 100) == 120 and recipes.paths_for(120, 8) == 20
 
 
 def test_every_run_differs_from_the_recipe_and_can_be(teacher, tmp_path):
     model, common = micro_network(), recipe(10) | small(teacher) | {"output_dir": str(tmp_path)}
     default = TrainSettings.from_dict(common)
     assert default.learning_rate == DEFAULTS.learning_rate and default.lora_targets == DEFAULTS.targets
-    changes = recipes.changes(model, DEFAULTS.targets, "latents")
+    changes = recipes.changes(model, DEFAULTS.targets, "latents", "paths")
     assert tuple(changes) == recipes.RUNS
     for name, changed in changes.items():
         settings = TrainSettings.from_dict(common | changed)

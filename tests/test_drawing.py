@@ -261,8 +261,9 @@ def test_method_names():
     assert parse_method("teacher-50").spacing == "leading" and parse_method("teacher-4").spacing == "trailing"
     assert parse_method("teacher-4-leading").spacing == "leading"
     assert parse_method("teacher-4-leading-eta0.5").eta == 0.5 and parse_method("teacher-4").eta == 0
+    assert parse_method("teacher-4-dpm++-karras").spacing == "karras" and parse_method("teacher-4-unipc").spacing
     names = ("teacher-4-leading", "teacher-50-eta1", "teacher-4-dpm++", "student-8", "untrained-1")
-    for name in names:
+    for name in (*names, "teacher-4-karras", "teacher-4-unipc-logsnr"):
         assert parse_method(name).name == name
 
 

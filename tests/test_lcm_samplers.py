@@ -2,12 +2,18 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anytext_lcm.lcm.samplers import finish, sample
-from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps, solver_grid
+from anytext_lcm.lcm.schedule import (
+    NoiseSchedule,
+    ddim_timesteps,
+    lcm_timesteps,
+    noise_spaced_timesteps,
+    solver_grid,
+)
 from anytext_lcm.lcm.steps import ddim_step
 
 SCHEDULE = NoiseSchedule.scaled_linear()
@@ -193,6 +199,27 @@ def test_nothing_in_a_sampler_keeps_a_gradient():
     for step in sample(lambda x, t: weight * wavy_eps(x, t), noise(1, 4, 2, 2), SCHEDULE, 2):
         assert torch.is_grad_enabled()  # between the steps the caller's own mode holds
         assert not step.x0.requires_grad and not step.latents.requires_grad
+
+
+@pytest.mark.parametrize("spacing", ["karras", "logsnr"])
+def test_ddim_by_noise_level_is_euler_on_diffusers_sigmas(spacing):
+    """In x / alpha DDIM is Euler's method, on the levels of diffusers' solvers rounded to timesteps."""
+    options = {"use_karras_sigmas": spacing == "karras", "use_exponential_sigmas": spacing == "logsnr"}
+    betas = {name: value for name, value in BETAS.items() if name != "clip_sample"}
+    scheduler = DPMSolverMultistepScheduler(**betas, timestep_spacing="trailing", **options)
+    scheduler.set_timesteps(6)
+    timesteps = noise_spaced_timesteps(SCHEDULE, 6, spacing)
+    assert (timesteps[0], timesteps[-1]) == (999, 0) and (timesteps[:-1] > timesteps[1:]).all()
+    assert (timesteps - scheduler.timesteps).abs().max() <= 1
+    level = ((1 - SCHEDULE.alphas_cumprod) / SCHEDULE.alphas_cumprod).sqrt()
+    y = (x := noise(2, 4, 3, 3)) / SCHEDULE.alphas_cumprod[999].sqrt()
+    for t, s in zip(timesteps, [*timesteps[1:], torch.tensor(0)], strict=True):
+        eps = wavy_eps(y * SCHEDULE.alphas_cumprod[t].sqrt(), t.expand(2))
+        y = y + (level[s] - level[t]) * eps
+    mine = finish(sample(wavy_eps, x, SCHEDULE, 6, "ddim", spacing=spacing))
+    torch.testing.assert_close(mine, y * SCHEDULE.alphas_cumprod[0].sqrt(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="too many"):
+        noise_spaced_timesteps(SCHEDULE, 400, spacing)
 
 
 def test_unknown_spacing():

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import safe_open
 
 from anytext_lcm import __version__
+from anytext_lcm.adapter.choices import read_made_for
 from anytext_lcm.adapter.lora import Adapter
 from anytext_lcm.adapter.stored import WEIGHTS_FILE, read_adapter
 from anytext_lcm.figures.text_table import text_table
@@ -27,13 +28,7 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
     settings that this package writes into the header. Raises FileNotFoundError or ValueError.
     """
     config, state = read_adapter(folder)
-    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
-        header = file.metadata() or {}
-    try:
-        training = json.loads(header.get("anytext_lcm", "{}"))
-    except (ValueError, RecursionError):
-        training = {}
-    training = training if isinstance(training, dict) else {}
+    training = training_header(folder)
     for key, kind in HEADER.items():
         value = training.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
@@ -45,6 +40,17 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
         "parameters": sum(value.numel() for value in state.values()),
         "training": training,
     }
+
+
+def training_header(folder: str | Path) -> dict[str, Any]:
+    """What this package writes into the header of an adapter's weights; empty where another wrote them."""
+    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
+        header = file.metadata() or {}
+    try:
+        training = json.loads(header.get("anytext_lcm", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return training if isinstance(training, dict) else {}
 
 
 def adapter_size(model: AnyText2) -> dict[str, Any]:
@@ -98,7 +104,8 @@ def facts(metadata: Mapping[str, Any], base: str = "") -> dict[str, Any]:
         "Base": base or training.get("network"),
         "Guidance built in": None if scale is None else f"{scale} (w = {scale - 1:g} in the LCM paper's form)",
         "Negative prompt built in": None if negative is None else repr(negative),
-        "Objective": training.get("objective"),
+        "Objective": _objective(training),
+        "Made for": _sampling(training),
         "Training steps": training.get("step"),
         "Learning rate": training.get("learning_rate"),
         "Pictures per process and step, accumulation": None if batch is None else f"{batch}, {accumulation}",
@@ -110,6 +117,20 @@ def facts(metadata: Mapping[str, Any], base: str = "") -> dict[str, Any]:
         "Base weights, SHA-256": metadata.get("base_sha256"),
     }
     return {name: value for name, value in rows.items() if value not in (None, "")}
+
+
+def _objective(training: Mapping[str, Any]) -> str | None:
+    """The objective, with its phases where they were asked for."""
+    objective, phases = training.get("objective"), training.get("phases")
+    return objective if objective is None or phases is None else f"{objective}, phases {phases}"
+
+
+def _sampling(training: Mapping[str, Any]) -> str | None:
+    """The sampling that the adapter was made for; None where the header names no objective."""
+    if training.get("objective") is None:
+        return None
+    suits = read_made_for(training)
+    return f"`--sampler {suits.samplers[0]}`, {suits.steps[0]} to {suits.steps[1]} steps"
 
 
 def _measured(report: Mapping[str, Any] | None) -> str:

@@ -54,6 +54,9 @@ MORE_WORDS = tuple(
 )
 """Words of two letters, of seven, and those of shop signs, beside `words.WORDS`."""
 
+SCENERY_SHARES = {"edit_share": 0.3, "hint_share": 0.4, "color_share": 0.8}
+"""How many pictures are edited, hint at a font and give their colours as numbers, in training on this task."""
+
 WORDS_OF = {
     split: tuple(word for word in dict.fromkeys((*WORDS, *MORE_WORDS)) if split_of(word) == split)
     for split in ("train", "test")

@@ -33,6 +33,7 @@ SAMPLERS = {
         Sampler("gamma", "tcd", teacher=False, ending="-gamma{gamma:g}"),
     )
 }
+NOISE_SPACINGS = ("karras", "logsnr")  # of the teacher's timesteps by noise level, as lcm/samplers.py has them
 SOLVERS = ("dpm++", "unipc")  # diffusers' fast solvers: rivals that need no training
 LOOPS = tuple(dict.fromkeys(row.loop for row in SAMPLERS.values()))
 STUDENT_SAMPLERS = tuple(flag for flag, row in SAMPLERS.items() if not row.teacher)
@@ -52,7 +53,7 @@ class Method:
     steps: int
     guidance_scale: float = 1.0
     adapter: bool = False
-    spacing: str = "trailing"  # of DDIM and the solvers
+    spacing: str = "trailing"  # of DDIM and the solvers: leading, trailing, karras or logsnr
     gamma: float = 0.0  # of tcd: 0 is deterministic
     eta: float = 0.0  # of DDIM: 0 is deterministic, 1 draws as much fresh noise as DDPM
 
@@ -71,7 +72,7 @@ class Method:
         if self.sampler in ("lcm", "tcd"):
             lcm_timesteps(self.steps)
         else:
-            ddim_timesteps(self.steps, spacing=self.spacing)
+            ddim_timesteps(self.steps, spacing="trailing" if self.spacing in NOISE_SPACINGS else self.spacing)
 
     @property
     def guided(self) -> bool:
@@ -91,9 +92,10 @@ def teacher_method(
     return Method(name, "ddim", steps, guidance_scale, spacing=spacing or _usual_spacing(steps), eta=eta)
 
 
-def solver_method(steps: int, solver: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
-    """The guided teacher under one of SOLVERS. Raises ValueError for another name."""
-    return Method(f"teacher-{steps}-{solver}", solver, steps, guidance_scale, spacing=_usual_spacing(steps))
+def solver_method(steps: int, solver: str, guidance_scale: float = EMBEDDED_GUIDANCE, spacing: str = "") -> Method:
+    """The guided teacher under one of SOLVERS, in the usual spacing or another. Raises ValueError for another name."""
+    name = f"teacher-{steps}-{solver}" + (f"-{spacing}" if spacing else "")
+    return Method(name, solver, steps, guidance_scale, spacing=spacing or _usual_spacing(steps))
 
 
 def student_method(steps: int = 4, guidance_scale: float = 1.0, gamma: float | None = None) -> Method:
@@ -123,14 +125,14 @@ def _usual_spacing(steps: int) -> str:
 
 _NAME = re.compile(
     r"(?P<kind>teacher|student|untrained)-(?P<steps>\d+)"
-    r"(?:-(?:(?P<spacing>leading|trailing)|(?P<solver>dpm\+\+|unipc)"
-    r"|(?P<deterministic>deterministic)|gamma(?P<gamma>\d*\.?\d+)))?"
+    r"(?:-(?:(?P<solver>dpm\+\+|unipc)|(?P<deterministic>deterministic)|gamma(?P<gamma>\d*\.?\d+)))?"
+    r"(?:-(?P<spacing>leading|trailing|karras|logsnr))?"
     r"(?:-w(?P<w>-?\d*\.?\d+))?(?:-eta(?P<eta>\d*\.?\d+))?"
 )
 
 
 def parse_method(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method:
-    """Read a method's name: teacher-50, teacher-4-leading, teacher-50-eta1, teacher-4-dpm++, teacher-4-unipc,
+    """Read a method's name: teacher-50, teacher-4-leading, teacher-50-eta1, teacher-4-dpm++, teacher-4-unipc-karras,
     student-4, student-4-deterministic, student-4-gamma0.3, student-4-w0.5, untrained-4.
 
     guidance_scale is the teacher's; w is the student's less 1. Raises ValueError.
@@ -145,7 +147,7 @@ def parse_method(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method
         )
     steps = int(part["steps"])
     if part["solver"]:
-        return solver_method(steps, part["solver"], guidance_scale)
+        return solver_method(steps, part["solver"], guidance_scale, part["spacing"] or "")
     if part["kind"] == "teacher":
         return teacher_method(steps, guidance_scale, part["spacing"] or "", float(part["eta"] or 0))
     gamma = 0.0 if part["deterministic"] else None if part["gamma"] is None else float(part["gamma"])

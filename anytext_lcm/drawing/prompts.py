@@ -45,24 +45,26 @@ def prompts_to_items(
     """The items that `prompts_to_batch` makes a batch of. Raises as it does."""
     if any(side % 8 or side < 8 for side in size):
         raise ValueError(f"The size {size[1]} x {size[0]} must be a multiple of 8 pixels each way.")
-    items = []
-    for prompt in prompts:
-        caption = checked(prompt.caption, "The prompt")
-        for line in prompt.lines:
-            if line.text and not is_visible(line.text):
-                raise ValueError(f"The text of line {ascii(line.text)} is invisible: give a character that leaves ink.")
-        image = None
-        if prompt.image is not None:
-            if prompt.image.shape != (*size, 3) or prompt.image.dtype != np.uint8:
-                raise ValueError(
-                    f"The picture to edit must be ({size[0]}, {size[1]}, 3) uint8, "
-                    f"this one is {prompt.image.shape} {prompt.image.dtype}."
-                )
-            image = prompt.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
-        mode = "generate" if image is None else "edit"
-        item = build_conditioning(prompt.lines, size, max_lines, font=font, mode=mode, image=image)
-        items.append({**item, "img_caption": caption.replace(PLACEHOLDER, " ")})
-    return items
+    return [prompt_item(prompt, size, max_lines, font) for prompt in prompts]
+
+
+def prompt_item(prompt: Prompt, size: tuple[int, int], max_lines: int, font: str | Path = PLAIN_FONT) -> dict[str, Any]:
+    """One item of `prompts_to_batch`. Raises as it does."""
+    caption = checked(prompt.caption, "The prompt")
+    for line in prompt.lines:
+        if line.text and not is_visible(line.text):
+            raise ValueError(f"The text of line {ascii(line.text)} is invisible: give a character that leaves ink.")
+    image = None
+    if prompt.image is not None:
+        if prompt.image.shape != (*size, 3) or prompt.image.dtype != np.uint8:
+            raise ValueError(
+                f"The picture to edit must be ({size[0]}, {size[1]}, 3) uint8, "
+                f"this one is {prompt.image.shape} {prompt.image.dtype}."
+            )
+        image = prompt.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+    mode = "generate" if image is None else "edit"
+    item = build_conditioning(prompt.lines, size, max_lines, font=font, mode=mode, image=image)
+    return {**item, "img_caption": caption.replace(PLACEHOLDER, " ")}
 
 
 def parse_colour(text: str) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anytext_lcm.drawing.methods import Method
+from anytext_lcm.drawing.methods import NOISE_SPACINGS, Method
 from anytext_lcm.lcm.samplers import Sampled
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import Predict
@@ -30,7 +30,9 @@ def make_scheduler(method: Method, schedule: NoiseSchedule) -> Any:
     scheduler = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[method.sampler](
         trained_betas=1 - abar / np.concatenate([[1.0], abar[:-1]]),
         solver_order=2,
-        timestep_spacing=method.spacing,
+        timestep_spacing="trailing" if method.spacing in NOISE_SPACINGS else method.spacing,
+        use_karras_sigmas=method.spacing == "karras",
+        use_exponential_sigmas=method.spacing == "logsnr",
         steps_offset=1,
         final_sigmas_type="zero",
     )

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from anytext_lcm.data.mock import MockDataset
+from anytext_lcm.data.scenery import SCENERY_SHARES, Scenery
 from anytext_lcm.data.words import kind_of
 from anytext_lcm.drawing.cores import available_cores
-from anytext_lcm.judging import colours, intervals, likeness, reading
+from anytext_lcm.judging import colours, intervals, likeness, obedience, reading
+from anytext_lcm.judging.defaults import TASKS
 
 if TYPE_CHECKING:
     from anytext_lcm.judging.panel import Panel
@@ -25,14 +27,26 @@ class Judgement(NamedTuple):
     measures: dict[str, Any]
 
 
-def unseen_scenes(count: int, seed: int, image_size: int) -> MockDataset:
-    """Scenes with words that no training picture shows, drawn from nothing and without a font hint."""
-    return MockDataset(count, seed, image_size=image_size, max_lines=2, split="test", edit_share=0.0, hint_share=0.0)
+def unseen_scenes(
+    count: int, seed: int, image_size: int, task: str = "mock", edit_share: float = 0.0, hint_share: float = 0.0
+) -> MockDataset:
+    """Scenes with words that no training picture shows, by default drawn from nothing and without a font hint.
+
+    task: one of TASKS. Raises ValueError for another.
+    """
+    if task not in TASKS:
+        raise ValueError(f"There is no task {task!r} for a panel: choose {' or '.join(TASKS)}.")
+    shares = {"edit_share": edit_share, "hint_share": hint_share}
+    if task == "scenery":
+        shares |= {"scenery": Scenery(), "color_share": SCENERY_SHARES["color_share"]}
+    return MockDataset(count, seed, image_size=image_size, max_lines=2, split="test", **shares)
 
 
-def real_pictures(count: int, image_size: int = 128, seed: int = 0) -> np.ndarray:
-    """Pictures (count, H, W, 3) uint8 of other texts and layouts than a panel of the same seed."""
-    source = unseen_scenes(count, REAL_SEED + seed, image_size)
+def real_pictures(
+    count: int, image_size: int = 128, seed: int = 0, task: str = "mock", edit_share: float = 0.0
+) -> np.ndarray:
+    """Pictures (count, H, W, 3) uint8 of other texts and layouts than a panel of the same seed, task and share."""
+    source = unseen_scenes(count, REAL_SEED + seed, image_size, task, edit_share)
     return np.stack([source.scene(index).image for index in range(count)])
 
 
@@ -43,7 +57,8 @@ class PanelJudge:
         self.panel, self.prompt_of = panel, panel.prompt_of
         self._threads = min(4, available_cores())
         self.masks = [colours.text_mask(polygons, panel.size) for polygons in panel.polygons]
-        self.real_sharpness = self._sharpness(panel.images) if panel.has_pictures else None
+        self.real_energy = likeness.gradient_energy(panel.images, self.masks) if panel.has_pictures else None
+        self.real_sharpness = self._sharpness(panel.images, self.real_energy) if panel.has_pictures else None
 
     @cached_property
     def reader(self) -> reading.LineReader:
@@ -59,10 +74,11 @@ class PanelJudge:
 
         None when they are too few to say anything about a distribution.
         """
-        if self.panel.source == "scenes":
-            pictures = real_pictures(2 * len(self.panel), self.panel.images.shape[1], self.panel.seed)
+        panel = self.panel
+        if panel.source == "scenes":
+            pictures = real_pictures(2 * len(panel), panel.size[0], panel.seed, panel.task, panel.edit_share)
         else:
-            pictures = self.panel.others
+            pictures = panel.others
         if pictures is None or len(pictures) < 2 * DISTRIBUTION_FROM:
             return None
         return likeness.RealFeatures(self.features(pictures))
@@ -71,12 +87,13 @@ class PanelJudge:
         """Judge pictures of the panel (B, H, W, 3) uint8. reference: the slow teacher's from the same noise."""
         panel = self.panel
         scores = reading.score_lines(self.reader, images, panel.polygons, panel.texts, self.prompt_of)
-        sharp = self._sharpness(images)
+        energy = likeness.gradient_energy(images, self.masks)
+        sharp = self._sharpness(images, energy)
         measures = {
             **read_measures(scores, panel.repeats),
             "distribution": None,
-            "sharpness": sharp | self._to_real(sharp),
-            **self._colours(images),
+            "sharpness": sharp | self._to_real(sharp, energy),
+            **obedience.measures(panel, images, self.masks),
             "read": list(scores.read),
             **self._spread(images, scores),
         }
@@ -84,19 +101,24 @@ class PanelJudge:
             rmse, psnr = likeness.same_noise_distance(images, reference)
             measures["same_noise"] = {
                 "rmse": float(rmse.mean()),
+                "interval": asdict(intervals.bootstrap_mean(rmse, self.prompt_of)),
                 "psnr": float(psnr.mean()) if np.isfinite(psnr).all() else None,  # None: equal pictures
             }
         return Judgement(scores, measures)
 
-    def _sharpness(self, images: np.ndarray) -> dict[str, float]:
+    def _sharpness(self, images: np.ndarray, energy: np.ndarray) -> dict[str, float]:
         return {
             "laplacian_variance": float(likeness.sharpness(images, self.masks).mean()),
-            "gradient_energy": float(likeness.gradient_energy(images, self.masks).mean()),
+            "gradient_energy": float(energy.mean()),
         }
 
-    def _to_real(self, sharp: dict[str, float]) -> dict[str, float | None]:
+    def _to_real(self, sharp: dict[str, float], energy: np.ndarray) -> dict[str, Any]:
+        """Ratios to the real pictures' sharpness, None where there are none."""
         real = self.real_sharpness
-        return {f"{name}_to_real": None if real is None else value / real[name] for name, value in sharp.items()}
+        if real is None:
+            return {f"{name}_to_real": None for name in sharp} | {"to_real": None}
+        ratio = asdict(intervals.paired_bootstrap(energy, self.real_energy, self.prompt_of))
+        return {f"{name}_to_real": value / real[name] for name, value in sharp.items()} | {"to_real": ratio}
 
     def _spread(self, images: np.ndarray, scores: reading.LineScores) -> dict[str, Any]:
         """Distance to real pictures, and with several noises per prompt what differs between them."""
@@ -114,23 +136,6 @@ class PanelJudge:
             else:
                 distance = likeness.diversity(features, repeats, self.real.deviation)
                 measures["diversity"] = asdict(intervals.bootstrap_mean(distance, np.arange(len(distance))))
-        return measures
-
-    def _colours(self, images: np.ndarray) -> dict[str, Any]:
-        background, text, prompts = [], [], []
-        for index, (image, item) in enumerate(zip(images, self.panel.items, strict=True)):
-            if (meta := item.get("meta")) is None:  # captions of records are not known to name colours
-                return {}
-            background.append(colours.background_obeyed(image, meta["background"], self.masks[index]))
-            # A caption with two colours does not say which line has which.
-            if not meta["color_given"] and len(set(meta["text_colors"])) > 1:
-                continue
-            for polygon, name in zip(item["condition_polygons"], meta["text_colors"], strict=True):
-                text.append(colours.text_colour_obeyed(image, polygon, name))
-                prompts.append(self.prompt_of[index])
-        measures = {"background_obeyed": asdict(intervals.bootstrap_mean(np.array(background), self.prompt_of))}
-        if text:
-            measures["text_colour_obeyed"] = asdict(intervals.bootstrap_mean(np.array(text), np.array(prompts)))
         return measures
 
 

@@ -45,6 +45,27 @@ def _of(panel: Mapping[str, Any]) -> str:
     return f" ({panel['real']})" if panel.get("real") else ""
 
 
+_OBEDIENCE = {  # measure of `judging/obedience.py`: its short heading
+    "background_obeyed": "background",
+    "text_colour_obeyed": "text colour",
+    "objects_obeyed": "objects",
+    "ink_obeyed": "colour by number",
+    "fonts_obeyed": "font",
+    "kept_outside": "kept, dB",
+}
+_HEADINGS = {key: words if key == "kept_outside" else f"{words} obeyed" for key, words in _OBEDIENCE.items()}
+
+
+def _obedience(report: Mapping[str, Any]) -> dict[str, str]:
+    """The measures of obedience that the panel's task has, with their headings."""
+    rows = report["methods"].values()
+    return {key: words for key, words in _OBEDIENCE.items() if any(row.get(key) for row in rows)}
+
+
+def _form(key: str) -> str:
+    return ".1f" if key == "kept_outside" else ".2f"
+
+
 # -- for the terminal -----------------------------------------------------------------------------------
 
 
@@ -53,10 +74,10 @@ def plain_table(report: Mapping[str, Any]) -> str:
     times, speed, unit = times_of(report)
     several = report["panel"].get("sampling_seeds", 1) > 1
     head = ["method", "evals", "s", "faster", "lines right", "retention", "NED", "kernel", "RMSE", "sharp"]
-    head += ["background", "text colour", *(["diversity"] if several else [])]
+    obeyed = _obedience(report)
+    head += [*obeyed.values(), *(["diversity"] if several else [])]
     rows = []
     for name, row in report["methods"].items():
-        colour = row.get("text_colour_obeyed")
         cells = [
             name,
             str(row["evaluations"] or "-"),
@@ -68,8 +89,7 @@ def plain_table(report: Mapping[str, Any]) -> str:
             _number(row["distribution"] and row["distribution"]["kernel"]["value"], ".3f", "-"),
             _number(row.get("same_noise", {}).get("rmse"), ".1f", "-"),
             _number(row["sharpness"]["gradient_energy_to_real"], ".2f", "-"),
-            _number(row.get("background_obeyed", {}).get("value"), ".2f", "-"),
-            _number(colour and colour["value"], ".2f", "-"),
+            *(_number(row.get(key) and row[key]["value"], _form(key), "-") for key in obeyed),
             *([_diversity(row)] if several else []),
         ]
         rows.append(cells)
@@ -166,17 +186,16 @@ def by_kind(report: Mapping[str, Any]) -> str:
 def likeness(report: Mapping[str, Any]) -> str:
     """What reading does not see: sharpness, distance from the same noise, colours, diversity."""
     several = report["panel"].get("sampling_seeds", 1) > 1
-    head = ["method", "sharpness", "same-noise distance", "background obeyed", "text colour obeyed"]
+    obeyed = _obedience(report)
+    head = ["method", "sharpness", "same-noise distance", *(_HEADINGS[key] for key in obeyed)]
     rows = []
     for name, shown in _names(report).items():
         row = report["methods"][name]
-        colour = row.get("text_colour_obeyed")
         cells = [
             shown,
             _number(row["sharpness"]["gradient_energy_to_real"], ".2f"),
             _number(row.get("same_noise", {}).get("rmse"), ".0f"),
-            _number(row.get("background_obeyed", {}).get("value"), ".2f"),
-            _number(colour and colour["value"], ".2f"),
+            *(_number(row.get(key) and row[key]["value"], _form(key)) for key in obeyed),
         ]
         rows.append(cells + ([_diversity(row)] if several else []))
     return _markdown(head + (["diversity"] if several else []), rows)
@@ -251,11 +270,12 @@ def legend(report: Mapping[str, Any]) -> str:
     buckets = [bucket for row in report["methods"].values() for bucket in row["by_height"]]
     by_height_too = "" if all("lines" in bucket for bucket in buckets) else ", by height Wilson's"
     source = panel.get("source", "scenes")
-    prompts = f"{panel['prompts']} prompts" + ("" if source == "scenes" else f" ({source})")
+    kind = "" if source == "scenes" else f" ({source})"
+    task = "" if panel.get("task", "mock") == "mock" else f" of the {panel['task']} task"
     return (
-        f"{prompts}, {panel['lines']} lines, {seeds} sampling seed{'s' * (seeds > 1)} each, panel "
-        f"{panel['seed']}; 95 % bootstrap intervals over prompts{by_height_too}; the same noise for every method; "
-        f"guidance {settings['guidance_scale']:g}, batch {settings['batch_size']}; {device}; torch "
+        f"{panel['prompts']} prompts{kind}{task}, {panel['lines']} lines, {seeds} sampling seed{'s' * (seeds > 1)} "
+        f"each, panel {panel['seed']}; 95 % bootstrap intervals over prompts{by_height_too}; the same noise for every "
+        f"method; guidance {settings['guidance_scale']:g}, batch {settings['batch_size']}; {device}; torch "
         f"{report['versions']['torch']}{date}. Retention and speed are relative to {report['reference']}.{floor} "
         f"Sharpness is gradient energy at the text over that of real pictures, the same-noise distance is in levels of "
         f"255.{diversity}"

@@ -3,7 +3,7 @@
 f(x_t, t) must return the same clean latents for every point of one teacher trajectory. Two conditions define it: the
 identity at t = 0 (built in here), and neighbours agree (the loss).
 
-Next: `objectives.py`.
+Next: `paths.py`.
 """
 
 from torch import Tensor

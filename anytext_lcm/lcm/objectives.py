@@ -8,14 +8,16 @@ Next: `samplers.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from anytext_lcm.lcm.consistency import consistency_function
-from anytext_lcm.lcm.schedule import NoiseSchedule
-from anytext_lcm.lcm.steps import Predict
+from anytext_lcm.lcm.paths import Paths
+from anytext_lcm.lcm.schedule import NoiseSchedule, phase_edges
+from anytext_lcm.lcm.steps import Predict, ddim_step
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,13 @@ class Point:
     target: Predict  # the student's weights without gradient, at any point
     teacher: Predict  # guided, without gradient, at any point
     generator: torch.Generator | None = None  # source of every random number of the step
+    path: Paths | None = None  # the teacher's whole path through x_t and x_s, where it was stored
 
 
 class Comparison(NamedTuple):
-    """What the loss compares. Both are clean latents: what is compared at another timestep is converted to them."""
+    """What the loss compares: clean latents, or those at the timestep where the objective's jump ends."""
 
-    pred: Tensor  # (B, C, h, w) the student's estimate, with gradient
+    pred: Tensor  # (B, C, h, w) the student's, with gradient
     target: Tensor  # (B, C, h, w) what it is to be, without
 
 
@@ -67,4 +70,78 @@ def teacher_x0(point: Point) -> Comparison:
     return Comparison(point.schedule.x0_from_eps(point.x_t, point.student(), point.t), point.teacher_x0)
 
 
-OBJECTIVES: dict[str, Objective] = {"lcm": lcm, "teacher_x0": teacher_x0}
+def jump(schedule: NoiseSchedule, x: Tensor, eps: Tensor, t: Tensor, e: Tensor) -> Tensor:
+    """J(x_t, t -> e): one DDIM step (arXiv:2010.02502) with the student's eps from t to any e below, fp32."""
+    return ddim_step(schedule, schedule.x0_from_eps(x, eps, t), eps, e)
+
+
+def _consistent_jump(point: Point, e: Tensor) -> Comparison:
+    """J(x_t, t -> e) of the student = J(x_s, s -> e) of itself; where s = e the target is x_s."""
+    target = jump(point.schedule, point.x_s, point.target(point.x_s, point.s), point.s, e)
+    ended = (point.s == e).view(-1, *[1] * (point.x_s.ndim - 1))
+    return _compared(point, torch.where(ended, point.x_s, target), e)
+
+
+def _compared(point: Point, target: Tensor, e: Tensor) -> Comparison:
+    """The student's jump from (x_t, t) to e beside its target there."""
+    return Comparison(jump(point.schedule, point.x_t, point.student(), point.t, e), target)
+
+
+def _phase_end(point: Point, phases: int) -> Tensor:
+    """The end e of the phase that each (t, s) lies in, int64 (B,): the largest of `phase_edges` up to s."""
+    edges = phase_edges(phases, train_timesteps=len(point.schedule)).to(point.s.device)
+    return edges[torch.searchsorted(edges, point.s, right=True) - 1]
+
+
+def pcm(point: Point, phases: int = 4) -> Comparison:
+    """Phased consistency (arXiv:2405.18407): J(x_t, t -> e) = J(x_s, s -> e), e the end of t's phase.
+
+    No jump crosses an edge, so fewer targets rest on the student's own guesses, and deterministic sampling in as many
+    steps as there are phases makes the jumps that were trained. The phases are those of `phase_edges`; without the
+    paper's discriminator. With one phase it is `lcm`, but for the boundary at t = 0.
+    """
+    return _consistent_jump(point, _phase_end(point, phases))
+
+
+def tcd(point: Point) -> Comparison:
+    """Trajectory consistency (arXiv:2402.19159): `pcm` with e drawn from 0..s for each picture.
+
+    The student learns jumps to any end with one eps at (x_t, t): it gets no input for e, as a LoRA adapter cannot add
+    one, so it learns the mean over ends.
+    """
+    share = torch.rand(point.s.shape, generator=point.generator, device=_device(point))
+    e = (share.to(point.s.device).double() * (point.s + 1)).long().minimum(point.s)
+    return _consistent_jump(point, e)
+
+
+def _device(point: Point) -> torch.device:
+    return point.s.device if point.generator is None else point.generator.device
+
+
+def path(point: Point, phases: int = 4) -> Comparison:
+    """Regression on the teacher's stored path: J(x_t, t -> e) = x_e of that path, e the end of t's phase.
+
+    No target rests on the student. With one phase the targets are the ends of the paths, as in knowledge distillation
+    (arXiv:2101.02388); with more the teacher's latents at `phase_edges`. Raises ValueError for a point without a path.
+    """
+    if point.path is None:
+        raise ValueError("The path objective needs the teacher's stored paths: train with --paths FOLDER.")
+    e = _phase_end(point, phases)
+    return _compared(point, point.path.at(e), e)
+
+
+OBJECTIVES: dict[str, Objective] = {"lcm": lcm, "teacher_x0": teacher_x0, "pcm": pcm, "tcd": tcd, "path": path}
+PHASED = ("pcm", "path")
+
+
+def objective_of(name: str, phases: int | None = None) -> Objective:
+    """The objective of this name; those in PHASED with so many phases, by default their own.
+
+    Raises ValueError for phases that the grid does not have, and for phases of an objective without them.
+    """
+    if phases is None:
+        return OBJECTIVES[name]
+    if name not in PHASED:
+        raise ValueError(f"The objective {name} has no phases: leave --phases out, or choose {' or '.join(PHASED)}.")
+    phase_edges(phases)
+    return partial(OBJECTIVES[name], phases=phases)

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from anytext_lcm.lcm.consistency import consistency_function
-from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps
+from anytext_lcm.lcm.schedule import NoiseSchedule, ddim_timesteps, lcm_timesteps, noise_spaced_timesteps
 from anytext_lcm.lcm.steps import Predict, ddim_step, noisy_ddim_step
 
 Generators = torch.Generator | Sequence[torch.Generator] | None  # one, or one per picture; None is torch's global one
+
+
+NOISE_SPACINGS = ("karras", "logsnr")  # of `noise_spaced_timesteps`; the others are of `ddim_timesteps`
 
 
 class Sampled(NamedTuple):
@@ -75,6 +78,16 @@ def tcd(
     return x0, x
 
 
+def _ddim_grid(schedule: NoiseSchedule, steps: int, spacing: str) -> tuple[Tensor, Tensor]:
+    """Where the steps of DDIM start and end."""
+    if spacing in NOISE_SPACINGS:
+        starts = noise_spaced_timesteps(schedule, steps, spacing)
+        return starts, torch.cat([starts[1:], starts.new_zeros(1)])
+    starts = ddim_timesteps(steps, len(schedule), spacing)
+    # The last step ends at alphas_cumprod[0] and not at clean data, as upstream (ldm/models/diffusion/ddim.py).
+    return starts, (starts - len(schedule) // steps).clamp(min=0)
+
+
 @torch.no_grad()
 def sample(
     predict: Predict,
@@ -99,9 +112,7 @@ def sample(
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in 0..1, not {gamma}; 0 is deterministic, 1 almost LCM's sampling.")
     if sampler == "ddim":
-        starts = ddim_timesteps(steps, len(schedule), spacing)
-        # The last step ends at alphas_cumprod[0] and not at clean data, as upstream (ldm/models/diffusion/ddim.py).
-        ends = (starts - len(schedule) // steps).clamp(min=0)
+        starts, ends = _ddim_grid(schedule, steps, spacing)
     else:
         starts = lcm_timesteps(steps, train_timesteps=len(schedule))
         ends = torch.cat([starts[1:], starts.new_zeros(1)])

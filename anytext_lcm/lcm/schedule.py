@@ -113,6 +113,43 @@ def lcm_timesteps(steps: int, original_steps: int = 50, train_timesteps: int = T
     return grid[torch.arange(steps) * original_steps // steps]
 
 
+def noise_spaced_timesteps(schedule: NoiseSchedule, steps: int, spacing: str) -> Tensor:
+    """Timesteps spaced by their noise level u = sigma / alpha, int64 (steps,), falling from 999 to 0.
+
+    karras: u^(1/7) falls evenly (arXiv:2206.00364, equation 5). logsnr: log u falls evenly, and so does the log of the
+    signal-to-noise ratio (arXiv:2206.00927). Each level takes the nearest timestep in log u. Raises ValueError for
+    another spacing, and where two levels take the same timestep.
+    """
+    abar = schedule.alphas_cumprod.cpu().double()
+    level = ((1 - abar) / abar).sqrt()
+    share, (low, high) = torch.linspace(0, 1, steps, dtype=torch.float64), (level[0], level[-1])
+    if spacing == "karras":
+        wanted = (high ** (1 / 7) + share * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+    elif spacing == "logsnr":
+        wanted = (high.log() + share * (low.log() - high.log())).exp()
+    else:
+        raise ValueError(f"Spacing {spacing!r} is unknown: choose 'karras' or 'logsnr'.")
+    timesteps = (wanted.log()[:, None] - level.log()).abs().argmin(1)
+    if len(timesteps.unique()) < steps:
+        raise ValueError(f"{steps} steps are too many for the spacing {spacing}: two of them would be one timestep.")
+    return timesteps
+
+
+def phase_edges(phases: int, original_steps: int = 50, train_timesteps: int = TRAIN_TIMESTEPS) -> Tensor:
+    """Where the phases of the noise range end, int64 (phases,), rising from 0: 4 phases end at 0, 259, 499 and 759.
+
+    They are the timesteps of `lcm_timesteps(phases)` but the first, which is where the noisiest phase begins, and 0. So
+    they lie on the solver's grid, and as many steps as there are phases, or twice as many, step from edge to edge.
+    Raises ValueError unless phases is in 1..original_steps.
+    """
+    if isinstance(phases, bool) or not isinstance(phases, int) or not 1 <= phases <= original_steps:
+        raise ValueError(
+            f"{phases!r} phases do not divide a grid of {original_steps} timesteps: give 1 to {original_steps}."
+        )
+    inner = lcm_timesteps(phases, original_steps, train_timesteps)[1:].flip(0)
+    return torch.cat([inner.new_zeros(1), inner])
+
+
 def ddim_timesteps(steps: int, train_timesteps: int = TRAIN_TIMESTEPS, spacing: str = "leading") -> Tensor:
     """The timesteps of the teacher's sampling, int64 (steps,), falling: 20 steps are 951, 901, ..., 1.
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.data.scenery import Scenery
+from anytext_lcm.data.scenery import SCENERY_SHARES, Scenery
 from anytext_lcm.teacher.recipe import Recipe
 
 
@@ -12,7 +12,7 @@ def training_pictures(recipe: Recipe, side: int, lines: int) -> MockDataset:
     """The pictures that the stages learn from, of `side` x `side` pixels, with `lines` slots per picture."""
     options = {"size": recipe.pictures, "seed": recipe.seed, "image_size": side, "max_lines": lines}
     if recipe.task == "scenery":
-        options |= {"scenery": Scenery(), "edit_share": 0.3, "hint_share": 0.4, "color_share": 0.8}
+        options |= {"scenery": Scenery(), **SCENERY_SHARES}
     return MockDataset(**options)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from anytext_lcm.lcm.consistency import pseudo_huber
 from anytext_lcm.lcm.objectives import OBJECTIVES, Objective, Point
+from anytext_lcm.lcm.paths import Paths, draw_paths
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import DDIMSolver, Predict, ddim_step, guide
 
@@ -227,7 +228,13 @@ def frozen(network: Predict) -> Predict:
 
 
 def point(
-    student: Predict, teacher: Predict, solver: DDIMSolver, latents: Tensor, noise: Tensor, index: Tensor
+    student: Predict,
+    teacher: Predict,
+    solver: DDIMSolver,
+    latents: Tensor,
+    noise: Tensor,
+    index: Tensor,
+    generator: torch.Generator | None = None,
 ) -> Point:
     """A `Point` of plain networks: steps 5 to 9 of `training/step.py`. latents, noise: (B, D); index: int64 (B,)."""
     schedule, t, s = solver.schedule, solver.start_timesteps(index), solver.previous_timesteps(index)
@@ -236,7 +243,17 @@ def point(
     eps = teacher(x_t, t)
     x0 = schedule.x0_from_eps(x_t, eps, t)
     x_s = solver.step(x0, eps, index)
-    return Point(schedule, latents, x_t, t, x0, x_s, s, lambda: student(x_t, t), target, teacher)
+    return Point(schedule, latents, x_t, t, x0, x_s, s, lambda: student(x_t, t), target, teacher, generator)
+
+
+def point_on(student: Predict, teacher: Predict, path: Paths, index: Tensor) -> Point:
+    """A `Point` on stored paths of B points at grid index int64 (B,), as `training/step.py` makes it."""
+    solver, target, teacher = path.solver, frozen(student), frozen(teacher)
+    t, s = solver.start_timesteps(index), solver.previous_timesteps(index)
+    x_t, x0 = path.at(t), path.x0(index)
+    x_s = solver.step(x0, solver.schedule.eps_from_x0(x_t, x0, t), index)
+    network = lambda: student(x_t, t)  # noqa: E731
+    return Point(solver.schedule, path.end, x_t, t, x0, x_s, s, network, target, teacher, path=path)
 
 
 def train(
@@ -249,23 +266,34 @@ def train(
     loss: Callable[[Tensor, Tensor], Tensor] = pseudo_huber,
     learning_rate: float = 2e-3,
     decay: bool = True,
+    paths: int = 0,
 ) -> Iterator[float]:
     """Train a student in place, 256 points per update, and yield the loss after each one.
 
     objective: a name in OBJECTIVES or a function. teacher: by default the exact one, unguided; see `guided`. decay: the
-    learning rate falls linearly to a fiftieth.
+    learning rate falls linearly to a fiftieth. paths: take the points from so many paths of the teacher, drawn first,
+    instead of from data.
     """
     objective = OBJECTIVES[objective] if isinstance(objective, str) else objective
     solver, generator = DDIMSolver(data.schedule), torch.Generator().manual_seed(0)
+    teacher = teacher or data.predict
+    if paths:
+        stored = draw_paths(teacher, torch.randn(paths, data.means.shape[1], generator=generator), solver)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=learning_rate)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - 0.98 * step / steps if decay else 1)
-        latents = data.sample(256, generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        index = torch.randint(len(solver), (256,), generator=generator)
-        value = loss(*objective(point(student, teacher or data.predict, solver, latents, noise, index)))
+        if paths:
+            rows = torch.randint(paths, (256,), generator=generator)
+            index = torch.randint(len(solver), (256,), generator=generator)
+            now = point_on(student, teacher, Paths(solver, stored[rows]), index)
+        else:
+            latents = data.sample(256, generator)
+            noise = torch.randn(latents.shape, generator=generator)
+            index = torch.randint(len(solver), (256,), generator=generator)
+            now = point(student, teacher, solver, latents, noise, index, generator)
+        value = loss(*objective(now))
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from anytext_lcm import __version__
+from anytext_lcm.adapter.card import training_header
+from anytext_lcm.adapter.choices import read_made_for
 from anytext_lcm.adapter.lora import load_adapter
 from anytext_lcm.drawing.cores import describe_hardware
-from anytext_lcm.drawing.methods import student_method, teacher_method, untrained_method
+from anytext_lcm.drawing.methods import Method, student_method, teacher_method, untrained_method
 from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.files import atomic_file, check_writable
 from anytext_lcm.judging.compare import run_method
@@ -25,7 +27,8 @@ from anytext_lcm.training.checkpoints import EMA_FOLDER
 from anytext_lcm.training.data_order import build_dataset
 from anytext_lcm.training.latents import write_latents
 from anytext_lcm.training.loop import load_teacher, run_distillation
-from anytext_lcm.training.recipes import DEFAULTS, RUNS, changes, recipe, updates_for
+from anytext_lcm.training.path_store import Wishes, write_paths
+from anytext_lcm.training.recipes import DEFAULTS, RUNS, changes, paths_for, recipe, updates_for
 from anytext_lcm.training.settings import TrainSettings
 
 DEFAULT, UNTRAINED, NO_AVERAGE = "default", "untrained", "no average"
@@ -36,6 +39,9 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     """Train one run. Returns its entry: updates, seconds and CPU seconds, or why it gave up."""
     if settings.latents:
         write_latents(settings.latents, build_dataset(settings), load_teacher(settings))
+    if settings.paths:
+        count = paths_for(settings.max_train_steps, settings.train_batch_size * settings.gradient_accumulation_steps)
+        write_paths(settings.paths, settings, Wishes(settings, count, None), load_teacher(settings))
     began, cpu = time.perf_counter(), time.process_time()
     entry: dict[str, Any] = {"updates": settings.max_train_steps}
     try:
@@ -65,7 +71,7 @@ def judge(settings: TrainSettings, adapters: Mapping[str, Path | None], panel: P
             load_adapter(model, adapter)
         runs[name] = {}
         for steps in STUDENT_STEPS:
-            method = untrained_method(steps) if adapter is None else student_method(steps)
+            method = untrained_method(steps) if adapter is None else _suited(adapter, steps)
             scores, found = panel.judge(run_method(model, panel, method, prepared).images)
             right[name, steps] = scores.correct
             others = {"retention": reference.correct}
@@ -76,6 +82,12 @@ def judge(settings: TrainSettings, adapters: Mapping[str, Path | None], panel: P
             runs[name][str(steps)] = found
         print(f"{name} is judged.", flush=True)
     return {"teacher": measures, "runs": runs}
+
+
+def _suited(adapter: Path, steps: int) -> Method:
+    """The student by the sampler that its objective trains for."""
+    sampler = read_made_for(training_header(adapter)).samplers[0]
+    return student_method(steps, gamma=0.0 if sampler == "deterministic" else None)
 
 
 def ablate(
@@ -101,8 +113,10 @@ def ablate(
     common = recipe(steps) | {"dataset_size": most} | common | changed
     settings = TrainSettings.from_dict(common)
     check_writable(output / "results.json")
-    panel = Panel.build(lines=lines, seed=seed, image_size=defaults_for(settings.config).size[0])
-    asked = changes(load_teacher(settings), settings.lora_targets, str(output / "latents"))
+    task = "scenery" if settings.scenery else "mock"
+    panel = Panel.build(lines=lines, seed=seed, image_size=defaults_for(settings.config).size[0], task=task)
+    folders = (str(output / name) for name in ("latents", "paths"))
+    asked = changes(load_teacher(settings), settings.lora_targets, *folders)
     plan: dict[str, dict[str, Any]] = {DEFAULT: {}} | {name: asked[name] for name in chosen}
     runs: dict[str, Any] = {}
     adapters: dict[str, Path | None] = {}

@@ -16,6 +16,7 @@ from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import PackedDataset
+from anytext_lcm.data.scenery import SCENERY_SHARES, Scenery
 from anytext_lcm.data.usable import complaints, require_lines
 from anytext_lcm.training.processes import ignore_interrupts
 from anytext_lcm.training.settings import DataSettings, TrainSettings
@@ -121,17 +122,25 @@ def build_loader(
     )
 
 
+def mock_pictures(settings: DataSettings, **more: Any) -> MockDataset:
+    """The made-up pictures that the settings name, of either task, as the task's teacher saw them. more: see there."""
+    task = {"scenery": Scenery(), **SCENERY_SHARES} if settings.scenery else {}
+    own = {"size": settings.dataset_size, "seed": settings.seed, "image_size": settings.picture_size}
+    return MockDataset(**(own | task | more))
+
+
 def build_dataset(settings: DataSettings) -> Dataset:
     """The data set that the settings name: mock pictures or records on disk, as light items.
 
-    The first process says on stderr what is wrong with the records. Raises ValueError when the settings name none or
-    both, when no line of text can be used, and as AnyWordDataset does.
+    Stored paths are built by `path_store.PathDataset` instead. The first process says on stderr what is wrong with the
+    records. Raises ValueError when the settings name none or both, when no line of text can be used, and as
+    AnyWordDataset does.
     """
     if settings.use_mock_dataset == bool(settings.data_list):
         named = "Both data sets were named" if settings.use_mock_dataset else "No data set was named"
-        raise ValueError(f"{named}; pass --use_mock_dataset or --data_list.")
+        raise ValueError(f"{named}; pass --use_mock_dataset or --data_list, or --paths.")
     if settings.use_mock_dataset:
-        return PackedDataset(MockDataset(settings.dataset_size, seed=settings.seed, image_size=settings.picture_size))
+        return PackedDataset(mock_pictures(settings))
     rules = ReadingRules(image_size=settings.picture_size, edit_share=settings.edit_share, **_reading(settings))
     dataset = _records(settings, settings.data_list, rules)
     require_lines(dataset)
@@ -145,7 +154,8 @@ def name_of_data(settings: DataSettings, dataset: Dataset) -> str:
     """Words that tell the pictures of `build_dataset` from those of other settings or other files of records."""
     side = settings.picture_size
     if settings.use_mock_dataset:
-        return f"mock pictures of {side} px from seed {settings.seed}"
+        task = "scenery" if settings.scenery else "mock"
+        return f"{task} pictures of {side} px from seed {settings.seed}"
     digests = ", ".join(index.about.digest[:12] for index in dataset.indices)
     part = f" but {settings.validation_share:g} of them" if settings.validation_share else ""
     return f"records {digests}{part} of {side} px ({settings.fit}) up to wm_score {settings.wm_thresh:g}"

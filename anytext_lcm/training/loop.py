@@ -24,6 +24,7 @@ from anytext_lcm.training.average import Ema
 from anytext_lcm.training.checkpoints import claimed
 from anytext_lcm.training.data_order import batch_generator, build_dataset, build_loader, held_out_records
 from anytext_lcm.training.latents import with_latents
+from anytext_lcm.training.path_store import PathDataset
 from anytext_lcm.training.processes import (
     fresh_accelerate_state,
     one_voice,
@@ -60,7 +61,7 @@ class UpdateSums:
     @torch.no_grad()
     def add(self, parts: LossParts) -> None:
         """Add a micro-batch."""
-        gap = (parts.pred - parts.teacher_x0).square().flatten(1).mean(1)
+        gap = (parts.x0 - parts.teacher_x0).square().flatten(1).mean(1)
         bucket = (parts.start_timesteps // self.width).clamp(max=BUCKETS - 1)
         self.values[0] += parts.loss.detach()
         self.values[1 : 1 + BUCKETS].index_add_(0, bucket, gap)
@@ -181,6 +182,7 @@ def distill(
     step = DistillStep(
         state.model,
         objective=settings.objective,
+        phases=settings.phases,
         guidance_scale=settings.guidance_scale,
         negative_prompt=settings.negative_prompt,
         loss=settings.loss,
@@ -188,6 +190,8 @@ def distill(
     ).eval()  # nothing in the network may drop out or move its statistics
     if settings.latents:
         dataset = with_latents(dataset, settings.latents, state.model)
+    if isinstance(dataset, PathDataset):
+        dataset.check(settings, state.model)
     if resume:
         restore(resume, state, settings)
     progress = state.progress
@@ -231,7 +235,7 @@ def run_distillation(
     with fresh_accelerate_state(), one_voice(), worker_deaths_in_words():
         checked = TrainSettings.from_dict(settings)
         if dataset is None:
-            dataset = build_dataset(checked)
+            dataset = build_dataset(checked) if checked.paths is None else PathDataset(checked)
         held_out = held_out_records(checked)
         accelerator = start_accelerator(checked)
         with claimed(checked, accelerator) as resume:

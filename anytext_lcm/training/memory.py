@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from anytext_lcm.adapter.lora import adapter_state, attach
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
@@ -152,6 +153,25 @@ def saved_bytes(
         eps = model.predict_noise(latents, timestep, cond, model.control(cond))
     assert eps.shape == latents.shape
     return keep.bytes + max(inside)
+
+
+@lru_cache(maxsize=8)
+def evaluation_flops(config: str, side: int) -> tuple[int, int]:
+    """Floating-point operations of one evaluation of the UNet, and of WriteNet's residuals, for one picture.
+
+    Only matrix products and convolutions count; a multiplication and its addition are two. side: in pixels. Raises
+    ValueError or FileNotFoundError for a configuration that is wrong.
+    """
+    model = AnyText2.from_config(config, device="meta").requires_grad_(False)
+    latents, cond = _picture(model, side)
+    timestep = torch.zeros(1, dtype=torch.int64, device="meta")
+    counted = []
+    with torch.no_grad():
+        for networks in (lambda: model.control(cond), lambda: model.predict_noise(latents, timestep, cond, None)):
+            with FlopCounterMode(display=False) as counter:
+                networks()
+            counted.append(counter.get_total_flops())
+    return counted[1], counted[0]
 
 
 @lru_cache(maxsize=64)

@@ -69,6 +69,10 @@ def recipe(steps: int, processes: int = 1) -> dict[str, Any]:
 
 RUNS = (
     "teacher_x0",
+    "pcm",
+    "tcd",
+    "path",
+    "path ends",
     "AnyText2's groups",
     "without zero convs",
     "attnx alone",
@@ -82,8 +86,11 @@ RUNS = (
 """The names of the ablations, see `changes`."""
 
 # Cost of an update in forward passes of the UNet: the teacher's two branches, the student's pass with a backward pass
-# of two more, and for `lcm` the target. What an adapter's groups cost besides is in the measured seconds.
-PASSES = {"lcm": 6, "teacher_x0": 5}
+# of two more, and for `lcm` and its kin the target. A stored path costs its teacher 100 passes and has 50 points, two
+# for each, so that `path` costs five where each point is used once. What an adapter's groups cost besides is in the
+# measured seconds.
+PASSES = {"lcm": 6, "teacher_x0": 5, "pcm": 6, "tcd": 6, "path": 5}
+PATH_POINTS = 50
 
 
 def updates_for(changed: Mapping[str, Any], steps: int) -> int:
@@ -91,8 +98,18 @@ def updates_for(changed: Mapping[str, Any], steps: int) -> int:
     return round(steps * PASSES["lcm"] / PASSES[changed.get("objective", "lcm")])
 
 
-def changes(model: "AnyText2", targets: Sequence[str], latents: str) -> dict[str, dict[str, Any]]:
-    """{run: settings that differ from the recipe's} of all RUNS. latents: folder of the cached ones."""
+def paths_for(updates: int, batch: int = DEFAULTS.batch) -> int:
+    """The number of paths whose points so many updates use once each."""
+    return -(-updates * batch // PATH_POINTS)
+
+
+def on_paths(folder: str) -> dict[str, Any]:
+    """Settings that take the points of training from stored paths instead of from mock pictures."""
+    return {"use_mock_dataset": False, "paths": folder}
+
+
+def changes(model: "AnyText2", targets: Sequence[str], latents: str, paths: str) -> dict[str, dict[str, Any]]:
+    """{run: settings that differ from the recipe's} of all RUNS. latents, paths: folders of the cached ones."""
     from anytext_lcm.adapter.targets import find_targets, resolve_targets
 
     trunk = "model.diffusion_model."
@@ -102,7 +119,9 @@ def changes(model: "AnyText2", targets: Sequence[str], latents: str) -> dict[str
     own = tuple(name for name, found in find_targets(model).items() if found)
     kept = tuple(name for name in targets if name not in ("zero_convs", "middle_block_out"))
     return {
-        "teacher_x0": {"objective": "teacher_x0"},
+        **{name: {"objective": name} for name in ("teacher_x0", "pcm", "tcd")},
+        "path": {"objective": "path"} | on_paths(paths),
+        "path ends": {"objective": "path", "phases": 1} | on_paths(paths),
         "AnyText2's groups": {"lora_targets": own},
         "without zero convs": {"lora_targets": kept},
         "attnx alone": {"lora_targets": ("unet_attnx",)},

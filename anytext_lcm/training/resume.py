@@ -14,6 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from anytext_lcm.adapter.choices import made_for
 from anytext_lcm.adapter.lora import adapter_state, load_adapter, save_adapter
 from anytext_lcm.adapter.stored import read_adapter
 from anytext_lcm.model.anytext2 import AnyText2
@@ -79,6 +80,7 @@ def save_checkpoint(state: TrainingState, settings: TrainSettings) -> Path:
 def _write(directory: Path, state: TrainingState, settings: TrainSettings) -> None:
     base, scaler, ema = fingerprint(state.model), state.accelerator.scaler, state.ema
     header = {"step": state.progress.step, "network": Path(settings.config).name, "base": base, **settings.identity()}
+    header["made_for"] = made_for(settings.objective, settings.phases).to_json()
     metadata = {"anytext_lcm": json.dumps(header)}
     remembered = {
         "progress": asdict(state.progress),

@@ -13,7 +13,9 @@ from anytext_lcm.adapter.choices import MAX_RANK
 from anytext_lcm.model.networks import EMBEDDED_GUIDANCE, checkpoint_for, defaults_for
 from anytext_lcm.training.bounds import check_value, setting
 
-OBJECTIVES = ("lcm", "teacher_x0")  # the names of lcm.objectives.OBJECTIVES, which needs torch
+# The names in lcm/objectives.py, which needs torch.
+OBJECTIVES = ("lcm", "teacher_x0", "pcm", "tcd", "path")
+PHASED = ("pcm", "path")
 LOSSES = ("huber", "l2")
 FITS = ("stretch", "crop", "pad")  # data.placing.FITS, which needs cv2
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # accelerate's names: torch's dtypes
@@ -38,6 +40,14 @@ class DataSettings(NetworkSettings):
     """Which pictures a run sees."""
 
     use_mock_dataset: bool = setting(False, "draw pictures instead of reading them")
+    scenery: bool = setting(
+        False, "mock pictures of the scenery task: two-tone grounds, bold shapes, text of any colour"
+    )
+    paths: str | None = setting(
+        None,
+        "folder that python -m anytext_lcm.cache_latents --draw filled: the teacher's own paths instead of pictures",
+        path=True,
+    )
     data_list: tuple[str, ...] | None = setting(None, "JSONs of records in AnyWord-3M's layout", path=True)
     data_root: str | None = setting(
         None, "folder of their pictures, if not the one they name", identity=False, path=True
@@ -106,6 +116,12 @@ class ObjectiveSettings:
     """What the student is asked to match."""
 
     objective: str = setting("lcm", f"what the student matches: {' or '.join(OBJECTIVES)}", choices=OBJECTIVES)
+    phases: int | None = setting(
+        None,
+        "phases of the noise range, for pcm and path, which have 4 by default; 1 makes path's targets the paths' ends",
+        at_least=1,
+        at_most=50,
+    )
     guidance_scale: float | None = setting(
         None,
         "the teacher's guidance, built into the student; by default 7.5, for the embedded network "
@@ -225,19 +241,21 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
 
     def resolve(self) -> "TrainSettings":
         """Return settings with what depends on the network filled in, and checked. Raises as `check`."""
-        network = defaults_for(self.config)
         checkpoint = self.teacher_ckpt
         if checkpoint is None:
             checkpoint = str(checkpoint_for(self.config, "--teacher_ckpt"))
-        guidance, negative = self.guidance_scale, self.negative_prompt
-        settings = replace(
+        settings = replace(self.with_guidance(), teacher_ckpt=checkpoint)
+        settings.check()
+        return settings
+
+    def with_guidance(self) -> "TrainSettings":
+        """Return settings with the network's own guidance and negative prompt where none is given."""
+        network, guidance, negative = defaults_for(self.config), self.guidance_scale, self.negative_prompt
+        return replace(
             self,
-            teacher_ckpt=checkpoint,
             guidance_scale=network.guidance_scale if guidance is None else guidance,
             negative_prompt=network.negative_prompt if negative is None else negative,
         )
-        settings.check()
-        return settings
 
     def check(self) -> None:
         """Raise ValueError or FileNotFoundError for the first wrong value, before anything is loaded."""
@@ -245,10 +263,13 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
 
         self.check_values()
         check_picture_size(self.image_size, self.config)
-        if self.use_mock_dataset:
+        self.check_objective()
+        if self.use_mock_dataset or self.paths:
             names = [f"--{name}" for name in RECORDS_ONLY if getattr(self, name) != _DEFAULTS[name]]
             if names:
                 raise ValueError(f"{', '.join(names)} has no effect on mock data; leave it out or name --data_list.")
+        elif self.scenery and self.paths is None:
+            raise ValueError("--scenery has no effect without --use_mock_dataset; leave one out or give both.")
         self.check_held_out()
         if self.panel_prompts == 1:
             raise ValueError("--panel_prompts must be 0 or 2 or more: one prompt is no panel.")
@@ -268,6 +289,23 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         if self.validation_share and not self.data_list:
             raise ValueError("--validation_share is a share of --data_list; name it.")
 
+    def check_objective(self) -> None:
+        """Raise ValueError for an objective, phases and paths that do not go together."""
+        if self.phases is not None and self.objective not in PHASED:
+            raise ValueError(
+                f"--phases has no effect on --objective {self.objective}; leave it out, or choose "
+                f"{' or '.join(PHASED)}."
+            )
+        if self.objective == "path" and self.paths is None:
+            raise ValueError(
+                "--objective path needs the teacher's stored paths: draw them with python -m "
+                "anytext_lcm.cache_latents --draw N, and name their folder with --paths."
+            )
+        if self.paths is None:
+            return
+        if named := [f"--{name}" for name in ("use_mock_dataset", "data_list", "latents") if getattr(self, name)]:
+            raise ValueError(f"{', '.join(named)} has no effect beside --paths, which needs no pictures; leave it out.")
+
     def check_values(self) -> None:
         """Raise ValueError for the first value that is outside its bounds, whatever the others are."""
         for found, kind in _kinds():
@@ -279,7 +317,8 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         """Settings that a resumed run must share with the run it resumes, as JSON values."""
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["identity"]}
         kept = {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
-        return kept | {"latents": True if self.latents else None}  # their folder may have moved
+        moved = {name: True if getattr(self, name) else None for name in ("latents", "paths")}
+        return kept | moved  # their folders may have moved
 
 
 RECORDS_ONLY = ("data_root", "index_dir", "wm_thresh", "edit_share", "validation_list", "validation_share", "fit")

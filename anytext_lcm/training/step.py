@@ -6,7 +6,7 @@ Next: `training/loop.py`.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from anytext_lcm.adapter.lora import Adapter
 from anytext_lcm.lcm.consistency import l2, pseudo_huber
-from anytext_lcm.lcm.objectives import OBJECTIVES, Point
+from anytext_lcm.lcm.objectives import Point, objective_of
+from anytext_lcm.lcm.paths import Paths
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import DDIMSolver, guide
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
@@ -30,8 +31,9 @@ class LossParts:
     """A loss and what it was made of; only `loss` and `pred` carry a gradient."""
 
     loss: Tensor  # scalar
-    pred: Tensor  # (B, C, h, w) the student's clean latents
+    pred: Tensor  # (B, C, h, w) the student's latents, clean or where the objective's jump ends
     target: Tensor  # (B, C, h, w) what they are compared with
+    x0: Tensor  # (B, C, h, w) the student's clean latents from x_t
     teacher_x0: Tensor  # (B, C, h, w) the guided teacher's clean latents from the same x_t
     noisy_latents: Tensor  # (B, C, h, w) x_t
     start_timesteps: Tensor  # int64 (B,) t
@@ -49,12 +51,13 @@ class DistillStep(nn.Module):
         model: AnyText2,
         *,
         objective: str = "lcm",
+        phases: int | None = None,
         guidance_scale: float = 7.5,
         negative_prompt: str = "",
         loss: str = "huber",
         huber_c: float = 1e-3,
     ):
-        """Arguments as in TrainSettings. Raises ValueError for a network without fast control."""
+        """Arguments as in TrainSettings. Raises ValueError without fast control, and as `objective_of` does."""
         super().__init__()
         if not model.control_model.fast_control:
             raise ValueError(
@@ -63,7 +66,7 @@ class DistillStep(nn.Module):
         self.model = model
         self.schedule = NoiseSchedule(model.alphas_cumprod)
         self.solver = DDIMSolver(self.schedule)
-        self.objective = OBJECTIVES[objective]
+        self.objective = objective_of(objective, phases)
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
         self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
         # The adapter is looked up here alone. Where it does not reach the encoder, teacher and student share encodings.
@@ -74,15 +77,17 @@ class DistillStep(nn.Module):
         self._blanks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> LossParts:
-        """batch: fields of `anytext_lcm.data.batch`, or `latents` and `masked_latents` in place of the pictures.
+        """batch: fields of `anytext_lcm.data.batch`, or `latents` and `masked_latents` in place of the pictures; with
+        `path`, rows of `lcm.paths.Paths`, the points are the path's: pictures, fresh noise and teacher are not used.
 
         generator draws every random number. The gradient of the loss reaches the adapter alone.
         """
         # Long on purpose: the method in one place and in order. The objective decides where 8 and 9 are asked.
         model, schedule, solver = self.model, self.schedule, self.solver
         with torch.no_grad():
-            # 1. encode: the picture's latents, one sample of the autoencoder's posterior
-            latents = self._encode(batch, generator)
+            # 1. encode: the picture's latents, one sample of the autoencoder's posterior, or where a stored path ends
+            path = Paths(solver, torch.stack(list(batch["path"])).to(model.device)) if "path" in batch else None
+            latents = self._encode(batch, generator) if path is None else path.end
             # 2. condition: captions, lines and masked picture; without condition only the captions go
             cond = model.condition(batch, generator, self.blank(batch))
             both = Conditioning.cat([cond, model.uncondition(cond, self.negative_prompt)])
@@ -99,8 +104,11 @@ class DistillStep(nn.Module):
         index = torch.randint(len(solver), (len(latents),), generator=generator, device=device).to(latents.device)
         t, s = solver.start_timesteps(index), solver.previous_timesteps(index)
         # 5. add noise: one point x_t on the way from the picture to pure noise
-        noise = torch.randn(latents.shape, generator=generator, device=device).to(latents.device)
-        x_t = schedule.add_noise(latents.float(), noise, t)
+        if path is None:
+            noise = torch.randn(latents.shape, generator=generator, device=device).to(latents.device)
+            x_t = schedule.add_noise(latents.float(), noise, t)
+        else:  # or the stored path's own point there
+            x_t = path.at(t)
 
         # 6. teacher: with and without the condition, guided
         @torch.no_grad()
@@ -110,10 +118,14 @@ class DistillStep(nn.Module):
                 eps = model.predict_noise(x, t, both, teacher_control, encoded=encoded)
             return guide(*eps.chunk(2), self.guidance_scale)
 
-        encoded = None if self.adapts_encoder else self._encode_point(x_t, t, both)
-        eps = teacher(x_t, t, encoded)
+        encoded = None if self.adapts_encoder or path is not None else self._encode_point(x_t, t, both)
+        if path is None:
+            eps = teacher(x_t, t, encoded)
+            teacher_x0 = schedule.x0_from_eps(x_t, eps, t)
+        else:  # what it said there is stored
+            teacher_x0 = path.x0(index)
+            eps = schedule.eps_from_x0(x_t, teacher_x0, t)
         # 7. solver: one DDIM step along the teacher's trajectory, from t to s
-        teacher_x0 = schedule.x0_from_eps(x_t, eps, t)
         x_s = solver.step(teacher_x0, eps, index)
 
         # 8. target: the same weights without gradient at (x_s, s)
@@ -122,15 +134,17 @@ class DistillStep(nn.Module):
             return model.predict_noise(x, t, cond, [residual.detach() for residual in student_control])
 
         # 9. student: the same weights with gradient at (x_t, t)
+        @cache
         def student() -> Tensor:
             own = None if encoded is None else [branches.chunk(2)[0] for branches in encoded]
             return model.predict_noise(x_t, t, cond, student_control, encoded=own)
 
-        point = Point(schedule, latents, x_t, t, teacher_x0, x_s, s, student, target, teacher, generator)
+        point = Point(schedule, latents, x_t, t, teacher_x0, x_s, s, student, target, teacher, generator, path)
         pred, wanted = self.objective(point)
         # 10. loss: distance of the two
         weight = latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None
-        return LossParts(self.loss(pred, wanted, weight=weight), pred, wanted, teacher_x0, x_t, t)
+        x0 = schedule.x0_from_eps(x_t, student().detach(), t)
+        return LossParts(self.loss(pred, wanted, weight=weight), pred, wanted, x0, teacher_x0, x_t, t)
 
     def blank(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         """`AnyText2.blank_moments` of the batch's size, encoded once by this object; None when the batch needs none."""

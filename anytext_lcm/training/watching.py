@@ -16,12 +16,14 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from anytext_lcm.adapter.choices import made_for
 from anytext_lcm.data.anyword import AnyWordDataset
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import expand
+from anytext_lcm.data.scenery import Scenery
 from anytext_lcm.drawing.draw import decode, denoise, draw_prepared, prepare
-from anytext_lcm.drawing.methods import student_method, teacher_method
+from anytext_lcm.drawing.methods import Method, student_method, teacher_method
 from anytext_lcm.figures.contact_sheet import contact_sheet
 from anytext_lcm.files import atomic_file, printable
 from anytext_lcm.judging.own_panel import held_out_items
@@ -46,10 +48,16 @@ def sample_pictures(
     0 the teacher's in 20.
     """
     prepared = prepare(model, dict(batch), range(len(batch["img_caption"])), settings.negative_prompt)
-    methods = [student_method(steps) for steps in sorted({1, 2, 4, 8, settings.num_inference_steps})]
+    methods = [suited_method(settings, steps) for steps in sorted({1, 2, 4, 8, settings.num_inference_steps})]
     if step == 0:
         methods.append(teacher_method(20, settings.guidance_scale))
     return {method.name: decode(model, denoise(model, prepared, method)) for method in methods}
+
+
+def suited_method(settings: TrainSettings, steps: int) -> Method:
+    """The student by the sampler that its objective trains for."""
+    sampler = made_for(settings.objective, settings.phases).samplers[0]
+    return student_method(steps, gamma=0.0 if sampler == "deterministic" else None)
 
 
 class ReadingPanel:
@@ -69,7 +77,8 @@ class ReadingPanel:
 
         self.reader = self.reader or LineReader(threads=1)
         prepared = prepare(model, expand(collate(self.items)), range(len(self.items)), self.settings.negative_prompt)
-        images = draw_prepared(model, prepared, student_method(self.settings.num_inference_steps)).images
+        method = suited_method(self.settings, self.settings.num_inference_steps)
+        images = draw_prepared(model, prepared, method).images
         polygons = [item.get("condition_polygons", item["polygons"]) for item in self.items]
         texts = [item["texts"] for item in self.items]
         scores = score_lines(self.reader, images, polygons, texts)
@@ -85,9 +94,11 @@ def panel_items(settings: TrainSettings, held_out: AnyWordDataset | None) -> lis
     count = settings.panel_prompts
     if held_out is not None:
         return held_out_items(held_out, prompts=max(count, SHOWN_PICTURES))[0]
-    if not settings.use_mock_dataset or not count:
+    if settings.data_list or not count:
         return []
-    source = MockDataset(count, PANEL_SEED, settings.picture_size, split="test", edit_share=0.0, hint_share=0.0)
+    task = Scenery() if settings.scenery else None
+    size = settings.picture_size
+    source = MockDataset(count, PANEL_SEED, size, split="test", edit_share=0.0, hint_share=0.0, scenery=task)
     return [source[i] for i in range(len(source))]
 
 

@@ -1,0 +1,78 @@
+"""Which sampling an adapter was made for: what its header says, what is drawn by default, what is said otherwise."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from anytext_lcm import evaluate, sample
+from anytext_lcm.adapter.card import facts, training_header
+from anytext_lcm.adapter.choices import SAMPLERS, MadeFor, made_for, read_made_for
+from anytext_lcm.adapter.stored import WEIGHTS_FILE
+from anytext_lcm.drawing.methods import STUDENT_SAMPLERS
+from anytext_lcm.training.settings import OBJECTIVES
+
+
+def test_every_objective_is_made_for_samplers_there_are():
+    assert set(SAMPLERS) <= set(STUDENT_SAMPLERS)
+    for objective in OBJECTIVES:
+        suits = made_for(objective)
+        assert set(suits.samplers) <= set(SAMPLERS) and 1 <= suits.steps[0] <= suits.steps[1] <= 50
+        assert read_made_for({"objective": objective, "made_for": json.loads(json.dumps(suits.to_json()))}) == suits
+    assert made_for("lcm").samplers[0] == "lcm" and made_for("pcm").samplers[0] == "deterministic"
+    assert made_for("pcm", 2).steps[0] == 2 and made_for("pcm").steps[0] == 4
+    assert made_for("path", 1) == made_for("lcm") != made_for("path")
+
+
+def test_an_older_header_is_read_by_its_objective(tmp_path):
+    assert read_made_for({"objective": "lcm"}) == read_made_for({}) == made_for("lcm")
+    assert read_made_for({"objective": "pcm", "phases": 8}).steps == (8, 16)
+    header = {"objective": "tcd", "made_for": {"samplers": ["lcm"], "steps": [1, 2]}}
+    save_file({"w": torch.zeros(1)}, tmp_path / WEIGHTS_FILE, {"anytext_lcm": json.dumps(header)})
+    assert read_made_for(training_header(tmp_path)) == MadeFor(("lcm",), (1, 2))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"samplers": ["euler"], "steps": [1, 4]}, {"samplers": [], "steps": [1, 4]}, {"samplers": ["lcm"]}, 7]
+)
+def test_a_sampling_that_this_version_lacks_is_refused(wrong):
+    with pytest.raises(ValueError, match="which is no sampling of this version"):
+        read_made_for({"made_for": wrong})
+
+
+def test_sample_takes_the_sampler_of_the_adapter(capsys):
+    def chosen(suits, *flags):
+        return sample.choose_method(sample.build_parser().parse_args(flags), suits, 4.0).name
+
+    assert chosen(made_for("pcm")) == "student-4-deterministic" and chosen(made_for("lcm")) == "student-4"
+    assert chosen(None) == "teacher-20" and chosen(made_for("pcm"), "--steps", "16") == "student-16-deterministic"
+    assert capsys.readouterr().err == ""
+    assert chosen(made_for("pcm"), "--sampler", "lcm", "--steps", "2") == "student-2"
+    said = capsys.readouterr().err
+    assert said == (
+        "warning: the adapter was made for deterministic or lcm sampling in 4 to 16 steps, not for lcm in 2.\n"
+    )
+    assert chosen(made_for("lcm"), "--steps", "16") == "student-16" and "1 to 8 steps" in capsys.readouterr().err
+
+
+def test_evaluate_draws_what_the_adapter_was_made_for(capsys):
+    def chosen(suits, *flags):
+        return evaluate.choose_methods(evaluate.build_parser().parse_args(flags), suits)
+
+    students = [name for name in chosen(made_for("tcd")) if "student" in name]
+    assert students == [f"student-{n}-deterministic" for n in (1, 2, 4, 8)]
+    assert [name for name in chosen(made_for("lcm")) if "student" in name] == [f"student-{n}" for n in (1, 2, 4, 8)]
+    assert not any("student" in name for name in chosen(None)) and "teacher-50" in chosen(None)
+    assert capsys.readouterr().err == ""
+    assert chosen(made_for("tcd"), "--methods", "student-1", "student-4") == ["student-1", "student-4"]
+    assert capsys.readouterr().err.count("\n") == 1  # of the first alone
+    with pytest.raises(ValueError, match="no student without an adapter"):
+        chosen(None, "--methods", "student-4")
+
+
+def test_the_card_says_it():
+    training = {"objective": "pcm", "phases": 8, "made_for": made_for("pcm", 8).to_json()}
+    rows = facts({"training": training, "rank": 4, "alpha": 4.0, "layers": 2, "parameters": 10})
+    assert rows["Objective"] == "pcm, phases 8" and rows["Made for"] == "`--sampler deterministic`, 8 to 16 steps"
+    assert "Made for" not in facts({"training": {}, "rank": 4, "alpha": 4.0, "layers": 2, "parameters": 10})
