@@ -1,16 +1,20 @@
-"""What documents hold of measurements and settings is made here, not written: `python tests/readme_parts.py [FOLDER ...]`.
+"""Tables, numbers and settings of the documents are made here: `python tests/readme_parts.py [FOLDER ...]`.
 
-A FOLDER is what an evaluation, ablations or the speed benchmark wrote; its numbers are stored in notebooks/measured, its
-pictures in notebooks/images. NAME=FOLDER stores the numbers as NAME.json. Then all documents are made anew from the
-stored numbers. A document marks what is made, and its marks say from what:
+A FOLDER is what an evaluation, ablations or the speed benchmark wrote. Its numbers are stored in notebooks/measured,
+its pictures in notebooks/images; NAME=FOLDER stores the numbers alone, as NAME.json. Then all documents are made anew
+from the stored numbers. A document marks what is made, and a mark says from what. A number has a path and may have a
+format:
 
-    <!-- = comparison/methods/student-4/accuracy -->0.923 [0.90, 0.94]<!-- / -->     a number: its path in comparison.json
-    <!-- = comparison/panel/lines d -->512<!-- / -->                                 the same with a format
+    <!-- = comparison/methods/student-4/accuracy -->0.923 [0.90, 0.94]<!-- / -->
+    <!-- = comparison/panel/lines d -->512<!-- / -->
 
-    <!-- methods comparison | teacher-50, student-4 | method, lines right -->        rows and columns of a report
+A table of an evaluation names rows and columns, or has all of them:
+
+    <!-- methods comparison | teacher-50, student-4 | method, lines right -->
     <!-- /methods -->
 
-The other blocks are `all_methods REPORT`, `legend REPORT`, `speed REPORT`, `ablations REPORT` and `settings`.
+The other blocks are `all_methods REPORT`, `legend REPORT`, `speed REPORT`, `ablations REPORT` and `settings`. A column
+whose heading has a comma is named in a list with semicolons.
 """
 
 import json
@@ -98,7 +102,7 @@ def number(path: str, form: str | None = None) -> str:
 
 
 def methods(report: str, rows: str = "", columns: str = "") -> str:
-    """The first table of an evaluation: chosen rows and columns, all by default. Raises ValueError for an unknown one."""
+    """The first table of an evaluation: chosen rows and columns, all by default. Raises ValueError for others."""
     found, chosen = stored(report), [name.strip() for name in rows.split(",") if name.strip()]
     if unknown := set(chosen) - set(found["methods"]):
         raise ValueError(f"{report}.json has no method {', '.join(sorted(unknown))}.")
@@ -168,7 +172,7 @@ MADE: dict[str, Callable[..., str]] = {
 
 
 def block(path: Path, name: str, arguments: str, old: str) -> str:
-    """What stands between a pair of marks in the document at `path`. Raises ValueError for marks that it cannot fill."""
+    """What stands between a pair of marks in the document at `path`. Raises ValueError where nothing can."""
     if name == "settings":
         return settings(path, old)
     if name == "results":

@@ -47,9 +47,11 @@ def test_no_more_numbers_stand_outside_marks(name):
 
 
 def test_a_number_is_written_from_its_path(stored):
-    said = "read <!-- = comparison/methods/student-4/accuracy -->?<!-- / --> of <!-- = comparison/panel/lines d -->\n<!-- / -->"
+    said = (
+        "<!-- = comparison/methods/student-4/accuracy -->?<!-- / --> of <!-- = comparison/panel/lines d -->\n<!-- / -->"
+    )
     new = readme_parts.renew(stored, said)
-    assert re.sub("<.*?>", "", new) == "read 0.923 [0.90, 0.94] of 512"
+    assert re.sub("<.*?>", "", new) == "0.923 [0.90, 0.94] of 512"
     assert readme_parts.renew(stored, new) == new
     assert readme_parts.number("comparison/methods/student-4/accuracy/value", ".2f") == "0.92"
     assert readme_parts.number("comparison/pairs/0/student") == "s"
