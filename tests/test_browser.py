@@ -240,8 +240,14 @@ def test_notebook_in_jupyterlab(name, lab, browser):
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    """Says nothing, and lets nothing be kept, so that each page is weighed with all that it loads."""
+
     def log_message(self, *_):
         pass
+
+    def end_headers(self):
+        self.send_header("Cache-Control", "no-store")
+        super().end_headers()
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +273,7 @@ def test_every_page_of_the_site(site, browser):
     page = browser.new_page(viewport={"width": 700, "height": 900})
     loaded = []
     page.on("response", lambda response: loaded.append(response))  # playwright cannot call a list's own method
-    waiting, found, outside = [f"{address}index.html"], {}, set()
+    waiting, found, outside = [f"{address}search.html", f"{address}index.html"], {}, set()
     while waiting:
         url = waiting.pop()
         loaded.clear()
