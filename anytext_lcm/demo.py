@@ -6,8 +6,9 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from anytext_lcm.command import add_precision, natural, new_parser, positive, run
 from anytext_lcm.files import atomic_folder
@@ -23,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--output",
         default="outputs/demo",
-        help="gets grid.png, tables, charts, report.json and adapter/; replaced when all went well "
+        help="gets grid.png, table.md, charts, report.json and adapter/; replaced when all went well "
         "(default: %(default)s)",
     )
     add("--steps", type=positive, default=DEFAULTS.steps, help="updates of the adapter (default: %(default)s)")
@@ -48,10 +49,10 @@ def work(args: argparse.Namespace) -> str:
     with atomic_folder(output) as folder:
         use_available_cores()
         model = loading.load_embedded_teacher(precision=precision)
-        print(f"Distilling the embedded teacher: {args.steps} steps.", flush=True)
+        print(f"1 of 2. Distil the small teacher into an adapter: {args.steps} updates.", flush=True)
         seconds = distil_into(folder, args.steps, args.seed)
         load_adapter(model, folder / "adapter")
-        print(f"Drawing and judging {args.prompts} prompts by {len(METHODS) - 1} methods.", flush=True)
+        print(f"2 of 2. Draw {args.prompts} prompts with teacher and student, and read the text.", flush=True)
         settings = {
             "config": networks.EMBEDDED_CONFIG.name,
             "adapter_steps": args.steps,
@@ -59,12 +60,38 @@ def work(args: argparse.Namespace) -> str:
             "seed": args.seed,
             "precision": precision,
         }
-        report, results = compare_methods(model, panel, METHODS, networks.EMBEDDED_GUIDANCE, settings=settings)
+        guidance = networks.EMBEDDED_GUIDANCE
+        report, results = compare_methods(model, panel, METHODS, guidance, settings=settings, table=False)
         write_report(folder, report, results, panel, GRID_ROWS)
-    return (
-        f"{output / 'grid.png'} shows the pictures, {output / 'report.json'} holds all measures; the student's adapter "
-        f"is in {output / 'adapter'} ({(time.monotonic() - began) / 60:.1f} minutes)."
-    )
+    return closing(report, output, (time.monotonic() - began) / 60)
+
+
+def closing(report: Mapping[str, Any], output: Path, minutes: float) -> str:
+    """What the demo ends with: three numbers of teacher and student, one picture, what to do next."""
+    from anytext_lcm.figures.text_table import text_table
+    from anytext_lcm.judging.tables import times_of
+
+    _, speed, _ = times_of(report)
+    rows = []
+    for name in (report["reference"], next(name for name in METHODS if name.startswith("student"))):
+        row = report["methods"][name]
+        read, real = row["accuracy"], row["distribution"]
+        cells = [f"{row[speed]['denoise']:.1f}x", "{value:.2f} [{low:.2f}, {high:.2f}]".format(**read)]
+        rows.append([name, *cells, f"{real['kernel']['value']:.2f}" if real else "-"])
+    table = text_table(["", "faster", "lines read", "distance to real pictures"], rows, align="lr")
+    draw = '--prompt "yellow text on a red background" --line "HELLO@10,40,118,80"'
+    python = Path(sys.executable)
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    return f"""
+{table}
+A number after the dash is the steps; the brackets are a 95 % interval over {report["panel"]["prompts"]} prompts.
+
+The pictures side by side: {output / "grid.png"}
+All methods and measures:  {output / "table.md"}
+
+Next, draw a text of your own, then read how it works in notebooks/03_lcm_maths.ipynb:
+  {python} -m anytext_lcm.sample --adapter {output / "adapter"} {draw}
+Done in {minutes:.1f} minutes."""
 
 
 def distil_into(folder: Path, steps: int, seed: int) -> float:

@@ -1,29 +1,48 @@
-"""The parts of READMEs and RESULTS.md that are made, not written: `python tests/readme_parts.py [FOLDER ...]`.
+"""Tables, numbers and settings of the documents are made here: `python tests/readme_parts.py [FOLDER ...]`.
 
-Between a pair of marks <!-- NAME --> and <!-- /NAME --> stands what this file makes: the training settings from
-TrainSettings, and the tables of what was measured, whole in RESULTS.md, the rows that matter most in the READMEs. A
-folder is that of an evaluation, of ablations, or of the speed benchmark (embedded or full size). Its pictures come
-along, and the numbers that notebook 05 draws. Without one only the settings are made anew. The Chinese settings keep
-their own reasons, line by line.
+A FOLDER is what an evaluation, ablations or the speed benchmark wrote. Its numbers are stored in notebooks/measured,
+its pictures in notebooks/images; NAME=FOLDER stores the numbers alone, as NAME.json. Then all documents are made anew
+from the stored numbers. A document marks what is made, and a mark says from what. A number has a path and may have a
+format:
+
+    <!-- = comparison/methods/student-4/accuracy -->0.923 [0.90, 0.94]<!-- / -->
+    <!-- = comparison/panel/lines d -->512<!-- / -->
+
+A table of an evaluation names rows and columns, or has all of them:
+
+    <!-- methods comparison | teacher-50, student-4 | method, lines right -->
+    <!-- /methods -->
+
+The other blocks are `all_methods REPORT`, `legend REPORT`, `speed REPORT`, `ablations REPORT` and `settings`. A column
+whose heading has a comma is named in a list with semicolons.
 """
 
 import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from anytext_lcm.judging import tables
+from anytext_lcm.timing.report import format_report
 from anytext_lcm.timing.variants import FULL_CONFIG
+from anytext_lcm.training.ablation import format_table
 from anytext_lcm.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
-RESULTS = ROOT / "RESULTS.md"
+CARD = ROOT / "anytext_lcm" / "assets" / "README.md"
 IMAGES = ROOT / "notebooks" / "images"
-MEASURED = ROOT / "notebooks" / "measured" / "comparison.json"  # for notebook 05
+STORED = ROOT / "notebooks" / "measured"  # comparison.json is read by notebook 05, too
+LISTS = ("read", "texts", "noise_seeds")  # of a report: what no table or chart needs
+PICTURES = ("grid", "zoom", "chart", "speed")
+
+FIGURE = re.compile(r"(<!-- = (\S+)(?: (\S+))? -->)(.*?)(<!-- / -->)", re.S)
+BLOCK = re.compile(r"(<!-- ([a-z_]+)(?: ([^>]*?))? -->\n)(.*?)(<!-- /\2 -->)", re.S)
+
 FIRST_PAGE = (
     "real",
     "reconstruction",
@@ -44,8 +63,83 @@ FIRST_PAGE = (
     "student-4@x0",
 )
 FIRST_COLUMNS = ("method", "evaluations", "faster, denoising / whole", "lines right", "retention", "distance to real")
-LISTS = ("read", "texts", "noise_seeds")  # of a report: what no table or chart needs
-PICTURES = ("grid", "zoom", "chart", "speed")
+
+
+def documents() -> list[Path]:
+    """The documents that may hold marks: READMEs, card, and what lies beside the stored numbers."""
+    return [*READMES.values(), CARD, *ROOT.glob("RESULTS.md"), *sorted(STORED.glob("*.md"))]
+
+
+def stored(name: str) -> Any:
+    """A stored report. Raises ValueError when there is none of this name."""
+    path = STORED / f"{name}.json"
+    if not path.exists():
+        raise ValueError(f"{path.relative_to(ROOT)} is missing: run `make readme FOLDERS={name}=FOLDER`.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# -- numbers in a sentence ------------------------------------------------------------------------------
+
+
+def number(path: str, form: str | None = None) -> str:
+    """The number at REPORT/KEY/KEY..., in `form` (default .3f); with its interval when it has one.
+
+    Raises ValueError when the path leads to no number.
+    """
+    report, *keys = path.split("/")
+    found = stored(report)
+    try:
+        for key in keys:
+            found = found[int(key) if isinstance(found, list) else key]
+        if isinstance(found, dict):
+            return f"{found['value']:{form or '.3f'}} [{found['low']:.2f}, {found['high']:.2f}]"
+        return found if isinstance(found, str) else format(found, form or ".3f")
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a number of {report}.json ({error!r}).") from error
+
+
+# -- blocks ---------------------------------------------------------------------------------------------
+
+
+def methods(report: str, rows: str = "", columns: str = "") -> str:
+    """The first table of an evaluation: chosen rows and columns, all by default. Raises ValueError for others."""
+    found, chosen = stored(report), [name.strip() for name in rows.split(",") if name.strip()]
+    if unknown := set(chosen) - set(found["methods"]):
+        raise ValueError(f"{report}.json has no method {', '.join(sorted(unknown))}.")
+    kept = [name.strip() for name in columns.split(";" if ";" in columns else ",") if name.strip()]
+    table = tables.cost_and_reading(found, chosen, kept)
+    if unknown := [name for name in kept if f" {name} |" not in table.splitlines()[0]]:
+        raise ValueError(f"The table has no column {', '.join(unknown)}.")
+    return table
+
+
+def all_methods(report: str) -> str:
+    """Every table of an evaluation, each but the first folded."""
+    found = stored(report)
+    folded = {
+        "The student against every rival at equal evaluations": tables.equal_evaluations(found),
+        "By what the line says": tables.by_kind(found),
+        "By height of the letters' box": tables.by_height(found),
+        "What reading does not see": tables.likeness(found),
+    }
+    blocks = [tables.legend(found), tables.cost_and_reading(found)]
+    for title, table in folded.items():
+        if table:
+            blocks += [f"<details><summary>{title}</summary>", table, "</details>"]
+    return "\n\n".join(blocks)
+
+
+def first_page(report: str) -> str:
+    """Conditions, the methods that matter most, and what was to be reached."""
+    found = stored(report)
+    table = tables.cost_and_reading(found, FIRST_PAGE, FIRST_COLUMNS)
+    return "\n\n".join([tables.legend(found), table, tables.targets(found)])
+
+
+def settings(path: Path, old: str) -> str:
+    """A row for each training setting. The Chinese reasons are kept, line by line."""
+    head = old.splitlines()[:2]
+    return "\n".join(head + settings_rows(reasons_of(old) if path == READMES["zh"] else None))
 
 
 def default_of(setting) -> str:
@@ -63,52 +157,56 @@ def settings_rows(reasons: dict[str, str] | None = None) -> list[str]:
     ]
 
 
-def part(text: str, name: str) -> str:
-    """What stands between the marks of this name. Raises ValueError when they are missing."""
-    found = re.search(f"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", text, re.S)
-    if found is None:
-        raise ValueError(f"The marks <!-- {name} --> and <!-- /{name} --> are missing.")
-    return found[1]
+def reasons_of(table: str) -> dict[str, str]:
+    """The reasons in a table of settings, by name."""
+    return dict(re.findall(r"^\| `--(\w+)` \| [^|]* \| ([^|]*) \|$", table, re.M))
 
 
-def reasons_of(text: str) -> dict[str, str]:
-    """The reasons of a README's settings, by name."""
-    return dict(re.findall(r"^\| `--(\w+)` \| [^|]* \| ([^|]*) \|$", part(text, "settings"), re.M))
+MADE: dict[str, Callable[..., str]] = {
+    "methods": methods,
+    "all_methods": all_methods,
+    "legend": lambda report: tables.legend(stored(report)),
+    "speed": lambda report: format_report(stored(report)).strip(),
+    "ablations": lambda report: format_table(stored(report)).strip(),
+}
 
 
-def put(text: str, name: str, lines: list[str]) -> str:
-    """The text with other lines between the marks of this name. Raises ValueError when the marks are missing."""
-    part(text, name)
-    before, rest = text.split(f"<!-- {name} -->\n")
-    after = rest.split(f"<!-- /{name} -->")[1]
-    return f"{before}<!-- {name} -->\n" + "".join(f"{line}\n" for line in lines) + f"<!-- /{name} -->{after}"
+def block(path: Path, name: str, arguments: str, old: str) -> str:
+    """What stands between a pair of marks in the document at `path`. Raises ValueError where nothing can."""
+    if name == "settings":
+        return settings(path, old)
+    if name == "results":
+        return first_page("comparison") if path in READMES.values() else all_methods("comparison")
+    if name in ("speed", "ablations", "full_size") and not arguments:
+        return old  # of before their numbers were stored
+    if name not in MADE:
+        raise ValueError(f"{path.name}: nothing is made between marks of the name {name}.")
+    try:
+        return MADE[name](*(part.strip() for part in arguments.split("|")))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
 
 
-def put_all(text: str, parts: dict[str, list[str]]) -> str:
-    for name, lines in parts.items():
-        text = put(text, name, lines)
-    return text
+def check_pairs(path: Path, text: str) -> None:
+    """Raise ValueError when a mark lacks its partner."""
+    for name in {"settings", "results", *MADE, *re.findall(r"<!-- /([a-z_]+) -->", text), ""}:
+        if len(re.findall(f"<!-- {name or '='} ", text)) != text.count(f"<!-- /{name or ''} -->"):
+            raise ValueError(f"{path.name}: the marks of {name or 'a number'} are not in pairs.")
 
 
-def first_page(report: dict) -> list[str]:
-    """What the READMEs begin with: conditions, the methods that matter most, and what was to be reached."""
-    table = tables.cost_and_reading(report, FIRST_PAGE, FIRST_COLUMNS)
-    return "\n\n".join([tables.legend(report), table, tables.targets(report)]).splitlines()
+def renew(path: Path, text: str) -> str:
+    """The text of the document at `path` with everything between marks made anew. Raises ValueError."""
+    check_pairs(path, text)
+
+    def of_block(found: re.Match) -> str:
+        new = block(path, found[2], found[3] or "", found[4].rstrip("\n"))
+        return f"{found[1]}{new}\n{found[5]}"
+
+    text = BLOCK.sub(of_block, text)
+    return FIGURE.sub(lambda found: f"{found[1]}{number(found[2], found[3])}{found[5]}", text)
 
 
-def results(report: dict) -> list[str]:
-    """Every table of a report, each but the first folded."""
-    folded = {
-        "The student against every rival at equal evaluations": tables.equal_evaluations(report),
-        "By what the line says": tables.by_kind(report),
-        "By height of the letters' box": tables.by_height(report),
-        "What reading does not see": tables.likeness(report),
-    }
-    blocks = [tables.legend(report), tables.cost_and_reading(report)]
-    for title, table in folded.items():
-        if table:
-            blocks += [f"<details><summary>{title}</summary>", table, "</details>"]
-    return "\n\n".join(blocks).splitlines()
+# -- storing --------------------------------------------------------------------------------------------
 
 
 def without_lists(part: Any) -> Any:
@@ -118,43 +216,35 @@ def without_lists(part: Any) -> Any:
     return [without_lists(value) for value in part] if isinstance(part, list) else part
 
 
-def measured(folder: Path) -> dict[str, dict[str, list[str]]]:
-    """{"first page" or "whole": {name of a part: its lines}} that a folder is for. Raises OSError or ValueError."""
-    if (folder / "report.json").exists():
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        MEASURED.parent.mkdir(exist_ok=True)
-        MEASURED.write_text(json.dumps(without_lists(report), indent=1) + "\n", encoding="utf-8")
-        return {"first page": {"results": first_page(report)}, "whole": {"results": results(report)}}
-    name, file = ("speed", "speed.md") if (folder / "speed.md").exists() else ("ablations", "table.md")
-    lines = (folder / file).read_text(encoding="utf-8").strip().splitlines()
-    if name == "ablations":
-        return {"first page": {}, "whole": {name: lines}}
-    if json.loads((folder / "speed.json").read_text(encoding="utf-8"))["config"] == FULL_CONFIG.name:
-        return {"first page": {}, "whole": {"full_size": lines}}
-    picture = ["![Where the time of a picture goes](notebooks/images/speed.png)", ""]
-    most = lines[: next(i for i, line in enumerate(lines) if line.startswith("GFLOP for one picture"))]
-    return {"first page": {name: picture + most[:-1]}, "whole": {name: picture + lines}}
+def measured(folder: Path) -> tuple[str, Any]:
+    """(name to store it by, report) of what was measured in a folder. Raises OSError or ValueError."""
+    for file, name in (("report.json", "comparison"), ("results.json", "ablations"), ("speed.json", "speed")):
+        if (folder / file).exists():
+            report = json.loads((folder / file).read_text(encoding="utf-8"))
+            full = name == "speed" and report["config"] == FULL_CONFIG.name
+            return "full_size" if full else name, without_lists(report)
+    raise ValueError(f"{folder} holds nothing measured: no report.json, results.json or speed.json.")
 
 
-def main(folders: list[str]) -> None:
-    """Copies the pictures; writes both READMEs and RESULTS.md."""
-    parts: dict[str, dict[str, list[str]]] = {"first page": {}, "whole": {}}
-    for folder in map(Path, folders):
+def main(arguments: list[str]) -> None:
+    """Store what the folders hold and their pictures; write all documents anew."""
+    for argument in arguments:
+        name, _, folder = argument.rpartition("=")
         try:
-            for place, found in measured(folder).items():
-                parts[place] |= found
+            own_name, report = measured(Path(folder))
         except (OSError, ValueError) as error:
-            kinds = "evaluation, ablations, speed nor full size"
-            sys.exit(f"error: {folder} holds nothing measured: neither {kinds} ({error}).")
-        for picture in PICTURES:
-            if (folder / f"{picture}.png").exists():
-                shutil.copyfile(folder / f"{picture}.png", IMAGES / f"{picture}.png")
-    for language, path in READMES.items():
-        text = path.read_text(encoding="utf-8")
-        head = part(text, "settings").splitlines()[:2]
-        text = put(text, "settings", head + settings_rows(reasons_of(text) if language == "zh" else None))
-        path.write_text(put_all(text, parts["first page"]), encoding="utf-8")
-    RESULTS.write_text(put_all(RESULTS.read_text(encoding="utf-8"), parts["whole"]), encoding="utf-8")
+            sys.exit(f"error: {error}")
+        text = json.dumps(report, indent=1) + "\n"
+        (STORED / f"{name or own_name}.json").write_text(text, encoding="utf-8")
+        for picture in PICTURES if not name else ():
+            if (Path(folder) / f"{picture}.png").exists():
+                shutil.copyfile(Path(folder) / f"{picture}.png", IMAGES / f"{picture}.png")
+    try:
+        made = {path: renew(path, path.read_text(encoding="utf-8")) for path in documents()}
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for path, text in made.items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

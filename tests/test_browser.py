@@ -1,8 +1,9 @@
-"""The notebooks as a reader meets them: a real JupyterLab in a real browser. `make test-browser`.
+"""The notebooks and the site as a reader meets them: a real JupyterLab and a real browser. `make test-browser`.
 
 Each notebook is opened, run from top to bottom, and every explorer's first slider is moved: the picture below
-it has to change. The playground is opened in a notebook of its own, over a network that draws in milliseconds.
-Screenshots are left in outputs/browser. Servers listen on the loopback alone.
+it has to change. The playground is opened in a notebook of its own, over a network that draws in milliseconds. The
+site is built, and each of its pages opened. Screenshots are left in outputs/browser. Servers listen on the loopback
+alone.
 """
 
 import json
@@ -12,9 +13,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -63,6 +68,15 @@ from anytext_lcm.teaching.playground_form import Playground
 model = lora.attach(micro_network(), rank=2, alpha=2)
 Playground(model, Defaults((64, 64), 2, 2.0, ""))
 """
+
+MAX_PAGE_MB = 2.5  # of a page of the site with all that it loads
+ON_PAGE = """() => ({
+    links: Array.from(document.querySelectorAll('a[href]'), a => a.href),
+    anchors: Array.from(document.querySelectorAll('[id]'), e => e.id),
+    unseen: Array.from(document.images).filter(i => !i.naturalWidth).map(i => i.src),
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    text: document.body.innerText,
+})"""
 
 pytestmark = [
     pytest.mark.browser,
@@ -222,4 +236,86 @@ def test_notebook_in_jupyterlab(name, lab, browser):
         explorer.screenshot(path=SCREENSHOTS / f"{name[:2]}_explorer_{number + 1}.png")
     page.screenshot(path=SCREENSHOTS / f"{name[:2]}_page.png")
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    page.close()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Says nothing, and lets nothing be kept, so that each page is weighed with all that it loads."""
+
+    def log_message(self, *_):
+        pass
+
+    def end_headers(self):
+        self.send_header("Cache-Control", "no-store")
+        super().end_headers()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """(folder, address) of the site, built as `make site` does."""
+    folder = tmp_path_factory.mktemp("build")
+    flags = ["--quiet", "--fail-on-warning", "--keep-going", "-c", "docs", "-d", str(folder / "doctrees")]
+    command = [sys.executable, "-m", "sphinx", *flags, ".", str(folder / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder / "site"))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder / "site", f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_page_of_the_site(site, browser):
+    """From the first page all are reached; no link is broken, no picture missing, no page heavy, and nothing outside
+    is asked for.
+    """
+    folder, address = site
+    page = browser.new_page(viewport={"width": 700, "height": 900})
+    loaded = []
+    page.on("response", lambda response: loaded.append(response))  # playwright cannot call a list's own method
+    waiting, found, outside = [f"{address}search.html", f"{address}index.html"], {}, set()
+    while waiting:
+        url = waiting.pop()
+        loaded.clear()
+        page.goto(url, wait_until="networkidle")
+        found[url] = seen = page.evaluate(ON_PAGE)
+        outside |= {response.url for response in loaded if not response.url.startswith((address, "data:"))}
+        assert all(response.ok for response in loaded), [r.url for r in loaded if not r.ok]
+        size = sum(len(response.body()) for response in loaded if response.url.startswith(address)) / 1e6
+        assert size < MAX_PAGE_MB, f"{url}: {size:.1f} MB"
+        assert not seen["unseen"] and seen["overflow"] <= 0, url
+        assert "\\frac" not in seen["text"] and "$$" not in seen["text"], f"{url}: a formula is not drawn"
+        pages = {urllib.parse.urldefrag(link).url for link in seen["links"] if link.startswith(address)}
+        waiting += [link for link in sorted(pages) if link.endswith(".html") and link not in {*found, *waiting}]
+    page.close()
+    assert outside == set()
+    broken = []
+    for url, seen in found.items():
+        for link in filter(lambda link: link.startswith(address), seen["links"]):
+            target, anchor = urllib.parse.urldefrag(link)
+            there = (folder / urllib.parse.unquote(target.removeprefix(address))).is_file()
+            if not there or anchor and anchor not in found[target]["anchors"]:
+                broken.append(f"{url}: {link}")
+    assert broken == []
+    built = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")} - {"genindex.html"}
+    assert {url.removeprefix(address) for url in found} >= built
+    assert sum(name.startswith("notebooks/0") for name in built) == len(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_formulas_and_figures_of_the_site_are_seen(scheme, site, browser):
+    """A fraction stands in two lines of the site's own font; a figure has its size; the page follows the theme."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    page.goto(f"{site[1]}notebooks/03_lcm_maths.html", wait_until="networkidle")
+    fraction = page.locator("math[display=block] mfrac").first
+    above, below = (fraction.locator(f"> :nth-child({place})").bounding_box() for place in (1, 2))
+    assert above["y"] + above["height"] <= below["y"] + 2 and below["height"] > 5
+    assert page.evaluate("Array.from(document.fonts).some(f => f.family.includes('STIX') && f.status == 'loaded')")
+    figure = page.locator(".cell_output img").first.bounding_box()
+    assert figure["width"] > 300 and figure["height"] > 100
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (max(ground) < 64) if scheme == "dark" else (min(ground) > 191)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    fraction.scroll_into_view_if_needed()
+    page.screenshot(path=SCREENSHOTS / f"site_{scheme}.png")
     page.close()

@@ -1,14 +1,19 @@
 """The demo: distils, draws, judges, and leaves either all of its folder or what was there before."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
-from anytext_lcm import demo
+from anytext_lcm import demo, sample
 from anytext_lcm.adapter.lora import attach, load_adapter, save_adapter
 from anytext_lcm.model import networks
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training import recipes
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +42,23 @@ def test_the_folder_holds_everything(tmp_path, monkeypatch, capsys):
     report = json.loads((output / "report.json").read_text())
     assert report["settings"]["adapter_steps"] == 3 and report["panel"]["prompts"] == 2
     printed = capsys.readouterr().out
-    assert printed.count("lines right") == 1 and "student-1" in printed and str(output) in printed
+    assert [name for name in ("teacher-2", "student-1") if f"\n{name} " in printed] == ["teacher-2", "student-1"]
+    assert all(str(output / name) in printed for name in ("grid.png", "table.md"))
+    command = next(line for line in printed.splitlines() if "-m anytext_lcm.sample" in line)
+    given = sample.build_parser().parse_args(shlex.split(command)[3:])
+    assert Path(given.adapter) == output / "adapter" and given.prompt and len(given.line) == 1
     load_adapter(AnyText2.from_config(networks.EMBEDDED_CONFIG), output / "adapter")
+
+
+def test_three_numbers_of_teacher_and_student():
+    """Of the stored comparison, as the documents have them."""
+    report = json.loads((ROOT / "notebooks" / "measured" / "comparison.json").read_text(encoding="utf-8"))
+    lines = demo.closing(report, ROOT / "outputs", 3.0).splitlines()
+    for method in ("teacher-50", "student-1"):
+        row = report["methods"][method]
+        faster, near = row["speedup_cores"]["denoise"], row["distribution"]["kernel"]["value"]
+        [line] = [line for line in lines if line.startswith(f"{method} ")]
+        assert re.search(rf" {faster:.1f}x +{row['accuracy']['value']:.2f} \[.*\] +{near:.2f}$", line), line
 
 
 def test_a_failed_run_leaves_the_former_results(tmp_path, monkeypatch, capsys):

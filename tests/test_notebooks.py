@@ -101,13 +101,6 @@ def test_solutions_are_collapsed_and_run(path):
         assert len(hidden) >= 2 and all("assert" in "".join(cell["source"]) for cell in hidden)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_links_lead_somewhere(path):
-    for source, _ in read(path, "markdown"):
-        for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", source):
-            assert (path.parent / target).exists(), target
-
-
 def test_the_open_step_has_the_comments_of_the_real_one():
     """Notebook 03 shows the training step; what happens on plain numbers, 4 to 10, is said in the same words."""
     real = STEP.findall((ROOT / "anytext_lcm" / "training" / "step.py").read_text(encoding="utf-8"))

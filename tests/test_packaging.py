@@ -17,6 +17,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = ("test", "notebooks", "site")
 NOTEBOOKS = [
     ROOT / "notebooks" / f"{name}.ipynb"
     for name in (
@@ -83,9 +84,9 @@ def test_environment_makefile_and_pyproject_share_one_list():
     environment = read_yaml("environment.yml")
     conda = [line for line in environment["dependencies"] if isinstance(line, str)]
     [pip] = [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)]
-    assert pip == ["-c requirements.lock", "-e .[test,notebooks]"]
+    assert pip == ["-c requirements.lock", "-e .[test,notebooks,site]"]
     assert [re.split("[=<>]", line)[0] for line in conda] == ["python", "pip"]
-    assert set(PROJECT["optional-dependencies"]) == {"test", "notebooks"}
+    assert set(PROJECT["optional-dependencies"]) == set(EXTRAS)
 
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "$(STAMP): pyproject.toml requirements.lock\n" in makefile
@@ -99,7 +100,7 @@ def test_environment_makefile_and_pyproject_share_one_list():
 def test_every_dependency_has_a_lower_bound_and_a_reason():
     lines = re.findall(r'^    "([A-Za-z][^"]*)",(.*)$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
     declared = dict(lines)
-    for requirement in requirements(("test", "notebooks")):
+    for requirement in requirements(EXTRAS):
         [bound] = requirement.specifier
         assert bound.operator == ">=", f"{requirement.name} has no lower bound"
         reason = declared[f"{requirement.name}{bound}"]
@@ -108,7 +109,7 @@ def test_every_dependency_has_a_lower_bound_and_a_reason():
 
 def test_lock_satisfies_the_ranges_and_is_what_runs():
     locked = locked_versions()
-    for requirement in requirements(("test", "notebooks")):
+    for requirement in requirements(EXTRAS):
         version = locked[canonical(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} declared, {version} locked"
         installed = metadata.version(requirement.name)
@@ -120,7 +121,7 @@ def test_lock_is_the_closure_of_the_requirements():
     made_for = sys.platform == "linux" and sys.version_info[:2] == (3, 11) and torch_is_for_the_cpu()
     if not made_for:
         pytest.skip("other systems, Python versions and CUDA builds need other packages beside the locked ones")
-    needed = installed_closure(requirements(("test", "notebooks")))
+    needed = installed_closure(requirements(EXTRAS))
     locked = set(locked_versions())
     assert sorted(needed - locked) == [], "needed, not in requirements.lock"
     assert sorted(locked - needed) == [], "in requirements.lock, needed by nothing"
@@ -145,9 +146,11 @@ def test_every_import_is_declared():
                         yield f"{path.relative_to(ROOT)}: {top}"
 
     package = {canonical(requirement.name) for requirement in requirements(("notebooks",))}
-    tests = {canonical(requirement.name) for requirement in requirements(("test", "notebooks"))}
+    site = {canonical(requirement.name) for requirement in requirements(("notebooks", "site"))}
+    tests = {canonical(requirement.name) for requirement in requirements(EXTRAS)}
     assert list(undeclared("anytext_lcm", package)) == []
     assert list(undeclared("tests", tests)) == []
+    assert list(undeclared("docs", site)) == []
 
 
 def test_versions_agree():
@@ -172,6 +175,19 @@ def test_workflow_runs_the_script_and_may_only_read():
     [cache] = [step["with"] for step in job["steps"] if step.get("uses", "").startswith("actions/cache")]
     [hashed] = re.findall(r"hashFiles\('(.+?)'\)", cache["key"])
     assert (ROOT / hashed).is_file()
+
+
+def test_site_is_built_by_make_and_published_from_main_alone():
+    workflow = read_yaml(".github/workflows/site.yml")
+    assert workflow[True]["push"] == {"branches": ["main"]} and "pull_request" not in workflow[True]
+    assert workflow["permissions"] == {"contents": "read"}
+    build, publish = workflow["jobs"]["build"], workflow["jobs"]["publish"]
+    assert [step["run"] for step in build["steps"] if "run" in step] == ["make site"]
+    assert publish["needs"] == "build" and publish["permissions"] == {"pages": "write", "id-token": "write"}
+    used = [step["uses"] for job in (build, publish) for step in job["steps"] if "uses" in step]
+    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", action) for action in used)
+    [upload] = [step["with"] for step in build["steps"] if step.get("uses", "").startswith("actions/upload-pages")]
+    assert f" . {upload['path']}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_citation_has_what_its_format_requires():

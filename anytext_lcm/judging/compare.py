@@ -39,19 +39,21 @@ def compare_methods(
     settings: Mapping[str, Any] | None = None,
     show: bool = True,
     more_adapters: Mapping[str, str | Path] | None = None,
+    table: bool = True,
 ) -> tuple[dict[str, Any], dict[str, MethodResult]]:
     """Draw and judge a panel by every method: the report, ready for JSON, and what was drawn.
 
-    guidance_scale, negative_prompt: the teacher's. settings: more for the report. show: progress bars, and the table at
-    the end. more_adapters: folders by label; the student's methods are drawn with each too, as student-4@LABEL, and the
-    model's own adapter is put back. Raises ValueError for unknown methods and for adapters that do not fit.
+    guidance_scale, negative_prompt: the teacher's. settings: more for the report. show: progress bars and, unless
+    table is false, the table at the end. more_adapters: folders by label; the student's methods are drawn with each
+    too, as student-4@LABEL, and the model's own adapter is put back. Raises ValueError for unknown methods and for
+    adapters that do not fit.
     """
     chosen = resolve_methods(methods, guidance_scale)
     drawn = draw_all(model, panel, chosen, negative_prompt, more_adapters or {}, show)
     judged = judge_all(panel, drawn, show)
     asked = {**(settings or {}), "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
     report = report_of(panel, drawn, judged, asked, describe_hardware(model.device))
-    if show:
+    if show and table:
         print(plain_table(report))
     return report, drawn.results
 

@@ -1,0 +1,190 @@
+"""What documents name exists: files, links, anchors, commands, flags, make targets, Python names, figures."""
+
+import argparse
+import ast
+import functools
+import importlib.util
+import keyword
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+import documents
+import pytest
+import readme_parts
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "anytext_lcm"
+NAMING = [*readme_parts.documents(), ROOT / "CONTRIBUTING.md"]
+LINKING = [ROOT / "CONTRIBUTING.md", *readme_parts.documents(), *sorted((ROOT / "docs").glob("*.md"))]
+LINKING += [ROOT / "tests" / "reference" / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+# The diary names what has left the package, with the commit that held it.
+NAMING.remove(readme_parts.STORED / "diary.md")
+
+# Files of a reader's own, in examples.
+EXAMPLES = set("data.json mine.json mine.yaml mine.ckpt photo.jpg mask.png prompts.json ARIAL.ttf".split())
+EXAMPLES |= set("teacher.png many.png style.safetensors".split())
+FOREIGN_COMMANDS = ("ruff", "pip", "conda", "tensorboard", "git", "apt-get", "jupyter")
+FOREIGN_FLAGS = {"--multi_gpu"}  # of `accelerate launch`
+ENDINGS = "py|md|json|png|ipynb|yaml|yml|toml|lock|txt|ckpt|safetensors|cfg|ttf|pt"
+PLACEHOLDER = re.compile(r"-m anytext_lcm\.(…|\.\.\.|NAME)")
+# What a document names although it is gone. An entry goes with the sentence that names it.
+GONE = {name: ["anytext_lcm.sample.read_settings"] for name in ("README.md", "README.zh-CN.md")}
+GONE["RESULTS.md"] = ["--second_reader"]
+
+
+@functools.cache
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command, by what follows `python`."""
+    found = {}
+    for path in [*PACKAGE.glob("*.py"), *PACKAGE.glob("*/__main__.py")]:
+        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        if hasattr(module, "build_parser"):
+            name = module.__name__.removesuffix(".__main__")
+            found[f"-m {name}"] = module.build_parser()
+    script = ROOT / "notebooks" / "perfect_teacher.py"
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    sys.modules[script.stem] = module = importlib.util.module_from_spec(spec)  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return found | {f"notebooks/{script.name}": module.build_parser()}
+
+
+def flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Its flags and those of its sub-commands."""
+    found = set()
+    for action in parser._actions:
+        found.update(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            found.update(*map(flags, action.choices.values()))
+    return found
+
+
+@functools.cache
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+
+
+@functools.cache
+def vocabulary() -> set[str]:
+    """Every word in the code of package and notebooks: names, attributes, and what strings say."""
+    words = set(keyword.kwlist)
+    for folder in ("anytext_lcm", "notebooks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            words.update(path.relative_to(ROOT).with_suffix("").parts)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                for field in ("id", "attr", "arg", "name", "module", "asname"):
+                    if isinstance(getattr(node, field, None), str):
+                        words.update(getattr(node, field).split("."))
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    words.update(re.findall(r"\w+", node.value))
+    for path in (ROOT / "models_yaml").glob("*.yaml"):
+        words.update(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    return words
+
+
+@functools.cache
+def file_names() -> set[str]:
+    """Names of the repository's files, and of those that its code writes or reads."""
+    said = set()
+    for path in PACKAGE.rglob("*.py"):
+        said.update(re.findall(r"[\w.-]+\.[a-z]+\b", path.read_text(encoding="utf-8")))
+    kept = [path for path in ROOT.rglob("*") if not set(path.relative_to(ROOT).parts) & {".venv", "build", "outputs"}]
+    return said | {path.name for path in kept}
+
+
+def missing_file(document: Path, name: str) -> bool:
+    """Whether a name that looks like a file's or a folder's belongs to none."""
+    places = (ROOT, document.parent, PACKAGE, ROOT / "notebooks", ROOT / "tests")
+    if name in EXAMPLES or any(list(place.glob(name)) for place in places):
+        return False
+    if name.startswith(("outputs/", "models/")):  # what commands write, and where the checkpoint is looked for
+        return False
+    return "/" in name.rstrip("/") or name not in file_names()
+
+
+def unknown_flags(words: list[str], known: set[str]) -> list[str]:
+    given = {word.split("=")[0] for word in words if word.startswith("--")}
+    return sorted(given - known - FOREIGN_FLAGS)
+
+
+def unknown_in_command(line: str) -> list[str]:
+    """What a line of shell names that does not exist."""
+    if found := re.match(r"(?:[A-Z_]+=\S+ )*make (?:[A-Z]+=\S+ )*([a-z-]+)", line):
+        return [] if found[1] in make_targets() else [f"make {found[1]}"]
+    found = re.search(r"-m anytext_lcm[.\w]*|[\w./-]+\.py\b", line)
+    if not found or PLACEHOLDER.search(line):
+        return []
+    if found[0] not in parsers():
+        return [] if (ROOT / found[0]).exists() else [found[0]]
+    return unknown_flags(re.split(r"[\s`]+", line[found.end() :]), flags(parsers()[found[0]]))
+
+
+def unknown_in_span(document: Path, span: str) -> list[str]:
+    """What inline code names that does not exist."""
+    first = span.split()[0] if span.split() else ""
+    if first in ("make", "python", "accelerate"):
+        return unknown_in_command(span)
+    if first in FOREIGN_COMMANDS:
+        return []
+    if " " in span and f"-m anytext_lcm.{first}" in parsers():
+        return unknown_flags(span.split(), flags(parsers()[f"-m anytext_lcm.{first}"]))
+    if re.fullmatch(rf"[\w.*/-]*\w[\w.*/-]*(/|\.({ENDINGS}))", span) or re.fullmatch(r"\w[\w*/-]*/", span):
+        return [span] if missing_file(document, span) else []
+    if re.fullmatch(r"anytext_lcm(\.\w+)+(\(\))?", span):
+        return [] if importable(span.removesuffix("()")) else [span]
+    if re.fullmatch(r"[A-Za-z_][\w.]*\w(\(\))?", span) and not re.search(r"\d\.\d", span):
+        return [] if set(span.removesuffix("()").split(".")) <= vocabulary() | file_stems() else [span]
+    return unknown_flags(re.findall(r"(?<![\w-])--[a-z]\w*", span), set().union(*map(flags, parsers().values())))
+
+
+def importable(name: str) -> bool:
+    """Whether a dotted name is a module or what one holds."""
+    try:
+        return bool(pkgutil.resolve_name(name))
+    except (ImportError, AttributeError):
+        return False
+
+
+@functools.cache
+def file_stems() -> set[str]:
+    return {part for name in file_names() for part in name.split(".")}
+
+
+@pytest.mark.parametrize("path", NAMING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_document_names_exists(path):
+    unknown = [name for span in documents.spans(path) for name in unknown_in_span(path, span)]
+    unknown += [name for line in documents.shell_lines(path) for name in unknown_in_command(line)]
+    assert sorted(set(unknown)) == GONE.get(str(path.relative_to(ROOT)), [])
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        "make demos",
+        "--lora_ranks",
+        "sample --stepz 4",
+        "python -m anytext_lcm.samples",
+        "python -m anytext_lcm.sample --prompt x --lines y",
+        "python notebooks/perfect_student.py",
+        "anytext_lcm/lcm/solver.py",
+        "lcm/nothing/",
+        "reports.json",
+        "anytext_lcm.sample.read_setting",
+        "load_adapterz()",
+    ],
+)
+def test_a_name_that_does_not_exist_is_found(span):
+    assert unknown_in_span(ROOT / "README.md", span)
+
+
+@pytest.mark.parametrize("path", LINKING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    for link in documents.links(path):
+        if re.match(r"[a-z]+:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = path.parent / place if place else path
+        assert target.exists(), link
+        if anchor:
+            assert anchor in documents.anchors(target), link

@@ -1,0 +1,102 @@
+"""Figures, tables and settings in the documents are those that are stored."""
+
+import json
+import re
+
+import documents
+import pytest
+import readme_parts
+
+INTERVAL = {"value": 0.92345, "low": 0.9, "high": 0.94}
+REPORT = {"methods": {"student-4": {"accuracy": INTERVAL}}, "panel": {"lines": 512}, "pairs": [{"student": "s"}]}
+# How many numbers with a fraction may stand outside marks, where nothing holds them to what was measured: versions,
+# names and figures of before. A document that is not named here has none.
+UNMARKED = {"README.md": 63, "README.zh-CN.md": 65, "anytext_lcm/assets/README.md": 653, "RESULTS.md": 430}
+DOCUMENTS = {str(path.relative_to(readme_parts.ROOT)): path for path in readme_parts.documents()}
+DIARY = "notebooks/measured/diary.md"  # holds numbers of the day, which no report has any more
+
+
+def unmarked(path):
+    """Numbers with a fraction in the text outside marks and code."""
+    text = documents.source(path)
+    for pattern in (readme_parts.BLOCK, readme_parts.FIGURE, r"```.*?```|`[^`\n]*`|\]\([^)]*\)"):
+        text = re.sub(pattern, "", text, flags=re.S) if isinstance(pattern, str) else pattern.sub("", text)
+    return re.findall(r"(?<![\w.:/-])\d+\.\d+(?![\w.])", text)
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """A folder of stored numbers with one report, and the path of a document beside it."""
+    monkeypatch.setattr(readme_parts, "STORED", tmp_path)
+    monkeypatch.setattr(readme_parts, "ROOT", tmp_path)
+    (tmp_path / "comparison.json").write_text(json.dumps(REPORT))
+    return tmp_path / "document.md"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_parts_are_made_anew(name):
+    """After a change of settings or of a stored number run `make readme`."""
+    text = DOCUMENTS[name].read_text(encoding="utf-8")
+    assert readme_parts.renew(DOCUMENTS[name], text) == text
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTS.keys() - {DIARY}))
+def test_no_more_numbers_stand_outside_marks(name):
+    found = unmarked(DOCUMENTS[name])
+    assert len(found) <= UNMARKED.get(name, 0), f"mark what was measured, as tests/readme_parts.py says: {found}"
+
+
+def test_a_number_is_written_from_its_path(stored):
+    said = (
+        "<!-- = comparison/methods/student-4/accuracy -->?<!-- / --> of <!-- = comparison/panel/lines d -->\n<!-- / -->"
+    )
+    new = readme_parts.renew(stored, said)
+    assert re.sub("<.*?>", "", new) == "0.923 [0.90, 0.94] of 512"
+    assert readme_parts.renew(stored, new) == new
+    assert readme_parts.number("comparison/methods/student-4/accuracy/value", ".2f") == "0.92"
+    assert readme_parts.number("comparison/pairs/0/student") == "s"
+
+
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        ("<!-- = comparison/methods/student-5/accuracy --><!-- / -->", "student-5/accuracy is not a number"),
+        ("<!-- = comparison/methods --><!-- / -->", "is not a number"),
+        ("<!-- = speed/x --><!-- / -->", "speed.json is missing"),
+        ("<!-- = comparison/panel/lines d -->512", "not in pairs"),
+        ("<!-- methods comparison -->\n", "not in pairs"),
+        ("<!-- rows comparison -->\n<!-- /rows -->", "marks of the name rows"),
+        (
+            "<!-- methods comparison | student-5 -->\n<!-- /methods -->",
+            "document.md: comparison.json has no method student-5",
+        ),
+    ],
+)
+def test_a_mark_that_cannot_be_filled_is_an_error(stored, said, words):
+    with pytest.raises(ValueError, match=words):
+        readme_parts.renew(stored, said)
+
+
+def test_chosen_rows_and_columns():
+    """Of the stored comparison; a number of the table is the number of the report."""
+    table = readme_parts.methods("comparison", "teacher-50, student-4", "method, lines right")
+    lines = table.splitlines()
+    accuracy = readme_parts.stored("comparison")["methods"]["student-4"]["accuracy"]["value"]
+    assert lines[0] == "| method | lines right |" and len(lines) == 4
+    assert lines[3].startswith(f"| **student-4** | {accuracy:.3f} [")
+    with pytest.raises(ValueError, match="no column reads"):
+        readme_parts.methods("comparison", "", "method; reads")
+
+
+def test_what_a_folder_holds_is_stored(stored, tmp_path, monkeypatch):
+    """Without lists of what was read; a name of one's own keeps the pictures that are there."""
+    monkeypatch.setattr(readme_parts, "documents", lambda: [stored])
+    stored.write_text("<!-- = other/n d -->1<!-- / -->")
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps({"n": 7, "read": ["a", "b"]}))
+    readme_parts.main([f"other={folder}"])
+    assert json.loads((tmp_path / "other.json").read_text()) == {"n": 7}
+    assert stored.read_text() == "<!-- = other/n d -->7<!-- / -->"
+    with pytest.raises(SystemExit, match="holds nothing measured"):
+        readme_parts.main([str(tmp_path)])
