@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from anytext_lcm.judging import tables
-from anytext_lcm.timing.variants import FULL_CONFIG
+from anytext_lcm.model.networks import FULL_CONFIG
 from anytext_lcm.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]

@@ -34,7 +34,7 @@ from anytext_lcm.training.processes import (
 from anytext_lcm.training.resume import TrainingState, restore, save_checkpoint
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings
 from anytext_lcm.training.state_file import Progress
-from anytext_lcm.training.step import DistillStep, LossParts, update
+from anytext_lcm.training.step import DistillStep, LossParts, new_optimizer, update
 from anytext_lcm.training.watching import OnSample, Watcher, sample_pictures
 
 BUCKETS = 5  # of timesteps, 200 wide: the x0 gap differs in meaning from one to the next
@@ -167,7 +167,7 @@ def new_student(settings: TrainSettings, accelerator: Accelerator) -> TrainingSt
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
     parameters = list(adapter_state(model).values())
-    optimizer = accelerator.prepare(torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0))
+    optimizer = accelerator.prepare(new_optimizer(parameters, settings.learning_rate))
     share_first_weights(accelerator, parameters)
     ema = Ema(adapter_state(model), settings.ema_decay) if settings.ema_decay else None
     return TrainingState(model, optimizer, accelerator, ema)
