@@ -22,7 +22,7 @@ from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.average import Ema
 from anytext_lcm.training.checkpoints import claimed
 from anytext_lcm.training.data_order import batch_generator, build_dataset, build_loader
-from anytext_lcm.training.latents import with_latents
+from anytext_lcm.training.encoded_once import encoded_once
 from anytext_lcm.training.processes import (
     fresh_accelerate_state,
     one_voice,
@@ -190,8 +190,7 @@ def distill(
         loss=settings.loss,
         huber_c=settings.huber_c,
     ).eval()  # nothing in the network may drop out or move its statistics
-    if settings.latents:
-        dataset = with_latents(dataset, settings.latents, state.model)
+    dataset = encoded_once(dataset, settings, state.model, accelerator, resumed=resume is not None)
     if resume:
         restore(resume, state, settings)
     progress = state.progress
