@@ -1,11 +1,11 @@
 """Command: AnyText-benchmark, teacher and student in one go. `python -m anytext_lcm.benchmark --data FILE`
 
 Reads the benchmark's own files (`laion_word/test1k.json`, `wukong_word/test1k.json`), draws every prompt as AnyText2's
-evaluation does (eval/anytext2_singleGPU.py: 4 pictures, 20 guided DDIM steps, the first 20 lines of 20 characters, the
-same words added to the caption, a font hint in the glyphs' font) and names the pictures as it does, NAME_0.jpg ...
-NAME_3.jpg, so that its scripts for FID and CLIPScore run on the folders. The report names the differences: the reader
-is PP-OCRv6 and not ModelScope's, and each picture has its own noise, from seed 100 on, where upstream draws four from
-one generator. An interrupted run continues where it stopped.
+evaluation does (eval/anytext2_singleGPU.py: 4 pictures, 20 guided DDIM steps, the first 20 lines of 20 characters, its
+words behind the caption, its negative prompt and phrase, a font hint in the glyphs' font) and names the pictures as it
+does, NAME_0.jpg ... NAME_3.jpg, so that its scripts for FID and CLIPScore run on the folders. Lines are cut out and
+compared as eval/eval_dgocr.py does. The report names the differences, the reader and the noise first of all. An
+interrupted run continues where it stopped.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from anytext_lcm.command import (
     run,
 )
 from anytext_lcm.data.fonts import PLAIN_FONT
-from anytext_lcm.judging.defaults import ADDED_WORDS, BENCHMARK_METHODS, SAMPLES, SEED
-from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
+from anytext_lcm.judging.defaults import ADDED_WORDS, BENCHMARK_METHODS, EVALUATION_NEGATIVE_PROMPT, SAMPLES, SEED
+from anytext_lcm.model.networks import EMBEDDED_CONFIG, FULL_NEGATIVE_PROMPT, defaults_for
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,6 +84,10 @@ def work(args: argparse.Namespace) -> str:
     if adapter is None and any(method.adapter for method in methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
     precision = chosen_precision(args.device, args.precision)
+    negative = args.negative_prompt
+    if negative is None:  # the demo's stands for AnyText2 where nothing is said
+        own = defaults.negative_prompt
+        negative = EVALUATION_NEGATIVE_PROMPT if own == FULL_NEGATIVE_PROMPT else own
     plan = Plan(
         data=args.data,
         output=Path(args.output),
@@ -99,7 +103,7 @@ def work(args: argparse.Namespace) -> str:
         seed=args.seed,
         precision=precision,
         guidance_scale=guidance,
-        negative_prompt=defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt,
+        negative_prompt=negative,
     )
     checked = check_plan(plan, args.limit)
     use_available_cores()

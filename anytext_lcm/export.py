@@ -1,14 +1,16 @@
 """Command: write a trained adapter in the formats others read. `python -m anytext_lcm.export --adapter DIR`
 
-Four layouts: PEFT's folder with a model card, the whole network with the adapter merged in (upstream's checkpoint),
-and the UNet's part as a kohya and as a diffusers LoRA file. What the last two cannot hold, WriteNet and AttnX, is said
-in the report. Every file is read back and compared.
+Four layouts: PEFT's folder, the whole network with the adapter merged in (upstream's checkpoint), and the UNet's part
+as a kohya and as a diffusers LoRA file. What the last two cannot hold, WriteNet and AttnX, is said in the report. Each
+gets a card that says with which sampler, timesteps, guidance and scale it works in which tool, the merged file also a
+program for AnyText2's own code. Every file is read back and compared.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,7 @@ def work(args: argparse.Namespace) -> str:
         report = export(
             model,
             folder,
-            model_card(about, evaluated, args.license, args.base_model, Path(args.config).name),
+            partial(model_card, about, evaluated, args.license, args.base_model, Path(args.config).name),
             about["training"] | {k: v for k, v in about.items() if k in ("mixed_from", "base_sha256")},
             ExportOptions(
                 args.layouts, args.precision, f".{args.checkpoint_format}", args.base_model, check=not args.no_check

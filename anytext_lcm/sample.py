@@ -72,6 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--guidance_scale", type=float, help="1 is none, the student's default; the teacher's depends on the network")
     add("--w", type=float, help="the same in the form of LCM's paper: guidance_scale - 1")
+    add("--attnx_scale", type=float, default=1.0, help="weight of the extra attention, 0 to 2 (default: %(default)s)")
+    add(
+        "--strength",
+        type=float,
+        default=1.0,
+        help="weight of WriteNet's residuals, 0 to 2 (default: %(default)s)",
+    )
     add("--negative_prompt", help="what guidance steers away from; of no effect without guidance")
     add(
         "--seed",
@@ -125,6 +132,7 @@ def work(args: argparse.Namespace) -> str:
     adapters = [] if adapter is None else [WeightedAdapter(adapter, args.adapter_scale), *mixed]
     suits = None if adapter is None else read_made_for(training_header(adapter))
     method = choose_method(args, suits, defaults.guidance_scale)
+    method = replace(method, attnx_scale=args.attnx_scale, strength=args.strength)
     if args.negative_prompt is not None:
         if not method.guided:
             raise ValueError(

@@ -1,9 +1,10 @@
 """Command: training step and sampler against the way public scripts write them. `python -m anytext_lcm.speed`
 
-On a CPU the embedded network, on a GPU the full-size one with random weights. Both sides work on the same weights,
-pictures, LoRA targets, noise and timesteps. First the losses and gradients of both sides are compared. Then each
-variant of the step runs in a process of its own, which gives its time, peak memory, FLOPs by part and profile. Writes
-speed.json, speed.md and speed.png.
+On a CPU the embedded network, on a GPU the full-size one with random weights. Variants of the step come in pairs: both
+sides have the same weights, pictures, LoRA targets, noise and timesteps, the same gradient checkpointing and the same
+stored latents, and no other two are divided by each other. First the losses and gradients of each pair are compared.
+Then each variant runs in a process of its own, which gives its time, peak memory, FLOPs by part and profile. Samplers
+are compared with upstream's in its default of 20 steps and in 50. Writes speed.json, speed.md and speed.png.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from anytext_lcm.command import new_parser, positive, run
 from anytext_lcm.files import atomic_file, check_writable
-from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
+from anytext_lcm.model.networks import EMBEDDED_CONFIG, FULL_CONFIG, defaults_for
 from anytext_lcm.training.settings import PRECISIONS
 
 if TYPE_CHECKING:
@@ -37,7 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
         default=7,
         help="timed turns of each step; half as many of the samplers (default: %(default)s)",
     )
-    add("--steps", type=positive, default=50, help="of the teacher's sampler (default: %(default)s)")
+    add(
+        "--steps",
+        type=positive,
+        nargs="+",
+        default=[20, 50],
+        help="of upstream's and the teacher's samplers (default: 20, upstream's own, and 50)",
+    )
     add("--out", default="outputs/speed", help="folder of speed.json, speed.md and speed.png (default: %(default)s)")
     return parser
 
@@ -62,7 +69,7 @@ def read_options(args: argparse.Namespace) -> "Options":
     import torch
 
     from anytext_lcm.model.loading import default_device
-    from anytext_lcm.timing.variants import FULL_CONFIG, Options
+    from anytext_lcm.timing.variants import Options
 
     device = args.device or default_device().type
     cuda = device == "cuda"
@@ -80,7 +87,7 @@ def read_options(args: argparse.Namespace) -> "Options":
         batch=args.batch or (12 if cuda else 4),
         rank=args.rank,
         repeats=args.repeats,
-        steps=args.steps,
+        steps=tuple(dict.fromkeys(args.steps)),
         side=defaults_for(config).size[0],
     )
 

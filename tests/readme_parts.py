@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from anytext_lcm.judging import tables
+from anytext_lcm.model.networks import FULL_CONFIG
 from anytext_lcm.timing.report import format_report
-from anytext_lcm.timing.variants import FULL_CONFIG
 from anytext_lcm.training.ablation import format_table
 from anytext_lcm.training.settings import TrainSettings
 

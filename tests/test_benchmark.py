@@ -1,7 +1,11 @@
 """AnyText-benchmark: a small set in its layout, made here, drawn and read as the large one would be."""
 
 import json
+import math
+import random
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from micro_network import SIDE, micro_config, micro_network
@@ -10,8 +14,11 @@ from PIL import Image
 
 from anytext_lcm import benchmark
 from anytext_lcm.adapter.lora import adapter_state, attach, save_adapter
-from anytext_lcm.judging import benchmark_set, reading
+from anytext_lcm.data.batch import TEXT_PHRASES
+from anytext_lcm.judging import benchmark_run, benchmark_set, reading
+from anytext_lcm.judging.benchmark_lines import ENGLISH, is_chinese, upstream_crop, upstream_ned
 from anytext_lcm.judging.benchmark_set import make_batch, polygons_of, read_tasks
+from anytext_lcm.model.networks import EMBEDDED_CONFIG, FULL_CONFIG
 
 
 def square(left, top, width=400, height=120):
@@ -37,6 +44,7 @@ RECORDS = [
         ],
     },
     {"img_name": "000000003.jpg", "caption": "a picture without text", "annotations": []},
+    {"img_name": "000000004.jpg", "caption": "a picture without annotations"},
 ]
 
 
@@ -50,16 +58,17 @@ def data(tmp_path):
 
 
 def test_reading(data):
-    one, two, three = read_tasks(data)
+    one, two, three, four = read_tasks(data)
     assert (one.name, two.name, three.name) == ("000000001", "000000002", "000000003")
     assert [text for text, _ in one.lines] == ["HELLO", "world"] and "*" not in one.caption
-    assert [text for text, _ in two.lines] == ["A text of far more t", "tiny"] and three.lines == ()
+    assert [text for text, _ in two.lines] == ["A text of far more t", "tiny"]
+    assert three.lines == ((" ", ((0, 0), (0, 50), (50, 50), (50, 0))),) and four.lines == ()  # as upstream counts
     assert len(read_tasks(data, limit=1)) == 1
     assert np.array_equal(polygons_of(one, (64, 128))[0], np.rint(np.array(square(40, 40)) * [0.25, 0.125]))
 
 
 def test_what_is_asked_for(data):
-    one, two, three = read_tasks(data)
+    one, two, three, four = read_tasks(data)
     batch = make_batch(one, (512, 512), 4, "DejaVuSans.ttf", hint=True)
     assert batch["img_caption"] == ["a sign that says   on a wall, best quality, extremely detailed"] * 4
     assert batch["n_lines"].tolist() == [2] * 4 and batch["font_hint"].any()
@@ -67,7 +76,16 @@ def test_what_is_asked_for(data):
     small = make_batch(two, (64, 64), 2, "DejaVuSans.ttf", hint=False, words="")
     assert small["texts"][0] == ["A text of far more t"] and not small["font_hint"].any()
     assert small["img_caption"] == ["a poster"] * 2
-    assert make_batch(three, (512, 512), 1, "DejaVuSans.ttf", True)["texts"] == [[" "]]
+    for task in (three, four):
+        assert make_batch(task, (512, 512), 1, "DejaVuSans.ttf", True)["texts"] == [[" "]]
+
+
+def test_the_phrase_is_upstreams_of_every_prompt_but_the_first(data):
+    """It seeds Python's generator with 100 while it draws a prompt; the phrase is the next prompt's first draw."""
+    generator = random.Random(100)
+    phrase = generator.choice(TEXT_PHRASES)
+    [caption] = make_batch(read_tasks(data)[0], (512, 512), 1, "DejaVuSans.ttf", hint=True)["text_caption"]
+    assert caption == f"{phrase}* , * . "
 
 
 @pytest.mark.parametrize(
@@ -95,25 +113,97 @@ def test_a_font_that_lacks_the_letters(data):
 
 
 def test_upstreams_measures():
-    assert benchmark_set.upstream_ned("cat", "cat") == 1 and benchmark_set.upstream_ned("cat", "") < 1e-5
-    assert benchmark_set.upstream_ned("Cat", "cat") == pytest.approx(2 / 3, abs=1e-5)  # case counts, as upstream
+    assert upstream_ned("cat", "cat") == 1 and upstream_ned("cat", "") < 1e-5
+    assert upstream_ned("Cat", "cat") == pytest.approx(2 / 3, abs=1e-5)  # case counts, as upstream
+    assert upstream_ned("caf\u00e9", "caf\u4f60", ENGLISH) == 1  # what its dictionary lacks is one and the same
+    assert upstream_ned("caf\u00e9", "caf\u4f60") == pytest.approx(3 / 4, abs=1e-5)
+    assert len(ENGLISH) == 95 and {"a", "Z", "0", "~", " "} <= ENGLISH and "\u00e9" not in ENGLISH
+    assert is_chinese(["\u4f60\u597d", "\u5c0f 3", "OPEN"]) and not is_chinese(["OPEN", "\u4f60"])
+
+
+def by_similarity(image, polygon):
+    """Upstream's crop in other tools: OpenCV's similarity of the rectangle's integer corners, then its resize."""
+    mask = np.zeros(image.shape[:2], np.uint8)
+    cv2.fillPoly(mask, [polygon], 255)
+    [contour], _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    corners = np.trunc(cv2.boxPoints(cv2.minAreaRect(contour)))
+    corners = corners[np.lexsort((corners[:, 1], corners[:, 0]))]
+    (tl, bl), (tr, br) = (sorted(pair.tolist(), key=lambda p: p[1]) for pair in (corners[:2], corners[2:]))
+    width = int(max(np.hypot(*np.subtract(tl, tr)), np.hypot(*np.subtract(bl, br))))
+    height = int(max(np.hypot(*np.subtract(tl, bl)), np.hypot(*np.subtract(tr, br))))
+    matrix = cv2.getAffineTransform(np.float32([tl, tr, bl]), np.float32([[0, 0], [width, 0], [0, height]]))
+    crop = cv2.warpAffine(image, matrix, (width, height))
+    if height > 1.2 * width:
+        crop = np.rot90(crop)
+    wide = min(320, math.ceil(48 * crop.shape[1] / crop.shape[0]))
+    return cv2.resize(crop, (wide, 48), interpolation=cv2.INTER_LINEAR)
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        square(40, 100, 300, 60),
+        square(100, 40, 60, 300),
+        square(200, 200, 50, 55),
+        [[60, 80], [360, 140], [350, 190], [50, 130]],
+    ],
+    ids=["wide", "high", "square", "turned"],
+)
+def test_lines_are_cut_out_as_upstream_does(polygon):
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (512, 512, 3)).astype(np.uint8), (0, 0), 6)
+    image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
+    polygon = np.array(polygon, np.int32)
+    crop, expected = upstream_crop(image, polygon), by_similarity(image, polygon)
+    assert crop.shape == (48, 320, 3) and crop.dtype == np.float32
+    wide = expected.shape[1]
+    assert not crop[:, wide + 1 :].any()  # the rest is black, there is no margin
+    inside = np.abs(crop[2:-2, 2 : wide - 2] - expected[2:-2, 2 : wide - 2])
+    assert inside.mean() < 4  # levels; half a pixel is off where upstream divides by the width instead of width - 1
+
+
+def test_the_published_figures_stand_beside_the_whole_set_by_anytext2_alone(data, tmp_path):
+    tasks = [replace(read_tasks(data)[0], name=str(i)) for i in range(1000)]
+    chinese = [replace(task, lines=tuple(("\u4f60\u597d", box) for _, box in task.lines)) for task in tasks]
+    assert benchmark_run.published(tasks, FULL_CONFIG, 4)["name"] == "AnyText2, English"
+    assert benchmark_run.published(chinese, FULL_CONFIG, 4)["accuracy"] == 0.7250
+    for other in ((tasks[:10], FULL_CONFIG, 4), (tasks, EMBEDDED_CONFIG, 4), (tasks, FULL_CONFIG, 1)):
+        assert benchmark_run.published(*other) is None
+    yaml = OmegaConf.load(FULL_CONFIG)
+    yaml.model.params.cond_stage_config.params.version = "elsewhere"
+    OmegaConf.save(yaml, tmp_path / "mine.yaml")
+    assert benchmark_run.published(tasks, tmp_path / "mine.yaml", 4)
+    yaml.model.params.unet_config.params.model_channels = 192
+    OmegaConf.save(yaml, tmp_path / "mine.yaml")
+    assert benchmark_run.published(tasks, tmp_path / "mine.yaml", 4) is None
+
+
+def test_the_negative_prompt_is_that_of_upstreams_evaluation(command, monkeypatch):
+    plans = []
+    monkeypatch.setattr(benchmark_run, "check_plan", lambda plan, limit: plans.append(plan) or 1 / 0)
+    for config in (FULL_CONFIG, EMBEDDED_CONFIG):
+        with pytest.raises(ZeroDivisionError):
+            benchmark.work(benchmark.build_parser().parse_args([*command, "--config", str(config)]))
+    assert plans[0].negative_prompt.startswith("longbody, lowres") and plans[1].negative_prompt == ""
 
 
 def test_scores_of_real_text(tmp_path, data):
-    """Pictures with the text drawn into them are read, empty ones are not, and prompts without text do not count."""
+    """Pictures with the text drawn into them are read, empty ones are not. A prompt whose annotations are none counts
+    as one line that nobody reads, one without annotations does not count."""
     tasks = read_tasks(data)
     for kind in ("good", "bad"):
         (tmp_path / kind).mkdir()
         for task in tasks:
             image = np.full((512, 512, 3), 255, np.uint8)
-            if kind == "good" and task.lines:
+            if kind == "good" and task is not tasks[3]:
                 image[make_batch(task, (512, 512), 1, "DejaVuSans.ttf", False)["glyphs"][0].amax(0).numpy() > 60] = 0
             for path in benchmark_set.picture_paths(tmp_path / kind, task, 2):
                 Image.fromarray(image).save(path)
     reader = reading.LineReader(1)
     good, bad = (benchmark_set.score_tasks(reader, tasks, tmp_path / kind, 2, (512, 512)) for kind in ("good", "bad"))
-    assert len(good["exact"]) == 2 * 4 and sorted(set(good["group"])) == [0, 1]
-    assert good["correct"].mean() >= 0.5 and good["ned"].mean() > 0.5 and bad["ned"].mean() < 0.2
+    assert len(good["exact"]) == 2 * 5 and sorted(set(good["group"])) == [0, 1, 2]
+    assert not good["exact"][good["group"] == 2].any()
+    assert good["correct"].mean() >= 0.4 and good["ned"].mean() > 0.5 and bad["ned"].mean() < 0.2
     rows = benchmark_set.summarise({"teacher-20": good, "student-4": bad}, "teacher-20")
     assert rows["teacher-20"]["retention"]["value"] == 1 and rows["student-4"]["retention"]["value"] == 0
     assert "retention" not in benchmark_set.summarise({"student-4": bad}, None)["student-4"]
@@ -134,15 +224,16 @@ def command(data, teacher, tmp_path):
 def test_the_whole_way(command, tmp_path, capsys):
     assert benchmark.main(command) == 0
     printed = capsys.readouterr().out
-    assert "AnyText2, English" in printed and "0.8175" in printed and "ModelScope" in printed and "FID" in printed
+    assert "0.8175" not in printed and "ModelScope" in printed and "own noise" in printed and "FID" in printed
     for method in ("teacher-2", "student-1"):
         names = sorted(path.name for path in (tmp_path / "out" / method).iterdir())
-        assert names == sorted([*(f"00000000{i}_{k}.jpg" for i in (1, 2, 3) for k in range(4)), "settings.json"])
+        assert names == sorted([*(f"00000000{i}_{k}.jpg" for i in (1, 2, 3, 4) for k in range(4)), "settings.json"])
         with Image.open(tmp_path / "out" / method / names[0]) as picture:
             assert picture.size == (SIDE, SIDE)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["prompts"], report["lines"], report["samples"]) == (3, 4, 4)
-    assert report["reference"] == "teacher-2" and report["methods"]["student-1"]["exact"]["n"] == 2
+    assert (report["prompts"], report["lines"], report["samples"]) == (4, 5, 4)
+    assert report["reference"] == "teacher-2" and report["methods"]["student-1"]["exact"]["n"] == 3
+    assert report["published"] is None
     first = tmp_path / "out" / "student-1" / "000000001_0.jpg"
     before, missing = first.stat().st_mtime_ns, tmp_path / "out" / "student-1" / "000000002_3.jpg"
     picture = missing.read_bytes()

@@ -1,6 +1,7 @@
 """Drawing: reproducible, independent of the batch, and the same as diffusers' loop over the same network."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from omegaconf import OmegaConf
 from anytext_lcm.adapter import lora
 from anytext_lcm.adapter.lora import Adapter, adapter_off, adapter_state, attach, save_adapter
 from anytext_lcm.data.batch import Line
+from anytext_lcm.data.fonts import PLAIN_FONT
+from anytext_lcm.data.slots import Slots
 from anytext_lcm.drawing import draw as draw_module
-from anytext_lcm.drawing.draw import denoise, draw_prepared, draw_prompts, predictor, prepare
+from anytext_lcm.drawing.draw import denoise, draw_prepared, draw_prompts, predictor, prepare, to_uint8
 from anytext_lcm.drawing.methods import (
     SAMPLERS,
     Method,
@@ -153,10 +156,42 @@ def test_both_branches_in_one_batch_are_two_calls(model, prepared):
 def test_control_is_computed_once_a_branch(model, prepared, monkeypatch):
     calls = []
     control = model.control
-    monkeypatch.setattr(model, "control", lambda c: calls.append(len(c)) or control(c))
+    monkeypatch.setattr(model, "control", lambda c, **more: calls.append(len(c)) or control(c, **more))
     denoise(model, prepared, teacher_method(3))
     denoise(model, prepared, student_method(3))
     assert calls == [6, 3]
+
+
+@torch.no_grad()
+def test_extra_attention_and_residuals_are_weighed(model, prepared):
+    """By hand: AnyText2 scales all residuals by `strength`, and its UNet takes `attnx_scale`."""
+    x, t = torch.randn(3, *prepared.latent_shape), torch.full((3,), 501)
+    cond = prepared.conditional
+    residuals = [0.3 * residual for residual in model.control(cond)]
+    expected = model.model.diffusion_model(x, t, cond.image_context, control=residuals, attnx_scale=0.6)
+    if model.parameterization == "v":
+        abar = model.alphas_cumprod[501]
+        expected = abar.sqrt() * expected + (1 - abar).sqrt() * x
+    torch.testing.assert_close(predictor(model, prepared, 1.0, 0.6, 0.3)(x, t), expected, rtol=1e-4, atol=1e-5)
+    guided = [predictor(model, prepared, 2.0, *weights)(x, t) for weights in ((0.6, 0.3), (0.6, 1.0), (1.0, 0.3))]
+    assert all(not torch.allclose(one, two) for one, two in combinations(guided, 2))
+    weak = replace(student_method(1), strength=0.3)
+    assert not torch.equal(denoise(model, prepared, weak), denoise(model, prepared, student_method(1)))
+
+
+@pytest.mark.parametrize("field", ["attnx_scale", "strength"])
+@pytest.mark.parametrize("value", [-0.1, 2.1, float("nan")])
+def test_weights_outside_of_upstreams_sliders(field, value):
+    with pytest.raises(ValueError, match=f"{field} must lie in 0..2"):
+        replace(student_method(1), **{field: value})
+
+
+def test_levels_are_rounded_or_cut_off_as_upstream():
+    images = torch.linspace(-1.1, 1.1, 3 * 64).view(1, 3, 8, 8)
+    upstream = (images.permute(0, 2, 3, 1).numpy() * 127.5 + 127.5).clip(0, 255).astype(np.uint8)
+    assert np.array_equal(to_uint8(images, truncate=True), upstream)
+    off = to_uint8(images).astype(int) - upstream
+    assert off.min() == 0 and off.max() == 1
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
@@ -202,6 +237,31 @@ def test_fresh_noise_of_ddim_belongs_to_the_picture_and_not_to_its_batch(model, 
     together = denoise(model, prepared, method)
     torch.testing.assert_close(denoise(model, prepared[1:2], method), together[1:2], rtol=1e-3, atol=1e-3)
     assert not torch.allclose(denoise(model, prepared, teacher_method(2, 1.0)), together, atol=0.1)
+
+
+def test_a_black_photograph_is_no_hole():
+    """Upstream's demo clips a photograph to 1..255, since holes are -1."""
+    image = np.zeros((*SIZE, 3), np.uint8)
+    image[0, 0] = 255
+    masked = prompts_to_batch([Prompt("a", PROMPTS[0].lines, image)], SIZE, 2)["masked_img"][0]
+    hint = prompts_to_batch([Prompt("a", PROMPTS[0].lines, image)], SIZE, 2)["hint"][0, 0].bool()
+    assert (masked[:, hint] == -1).all() and (masked[:, ~hint] > -1).all() and (masked[:, 0, 0] == 1).all()
+    assert masked[:, ~hint].min() == pytest.approx(1 / 127.5 - 1) and image[1, 1, 0] == 0
+
+
+def test_dark_colours_lose_the_same_faint_pixels_in_drawing_as_in_training():
+    """The data set draws through `Slots.draw`, a prompt through `build_conditioning`: one function, one support."""
+    polygon = np.array([[4, 10], [60, 14], [59, 34], [3, 30]])
+    for color in ((0, 0, 0), (9, 9, 9), (250, 10, 10), None):
+        slots = Slots(1, SIZE)
+        slots.draw("maple", polygon, PLAIN_FONT, color)
+        drawn = prompts_to_batch([Prompt("a", (Line("maple", polygon, color),))], SIZE, 1)["glyphs"][0, 0]
+        assert np.array_equal(slots.glyphs[0], drawn.numpy())
+    white, black = (
+        prompts_to_batch([Prompt("a", (Line("maple", polygon, color),))], SIZE, 1)["glyphs"]
+        for color in (None, (0, 0, 0))
+    )
+    assert (black > 0).sum() < (white > 0).sum()
 
 
 def test_editing_shows_the_picture_to_the_model(model):

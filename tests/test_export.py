@@ -1,30 +1,38 @@
 """Every exported file is read back, by this package and by the library it is meant for, and answers the same."""
 
 import json
+import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
-from micro_network import CHANNELS, CONTEXT, ROOT, SIDE, micro_network
+from micro_network import CHANNELS, CONTEXT, ROOT, SIDE, micro_batch, micro_network
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from anytext_lcm import export
 from anytext_lcm.adapter import formats, layouts, lora, mix
-from anytext_lcm.adapter.card import TEMPLATE, describe_adapter, model_card
+from anytext_lcm.adapter.card import TEMPLATE, UPSTREAM_SCRIPT, USES, describe_adapter, model_card
 from anytext_lcm.adapter.choices import LAYOUTS
 from anytext_lcm.adapter.formats import diffusers_names
 from anytext_lcm.adapter.layouts import probe
 from anytext_lcm.adapter.lora import Adapter
 from anytext_lcm.adapter.mix import WeightedAdapter, load_adapters, merged_state
+from anytext_lcm.drawing.draw import predictor, prepare
+from anytext_lcm.lcm.samplers import finish, sample
+from anytext_lcm.lcm.schedule import NoiseSchedule, lcm_timesteps
 from anytext_lcm.model import loading
 from anytext_lcm.model.anytext2 import SCHEDULE_BUFFERS, AnyText2
+from anytext_lcm.model.networks import ASSETS
 
 ALL = ["zero_convs", "writenet_attention", "unet_attention", "unet_attnx", "unet_rest"]
 
@@ -475,15 +483,138 @@ def test_a_header_of_another_form_is_refused_by_export(tmp_path, fields, capsys)
     assert not (tmp_path / "out").exists()
 
 
+def python_of(markdown):
+    """The Python between a card's fences."""
+    return markdown.split("```python\n")[1].split("```")[0]
+
+
+def test_each_card_says_where_its_layout_works(folder):
+    about = describe_adapter(folder)
+    more = {"file": "x.safetensors", "left_out": "Left out: 9."}
+    cards = {layout: model_card(about, layout=layout, **more) for layout in LAYOUTS}
+    scheduler = LCMScheduler()
+    scheduler.set_timesteps(4)
+    four = ", ".join(map(str, scheduler.timesteps.tolist()))
+    for card in cards.values():
+        assert four in card and "$" not in card.replace("$ ", "")
+    ddim = DDIMScheduler(steps_offset=1, timestep_spacing="leading")
+    ddim.set_timesteps(4)
+    assert ", ".join(map(str, ddim.timesteps.tolist())) in cards["merged"] and "x.safetensors" in cards["merged"]
+    for layout in ("kohya", "diffusers"):
+        assert "writes no text" in cards[layout] and "Left out: 9." in cards[layout]
+    heads = {layout: yaml.safe_load(card.split("---\n")[1]) for layout, card in cards.items()}
+    assert {layout: head.get("library_name") for layout, head in heads.items()} == {
+        "peft": "peft",
+        "diffusers": "diffusers",
+        "merged": None,
+        "kohya": None,
+    }
+
+
+def test_the_settings_of_comfyui_and_a1111_ask_near_the_trained_timesteps():
+    """Their LCM sampling has the same 50 timesteps; "SGM uniform" divides 999..19 evenly and drops the end."""
+    grid = np.arange(999, 0, -20)
+    for steps in (4, 8):
+        asked = np.linspace(999, 19, steps + 1)[:-1]
+        nearest = grid[np.abs(grid[:, None] - asked).argmin(axis=0)]
+        assert np.abs(nearest - lcm_timesteps(steps).numpy()).max() <= 20
+        assert np.abs(asked - lcm_timesteps(steps).numpy()).max() <= 10 + 1e-6
+    assert np.linspace(999, 19, 4)[-1] == 19  # A1111's own schedule: its last step starts where nothing is left to do
+
+
+class UpstreamModel:
+    """What AnyText2's ControlLDM offers a sampler: betas on its device, and apply_model(x, t, cond)."""
+
+    def __init__(self):
+        self.network, self.asked = micro_network(), []
+        self.betas, self.prepared = self.network.betas, prepare(self.network, micro_batch(2), [0, 1])
+
+    def apply_model(self, x, t, cond):
+        assert cond == "conditioning" and t.dtype == torch.int64 and t.shape == (len(x),)
+        self.asked.append(int(t[0]))
+        return predictor(self.network, self.prepared, 1.0)(x, t)
+
+
+class UpstreamWrapper:
+    """AnyText2's AnyText2Model as far as the script uses it: callable, with a `model` and a `ddim_sampler`."""
+
+    last = None
+
+    def __init__(self, model_dir, use_translator, model_path):
+        self.model, self.ddim_sampler, self.path = UpstreamModel(), None, model_path
+        UpstreamWrapper.last = self
+
+    def cuda(self, index):
+        return self
+
+    def __call__(self, wanted, mode, cfg_scale, ddim_steps, font_hint_image):
+        assert mode == "gen" and cfg_scale == 1.0 and set(wanted) == {"img_prompt", "text_prompt", "draw_pos", "seed"}
+        shape = self.model.prepared.latent_shape
+        torch.manual_seed(wanted["seed"])
+        options = {"eta": 0.0, "unconditional_guidance_scale": cfg_scale, "unconditional_conditioning": "un"}
+        self.latents, _ = self.ddim_sampler.sample(ddim_steps, 2, shape, "conditioning", verbose=False, **options)
+        return [np.zeros((4, 4, 3), np.uint8)] * 2, 0, "", ""
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_the_script_for_upstreams_code_draws_as_lcm(tmp_path, monkeypatch, steps):
+    """Run with stubs of AnyText2's own modules, on the micro network: equal to this package's sampler."""
+    source = UPSTREAM_SCRIPT.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 40 and max(map(len, source.splitlines())) <= 120
+    Image.new("RGB", (8, 8)).save(tmp_path / "positions.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ms_wrapper", SimpleNamespace(AnyText2Model=UpstreamWrapper))
+    monkeypatch.setattr(sys, "argv", ["upstream_lcm.py", "x.safetensors", "a", 'b "c"', "positions.png", str(steps)])
+    exec(compile(source, "upstream_lcm.py", "exec"), {"__name__": "__main__"})
+    assert (tmp_path / "0.png").is_file() and (tmp_path / "1.png").is_file()
+    wrapper = UpstreamWrapper.last
+    model = wrapper.model
+    assert wrapper.path == "x.safetensors" and model.asked == lcm_timesteps(steps).tolist()
+    torch.manual_seed(0)
+    noise, predict = torch.randn(2, *model.prepared.latent_shape), predictor(model.network, model.prepared, 1.0)
+    ours = finish(sample(predict, noise, NoiseSchedule.scaled_linear(), steps, "lcm"))
+    torch.testing.assert_close(wrapper.latents, ours, rtol=1e-3, atol=1e-3)
+
+
+def test_the_snippet_for_diffusers_runs(tmp_path, monkeypatch):
+    """As the card has it, with a Stable Diffusion of the micro network's size on the CPU."""
+    model = adapted(targets=["unet_attention"])
+    formats.write_diffusers(model, tmp_path / "pytorch_lora_weights.safetensors")
+    text = CLIPTextConfig(
+        vocab_size=1024, hidden_size=CONTEXT, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL(block_out_channels=(4,) * 4, norm_num_groups=2, latent_channels=CHANNELS, **blocks),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=CLIPTokenizer.from_pretrained(ASSETS / "tokenizer", model_max_length=77),
+        unet=theirs_unet(micro_network()),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", lambda *_, **__: pipe)
+    card = model_card({"rank": 1, "alpha": 1, "layers": 1, "parameters": 1, "training": {}}, layout="diffusers")
+    code = python_of(card).replace('"cuda"', '"cpu"').replace('"this/folder"', repr(str(tmp_path)))
+    exec(code, names := {})
+    assert pipe.scheduler.timesteps.tolist() == lcm_timesteps(4).tolist()
+    loaded = {name for name, module in pipe.unet.named_modules() if hasattr(module, "lora_A")}
+    assert loaded == set(formats.split_layers(model)[0].values()) and names["picture"].size == (SIDE, SIDE)
+
+
 def test_the_card_shows_imports_that_work_and_its_template_is_installed():
-    code = TEMPLATE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    code = python_of(USES["peft"].read_text(encoding="utf-8"))
     imports = [line for line in code.splitlines() if "import" in line]
     assert len(imports) == 2
     exec("\n".join(imports), names := {})
     assert names["load_adapter"] is lora.load_adapter and names["load_model"] is loading.load_model
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["anytext_lcm"]
-    assert any(TEMPLATE.relative_to(ROOT / "anytext_lcm").match(pattern) for pattern in patterns)
+    for file in (TEMPLATE, UPSTREAM_SCRIPT, *USES.values()):
+        assert any(file.relative_to(ROOT / "anytext_lcm").match(pattern) for pattern in patterns)
 
 
 def test_command(folder, tmp_path, monkeypatch, capsys):
@@ -498,6 +629,7 @@ def test_command(folder, tmp_path, monkeypatch, capsys):
     assert set(report["files"]) == set(LAYOUTS) and all(e < 1e-5 for e in report["errors"].values())
     for name in report["files"].values():
         assert (tmp_path / "out" / name).exists()
+        assert (tmp_path / "out" / name).is_dir() or (tmp_path / "out" / name).with_name("README.md").is_file()
     peft = tmp_path / "out" / "peft"
     config = json.loads((peft / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "someone/anytext2"
@@ -511,8 +643,9 @@ def test_command(folder, tmp_path, monkeypatch, capsys):
     assert export.main([*command, *more, "--mix", f"{folder}@0.5"]) == 0  # two halves; its own folder is replaced
     about = json.loads((tmp_path / "out" / "export.json").read_text())["about"]
     assert [part["scale"] for part in about["mixed_from"]] == [0.5, 0.5]
-    [merged] = (tmp_path / "out" / "merged").iterdir()
-    assert merged.name == "anytext2_lcm.ckpt" and not (tmp_path / "out" / "kohya").exists()
+    merged = tmp_path / "out" / "merged" / "anytext2_lcm.ckpt"
+    names = sorted(path.name for path in merged.parent.iterdir())
+    assert names == ["README.md", "anytext2_lcm.ckpt", "upstream_lcm.py"] and not (tmp_path / "out" / "kohya").exists()
     assert layouts.distance(on, probe(micro_network(seed=5).load_checkpoint(merged))) < 1e-2
 
 

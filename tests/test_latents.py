@@ -5,11 +5,15 @@ import os
 import pickle
 import shutil
 import signal
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from micro_network import SIDE, micro_network
+from micro_network import CHANNELS, SIDE, micro_network
+from PIL import Image
 from processes import finish, start, start_ranks
 from safetensors.torch import save_file
 from test_training import options, student, weights
@@ -18,10 +22,12 @@ from anytext_lcm import cache_latents
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import PackedDataset, expand
-from anytext_lcm.training import shards
+from anytext_lcm.model.vae import PatchEncoder
+from anytext_lcm.training import encoded_once, shards
 from anytext_lcm.training.data_order import seeded_generator
 from anytext_lcm.training.latents import with_latents, write_latents
 from anytext_lcm.training.loop import run_distillation
+from anytext_lcm.training.settings import TrainSettings
 from anytext_lcm.training.shards import MANIFEST, ShardReader
 from anytext_lcm.training.step import DistillStep
 
@@ -208,3 +214,61 @@ def test_a_killed_command_goes_on_and_three_processes_write_what_one_does(teache
     assert finish(start_ranks(3, command_in_small_files, flags[2])) == [0, 0, 0]
     whole = moments(folders[0])
     assert whole.shape == (5, 8, 8, 8) and all(torch.equal(moments(folder), whole) for folder in folders[1:])
+
+
+def records(folder, count=4):
+    """A data set on disk: its JSON."""
+    lines = [{"polygon": [[4, 20], [60, 20], [60, 44], [4, 44]], "text": "Word", "language": "Latin"}]
+    entries = [{"img_name": f"{i}.png", "caption": f"no {i}", "annotations": lines} for i in range(count)]
+    for i in range(count):
+        Image.new("RGB", (SIDE, SIDE), (40 * i, 90, 120)).save(folder / f"{i}.png")
+    (folder / "data.json").write_text(json.dumps({"data_root": ".", "data_list": entries}))
+    return str(folder / "data.json")
+
+
+def test_a_run_stores_its_latents_itself_where_it_pays(teacher, tmp_path, monkeypatch, capsys):
+    """As with a named folder; the run that goes on takes what it has, and --latents none stores nothing."""
+    named = {"use_mock_dataset": False, "data_list": (records(tmp_path),), "sample_steps": 0, "max_train_steps": 1}
+    plain = run_distillation(options(teacher, tmp_path / "plain", **named))
+    assert not (tmp_path / "plain" / "latents").exists()
+    monkeypatch.setattr(encoded_once, "pays", lambda *_: True)
+    own = run_distillation(options(teacher, tmp_path / "own", **named))
+    assert "encoded once" in capsys.readouterr().out and (tmp_path / "own" / "latents").is_dir()
+    by_name = run_distillation(options(teacher, tmp_path / "named", **named, latents=str(tmp_path / "own" / "latents")))
+    for key, value in weights(own).items():
+        assert torch.equal(weights(by_name)[key], value)
+    none = run_distillation(options(teacher, tmp_path / "none", **named, latents="none"))
+    assert not (tmp_path / "none" / "latents").exists()
+    for key, value in weights(plain).items():
+        assert torch.equal(weights(none)[key], value)
+    encoded = []
+    monkeypatch.setattr(encoded_once, "write_latents", lambda *_: encoded.append(1))
+    more = named | {"max_train_steps": 2, "resume_from_checkpoint": "latest"}
+    run_distillation(options(teacher, tmp_path / "own", **more))
+    run_distillation(options(teacher, tmp_path / "plain", **more))  # begun without, it goes on without
+    assert not encoded and not (tmp_path / "plain" / "latents").exists()
+
+
+def test_when_it_pays_to_encode_once(teacher, tmp_path):
+    settings = TrainSettings.from_dict(
+        options(teacher, tmp_path, use_mock_dataset=False, data_list=(records(tmp_path),), max_train_steps=100)
+    )
+    seen = 100 * settings.train_batch_size * settings.gradient_accumulation_steps
+    gpu = SimpleNamespace(device=torch.device("cuda"), latent_channels=CHANNELS, first_stage_model=Encoder(Plain()))
+    assert encoded_once.pays(settings, seen // 2, gpu, 1) and not encoded_once.pays(settings, seen // 2 + 1, gpu, 1)
+    assert encoded_once.pays(settings, seen // 2 + 1, gpu, 2)  # two processes see twice as many
+    long = replace(settings, max_train_steps=10**9)
+    most = 2**30 // (4 * CHANNELS * (SIDE // 8) ** 2)
+    assert encoded_once.pays(long, most, gpu, 1) and not encoded_once.pays(long, most + 1, gpu, 1)
+    assert not encoded_once.pays(replace(settings, data_list=None), 4, gpu, 1)
+    assert not encoded_once.pays(settings, 4, SimpleNamespace(**vars(gpu) | {"device": torch.device("cpu")}), 1)
+    linear = Encoder(PatchEncoder(3, CHANNELS, 8))
+    assert not encoded_once.pays(settings, 4, SimpleNamespace(**vars(gpu) | {"first_stage_model": linear}), 1)
+
+
+class Plain:
+    """An encoder that is not linear."""
+
+
+class Encoder(NamedTuple):
+    encoder: object

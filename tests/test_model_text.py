@@ -4,13 +4,16 @@ Token ids come with the references, so CLIP's vocabulary is not needed; the toke
 embedded teacher's vocabulary.
 """
 
+import html
+
+import ftfy
 import pytest
 import torch
 from reference_weights import load_reference, relative_error
 from small_models import miniature, reference_model, reference_scene, small_batch
 
 from anytext_lcm.model.conditioning import line_inputs
-from anytext_lcm.model.text_encoder import CHUNK, CONTEXT_LENGTH, TextEncoder, Tokenizer
+from anytext_lcm.model.text_encoder import CHUNK, CONTEXT_LENGTH, TextEncoder, Tokenizer, clean
 
 START, END, STAR = 49406, 49407, 265
 TOKENIZER = "anytext_lcm/assets/tokenizer"
@@ -162,6 +165,44 @@ def test_tokenizer_pads_and_truncates():
     assert text[1, -1] == tokenizer.end_id
     assert (text[1] == tokenizer.placeholder_id).sum() == 37
     assert tokenizer.image_ids([""]).tolist() == [[tokenizer.end_id - 1, tokenizer.end_id]]
+
+
+CLEANED = {  # as written -> what CLIP's own cleaning makes of it
+    "a sign that says \u201copen\u201d": 'a sign that says "open"',
+    "the baker\u2019s shop": "the baker's shop",
+    "\u2018quoted\u2019 words": "'quoted' words",
+    "\uff21\uff22\uff23 \uff11\uff12\uff13": "ABC 123",
+    "a \ufb01ne of\ufb01ce \ufb02oor": "a fine office floor",
+    "salt &amp; pepper": "salt & pepper",
+    "caf\u00c3\u00a9 at night": "caf\u00e9 at night",
+    "cafe\u0301": "caf\u00e9",
+    "wide\u3000space": "wide space",
+    "plain, and 5 * 3": "plain, and 5 * 3",
+    "\u4f60\u597d": "\u4f60\u597d",
+}
+
+
+def basic_clean(text):
+    """CLIP's `basic_clean` and `whitespace_clean` (openai/CLIP, simple_tokenizer.py), in own words."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+def test_captions_are_cleaned_as_clip_was_trained():
+    tokenizer = Tokenizer(TOKENIZER)
+    for written, plain in CLEANED.items():
+        expected = tokenizer._bpe(plain)["input_ids"]
+        assert (
+            tokenizer.image_ids([written])[0].tolist() == expected == tokenizer._bpe(basic_clean(written))["input_ids"]
+        )
+        assert tokenizer.text_ids([written])[0, : len(expected)].tolist() == expected
+
+
+@pytest.mark.parametrize("star", ["\uff0a", "&ast;", "&#42;", "&amp;#42;"])
+def test_no_other_character_becomes_a_placeholder(star):
+    tokenizer = Tokenizer(TOKENIZER)
+    [ids] = tokenizer.image_ids([f"a \u201c{star}\u201d and a * here"]).tolist()
+    assert ids.count(tokenizer.placeholder_id) == 1
+    assert clean(f"{star} * \u2019") == "  * '"
 
 
 def test_tokenizer_folder_without_files_says_what_is_missing(tmp_path):

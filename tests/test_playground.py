@@ -82,7 +82,9 @@ def test_a_picture_of_the_student_costs_one_call_per_step(model, monkeypatch):
 
     def counted(name):
         original = getattr(model, name)
-        monkeypatch.setattr(model, name, lambda x, *rest: calls.append((name, len(x))) or original(x, *rest))
+        monkeypatch.setattr(
+            model, name, lambda x, *rest, **more: calls.append((name, len(x))) or original(x, *rest, **more)
+        )
 
     for name in ("predict_noise", "control", "decode"):
         counted(name)
@@ -170,6 +172,18 @@ def test_buttons_draw(form, model):
     form.seed.value = 5
     form.press("student")
     assert form.pictures["student"].value != before
+
+
+def test_the_weights_of_upstreams_demo(form):
+    assert {form.method(name).strength for name in ("student", "teacher")} == {1.0}
+    form.attnx_scale.value, form.strength.value = 0.5, 0.25
+    for name in ("student", "teacher"):
+        assert (form.method(name).attnx_scale, form.method(name).strength) == (0.5, 0.25)
+    form.press("student")
+    weak = form.drawn["student"].image
+    form.attnx_scale.value = form.strength.value = 1.0
+    form.press("student")
+    assert not np.array_equal(weak, form.drawn["student"].image)
 
 
 def test_boxes_are_sketched_as_they_move(form):

@@ -110,6 +110,16 @@ def test_settings_are_in_the_png_and_draw_it_again(micro, tmp_path):
     assert run(*micro, "--line", "cat@4,4,60,30", "--output", tmp_path / "c.jpg") == 0
 
 
+def test_the_weights_of_upstreams_demo(micro, tmp_path, capsys):
+    line = ["--line", "cat@4,4,60,30", "--steps", 1, "--output", tmp_path / "a.png"]
+    assert run(*micro, *line, "--attnx_scale", 0.5, "--strength", 1.5) == 0
+    method = png.read_settings(tmp_path / "a.png")["method"]
+    assert (method["attnx_scale"], method["strength"]) == (0.5, 1.5)
+    capsys.readouterr()
+    assert run(*micro, *line, "--strength", 2.5) == 2
+    assert "strength must lie in 0..2, not 2.5" in capsys.readouterr().err
+
+
 def test_several_seeds_are_the_pictures_of_each(micro, tmp_path, capsys):
     line = ["--line", "cat@4,4,60,30", "--steps", 2]
     assert run(*micro, *line, "--seed", 3, "--count", 3, "--output", tmp_path / "x.png") == 0
@@ -130,6 +140,8 @@ def test_samplers_differ_and_scale_0_is_the_untrained(micro, tmp_path):
         "half": ["--adapter_scale", "0.5"],
         "twice": ["--mix", f"{micro[-1]}@1"],
         "ddim": ["--adapter", "none"],
+        "attention": ["--attnx_scale", "0"],
+        "weak": ["--strength", "0.2"],
     }.items():
         path = tmp_path / f"{name}.png"
         assert run(*micro, "--line", "cat@4,4,60,30", "--steps", 3, "--output", path, *options) == 0, name

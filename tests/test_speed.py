@@ -5,11 +5,13 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from micro_network import CHANNELS, SIDE, micro_batch, micro_network
+from torch.utils.flop_counter import FlopCounterMode
 
 from anytext_lcm import speed
 from anytext_lcm.adapter import lora
@@ -22,7 +24,19 @@ from anytext_lcm.timing import variants as variants_module
 from anytext_lcm.timing.by_part import CostByPart, attention_flops
 from anytext_lcm.timing.chart import speed_chart
 from anytext_lcm.timing.report import format_report
-from anytext_lcm.timing.variants import DECODER, MEASURED, VARIANTS, Options, Training, Variant, adapt, example_batch
+from anytext_lcm.timing.variants import (
+    ADDED,
+    DECODER,
+    MEASURED,
+    PAIRS,
+    VARIANTS,
+    Options,
+    Training,
+    Variant,
+    adapt,
+    example_batch,
+    other_side,
+)
 from anytext_lcm.training.data_order import seeded_generator
 from anytext_lcm.training.loop import load_teacher
 from anytext_lcm.training.settings import TrainSettings
@@ -31,15 +45,15 @@ from anytext_lcm.training.step import DistillStep
 
 @pytest.fixture
 def options(teacher):
-    return Options(str(teacher / "micro.yaml"), None, "cpu", "no", 2, 2, 1, 2, SIDE)
+    return Options(str(teacher / "micro.yaml"), None, "cpu", "no", 2, 2, 1, (2, 3), SIDE)
 
 
-def trainings(options, targets=None, checkpointing=False):
-    """The reference and ours, on one network with an adapter."""
+def trainings(options, targets=None, checkpointing=False, latents=False):
+    """The reference and ours, on one network with an adapter; the network checkpoints as the one that ran last."""
     model, teacher = adapt(micro_network(), options, targets), micro_network()
     batch = micro_batch(2)
     return [
-        Training(Variant(reference, targets, checkpointing and reference), model, teacher, batch, options)
+        Training(Variant(reference, targets, checkpointing, latents), model, teacher, batch, options)
         for reference in (True, False)
     ]
 
@@ -48,9 +62,14 @@ def compare(before, after):
     return agree.compare_steps(before.loss_and_gradient(), after.loss_and_gradient())
 
 
-@pytest.mark.parametrize("targets", [None, DECODER])
-def test_the_reference_step_and_ours_agree(options, targets):
-    found = compare(*trainings(options, targets))
+STEM_TARGETS = ("zero_convs", "unet_rest", "control_model.fuse_block_za", "model.diffusion_model.input_blocks.0.0")
+
+
+@pytest.mark.parametrize("latents", [False, True])
+@pytest.mark.parametrize("targets", [None, DECODER, STEM_TARGETS], ids=["default", "decoder", "stem"])
+def test_the_reference_step_and_ours_agree(options, targets, latents):
+    """Also where the adapter reaches what comes before the first attention, which is shared then no more."""
+    found = compare(*trainings(options, targets, latents=latents))
     assert found["difference"] <= 1e-5 and found["gradient"] <= 1e-3 and found["reference loss"] > 0
 
 
@@ -82,23 +101,40 @@ def test_the_samplers_agree_and_another_guidance_is_refused(options, monkeypatch
         agree.compare_samplers(model, prepared, 2.0)
 
 
+def stem_flops(model, batch):
+    """FLOPs for one picture before the first attention: of WriteNet, of the UNet."""
+    cond = model.condition(batch)
+    x, t = torch.randn_like(cond.masked_latents), torch.tensor([499, 19])
+    found = []
+    for call in (lambda: model.control_stem(cond), lambda: model.noise_stem(x, t)):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        found.append(counter.get_total_flops() / len(cond))
+    return found
+
+
 def test_costs_by_part_give_each_flop_to_one_part(options):
+    """Ours computes WriteNet's stem once for three calls, the UNet's at x_t once for three branches."""
+    reference, ours = (measure.count(training) for training in trainings(options, latents=True))
+    assert "autoencoder" not in ours  # nothing that a run has not encoded before
     reference, ours = (measure.count(training) for training in trainings(options))
     [checkpointed, _] = trainings(options, checkpointing=True)
     decoder = measure.count(trainings(options, DECODER)[1])
     again = measure.count(checkpointed)
+    control, unet = stem_flops(micro_network(), micro_batch(2))
+    assert control > 0 < unet
     assert again["recomputation"] <= again["UNet, student"] + again["WriteNet"] / 4 and "recomputation" not in reference
     assert again["backward"] == pytest.approx(reference["backward"], rel=1e-3) and again["recomputation"] > 0
-    assert reference["WriteNet"] == pytest.approx(4 / 3 * ours["WriteNet"], rel=0.05)  # the adapter's own products
+    shared = 3 / 4 * reference["WriteNet"] - 2 * control  # of four whole calls three, and of these two without a stem
+    assert ours["WriteNet"] == pytest.approx(shared, rel=0.05)  # the adapter's own products
     assert decoder["WriteNet"] < 0.52 * reference["WriteNet"]
     assert decoder["UNet, student"] < ours["UNet, student"] and decoder["backward"] < ours["backward"]
-    assert reference["autoencoder"] > 0 and "autoencoder" not in ours  # nothing that a run has not encoded before
-    assert ours["UNet, teacher and target"] == pytest.approx(reference["UNet, teacher and target"], rel=0.02)
+    assert reference["autoencoder"] == pytest.approx(2 * ours["autoencoder"])  # the empty picture is encoded once a run
+    for part in ("UNet, teacher and target", "UNet, student"):
+        assert ours[part] == pytest.approx(reference[part] - unet, rel=0.02)
 
 
 def test_attention_counts_as_the_two_products_that_it_is():
-    from torch.utils.flop_counter import FlopCounterMode
-
     q, k = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4)
     with FlopCounterMode(display=False) as counter:
         torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ k
@@ -131,16 +167,17 @@ def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
         if work is not measure.measure_step:
             return work(*arguments)
         variant, options = arguments
-        return dict.fromkeys(MEASURED) if variant == VARIANTS["reference"] else dict(measured(options))
+        return dict.fromkeys(MEASURED) if variant == VARIANTS["reference, checkpointed"] else dict(measured(options))
 
     monkeypatch.setattr(measure, "in_own_process", here)
     monkeypatch.setattr(measure, "matmul_rate", lambda options: 1e9)
     monkeypatch.setattr(measure, "count_on_shapes", lambda variant, options: {"UNet": 2e9, "backward": 1e9})
     monkeypatch.setattr(measure, "expected_gib", lambda variant: 1.0)
-    small = ["--config", str(teacher / "micro.yaml"), "--batch", "2", "--rank", "2", "--repeats", "1", "--steps", "2"]
+    small = ["--config", str(teacher / "micro.yaml"), "--batch", "2", "--rank", "2", "--repeats", "1"]
+    small += ["--steps", "2", "3"]
     assert speed.main([*small, "--device", "cpu", "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "speed.json").read_text())
-    assert set(report["training"]["checks"]) == {"all targets", "decoder only"}
+    assert set(report["training"]["checks"]) == {"", "latents stored", "decoder only"} < set(PAIRS)
     assert all(check["difference"] <= 1e-5 for check in report["training"]["checks"].values())
     variants = report["training"]["variants"]
     ours = variants["ours"]
@@ -148,20 +185,23 @@ def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
     assert 0 < low <= ours["samples_per_second"] <= high and ours["peak_gib"] > 0 and ours["core_seconds"] > 0
     assert ours["profile"][0]["share"] > 0 and ours["flops"]["UNet, student"] > 0 < ours["seconds_by_part"]["backward"]
     assert ours["share_of_matmul_rate"] == pytest.approx(sum(ours["flops"].values()) * ours["samples_per_second"] / 1e9)
-    assert set(report["sampling"]["methods"]) == {
-        "upstream-2",
-        "upstream-2, WriteNet in each call",
-        "teacher-2",
-        "student-8",
-        "student-4",
-    }
+    methods = report["sampling"]["methods"]
+    assert list(methods) == ["upstream-2", "upstream-3", "teacher-2", "teacher-3", "student-8", "student-4"]
+    assert methods["upstream-3"]["faster"]["upstream-3"] == {"denoise": 1, "end_to_end": 1}
+    seconds = {name: row["seconds"]["denoise"] for name, row in methods.items()}
+    expected = seconds["upstream-2"] / seconds["student-4"]
+    assert methods["student-4"]["faster"]["upstream-2"]["denoise"] == pytest.approx(expected)
+    assert set(report["training"]["pairs"]) == {name for name in VARIANTS if name.startswith("ours")}
+    assert report["training"]["pairs"]["ours"]["faster"] == 1 and report["training"]["added"].keys() == ADDED.keys()
+    assert report["training"]["pairs"]["ours, checkpointed"]["faster"] is None
     table = (tmp_path / "speed.md").read_text()
-    assert "| reference | does not fit |" in table and "| ours | " in table and "| UNet | 2 |" in table
+    assert "| reference, checkpointed | does not fit |" in table and "| ours | " in table and "| UNet | 2 |" in table
+    assert "| ours, checkpointed : reference, checkpointed | – |" in table
     steps, samplers = speed_chart(speed.without_misfits(report)).axes
     fitting = [row for row in variants.values() if row["samples_per_second"]]
     ends = [max(bars[i].get_x() + bars[i].get_width() for bars in steps.containers) for i in range(len(fitting))]
     assert ends == pytest.approx([1000 / row["samples_per_second"] for row in fitting])  # as long as the table says
-    assert len(fitting) == 4 and len(samplers.texts) == 5
+    assert len(fitting) == len(VARIANTS) - 1 and len(samplers.texts) == 6
     assert (tmp_path / "speed.png").stat().st_size > 0
     assert "samples/s" in capsys.readouterr().out
 
@@ -180,7 +220,21 @@ def stored_row(i):
     }
 
 
-def test_the_table_says_how_much_faster_than_the_first_line():
+def test_a_ratio_pairs_what_does_the_same_otherwise():
+    for name, variant in VARIANTS.items():
+        other = VARIANTS[other_side(name)]
+        assert other.reference and other == replace(variant, reference=True)
+    for name, base in ADDED.items():  # one switch at a time, ours on both sides
+        one, two = (vars(VARIANTS[which]) for which in (name, base))
+        assert not VARIANTS[base].reference and sum(one[key] != two[key] for key in one) == 1
+
+
+def test_the_tables_say_how_much_faster_than_the_other_side():
+    rows = {name: stored_row(i) for i, name in enumerate(VARIANTS, 1)}
+    flops = {name: {"UNet": 7e9 if VARIANTS[name].reference else 3.5e9} for name in VARIANTS}
+    gib = {name: 9.0 if VARIANTS[name].reference else 3.0 for name in VARIANTS}
+    found = measure.compare(rows, flops, gib, "ours", "reference")
+    assert list(found.values()) == pytest.approx([2, 1, 1, 1 / 2, 2, 1 / 3])
     report = {
         "config": "c.yaml",
         "side": 64,
@@ -191,14 +245,15 @@ def test_the_table_says_how_much_faster_than_the_first_line():
         "repeats": 3,
         "load_before": None,
         "hardware": {"cpu": "a CPU", "threads": 1},
-        "training": {"variants": {name: stored_row(i) for i, name in enumerate(VARIANTS, 1)}},
+        "training": {"variants": rows, "pairs": {"ours": found}, "added": {"ours, checkpointed": found}},
         "sampling": {"methods": {}},
-        "full_size_flops": {name: {"UNet": 7e9} for name in VARIANTS},
-        "full_size_gib": dict.fromkeys(VARIANTS, 9.0),
+        "full_size_flops": flops,
+        "full_size_gib": gib,
     }
     table = format_report(report)
-    assert "| reference, checkpointed | 0.5 | 0.25 to 1 | 1.00x | 0.100 | 8.00 | 5.00 | 25% | 7 | 9.0 |" in table
-    assert "| ours | 1.5 | 0.75 to 3 | 3.00x | 0.100 | 2.67 | 5.00 | 25% | 7 | 9.0 |" in table
+    assert "| ours : reference | 2.00x | 1.00x | 1.00x | 0.50x | 2.00x | 0.33x |" in table
+    assert "| ours, checkpointed : ours | 2.00x |" in table
+    assert "| reference | 0.5 | 0.25 to 1 | 0.100 | 8.00 | 5.00 | 25% | 7 | 9.0 |" in table
     assert table.count("| conv | 50.0% | 3 |") == 2 and "; load average" not in table
 
 
@@ -240,8 +295,7 @@ def test_flops_are_counted_on_shapes_as_on_numbers(options, monkeypatch):
         batch = example_batch(options)
         real = measure.count(Training(variant, model, teacher if variant.reference else None, batch, options))
         shapes = measure.count_on_shapes(variant, options)
-        encodes = ("autoencoder",) if variant.reference else ()
-        for part in ("UNet, student", "UNet, teacher and target", "WriteNet", "backward", *encodes):
+        for part in ("UNet, student", "UNet, teacher and target", "WriteNet", "backward", "autoencoder"):
             assert shapes[part] == pytest.approx(real[part], rel=0.02), (name, part)
 
 

@@ -9,18 +9,22 @@ from typing import Any
 from safetensors import safe_open
 
 from anytext_lcm import __version__
-from anytext_lcm.adapter.choices import read_made_for
+from anytext_lcm.adapter.choices import LAYOUTS, read_made_for
 from anytext_lcm.adapter.lora import Adapter
 from anytext_lcm.adapter.stored import WEIGHTS_FILE, read_adapter
 from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.files import printable
-from anytext_lcm.lcm.schedule import lcm_timesteps
+from anytext_lcm.lcm.schedule import ddim_timesteps, lcm_timesteps
 from anytext_lcm.model.anytext2 import AnyText2
 
 REPORT, CARD = "export.json", "README.md"
+LIBRARIES = ("peft", "diffusers")  # layouts that a hub knows as a library
 HEADER = {"guidance_scale": int | float, "step": int, "learning_rate": int | float}
 """Numbers that the card takes from the header of the weights."""
 TEMPLATE = Path(__file__).with_name("card.md")
+USES = {layout: Path(__file__).with_name("use") / f"{layout}.md" for layout in LAYOUTS}
+UPSTREAM_SCRIPT = Path(__file__).with_name("use") / "upstream_lcm.txt"
+"""A program of 40 lines that draws with a merged file in AnyText2's own code, by LCM's sampler."""
 
 
 def describe_adapter(folder: str | Path) -> dict[str, Any]:
@@ -70,14 +74,29 @@ def model_card(
     licence: str = "apache-2.0",
     base_model: str | None = None,
     network: str = "",
+    layout: str = "peft",
+    file: str = "",
+    left_out: str = "",
 ) -> str:
-    """The README.md of an adapter: what it belongs to, how it was made and measured, and how it is used.
+    """The README.md of an export: what it belongs to, how it was made and measured, and in which tools it works how.
 
     metadata: of `describe_adapter`. report: of `python -m anytext_lcm.evaluate`. base_model: the teacher's name on a
-    hub. network: the yaml. Raises ValueError for a report of another form.
+    hub. network: the yaml. layout: one of LAYOUTS. file: name of the exported file. left_out: a sentence about layers
+    that the layout lacks. Raises ValueError for a report of another form.
     """
     rows = facts(metadata, base_model or network)
+    leading = ddim_timesteps(4, spacing="leading").tolist()
+    use = Template(USES[layout].read_text(encoding="utf-8")).substitute(
+        four=", ".join(map(str, lcm_timesteps(4).tolist())),
+        leading=", ".join(map(str, leading)),
+        first_leading=leading[0],
+        file=file,
+        left_out=left_out or "Nothing of the adapter is left out.",
+    )
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        use=use.strip(),
+        what="The network with its adapter merged into the weights" if layout == "merged" else "A LoRA adapter",
+        library=f"library_name: {layout}\n" if layout in LIBRARIES else "",
         licence=_yaml(licence),
         base=f"base_model: {_yaml(base_model)}\nbase_model_relation: adapter\n" if base_model else "",
         facts=text_table(("", ""), rows.items(), markdown=True),

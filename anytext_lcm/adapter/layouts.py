@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anytext_lcm import __version__
-from anytext_lcm.adapter.card import CARD
+from anytext_lcm.adapter.card import CARD, UPSTREAM_SCRIPT
 from anytext_lcm.adapter.choices import LAYOUTS, PRECISIONS
 from anytext_lcm.adapter.formats import (
     describe_rest,
@@ -40,21 +40,26 @@ class ExportOptions:
     check: bool = True  # read every file back and compare
 
 
+Card = Callable[..., str]
+"""`card.model_card` with everything but layout, file and left_out filled in."""
+
+
 def export(
-    model: AnyText2, folder: Path, card: str, metadata: Mapping[str, Any] = {}, options: ExportOptions | None = None
+    model: AnyText2, folder: Path, card: Card, metadata: Mapping[str, Any] = {}, options: ExportOptions | None = None
 ) -> dict[str, Any]:
     """Write the layouts into a folder, read each back, and return the report that goes into export.json.
 
-    card: text of `card.model_card`. metadata goes into every header. With a check the model ends up merged: its weights
-    are overwritten by those of the merged file, so that the file itself is compared. Errors are relative: of the
-    outputs of `probe`, or of the updates for UNet files. Raises ValueError as the writers do.
+    Each layout gets a card that says in which tools it works how. metadata goes into every header. With a check the
+    model ends up merged: its weights are overwritten by those of the merged file, so that the file itself is compared.
+    Errors are relative: of the outputs of `probe`, or of the updates for UNet files. Raises ValueError as the writers
+    do.
     """
     options = options or ExportOptions()
     dtype, layouts = getattr(torch, PRECISIONS[options.precision]), options.layouts
     files, errors, (_, rest) = {}, {}, split_layers(model)
     reference = probe(model) if options.check else []
     if "peft" in layouts:  # always fp32: training goes on from it
-        files["peft"] = write_peft(model, folder / "peft", card, metadata, options.base_model)
+        files["peft"] = write_peft(model, folder / "peft", card(layout="peft"), metadata, options.base_model)
         if options.check:
             errors["peft"] = distance(reference, probe(load_adapter(model, files["peft"])))
     for layout, write, name in (
@@ -70,6 +75,13 @@ def export(
         if options.check:
             merge(model).load_checkpoint(files["merged"])
             errors["merged"] = distance(reference, probe(model))
+    for layout, path in files.items():
+        if layout != "peft":
+            text = card(layout=layout, file=path.name, left_out=describe_rest(rest))
+            path.with_name(CARD).write_text(text, encoding="utf-8")
+    if "merged" in layouts:
+        script = files["merged"].with_name(UPSTREAM_SCRIPT.stem + ".py")
+        script.write_bytes(UPSTREAM_SCRIPT.read_bytes())
     unet_only = [layout for layout in ("kohya", "diffusers") if layout in layouts]
     return {
         "anytext_lcm": __version__,

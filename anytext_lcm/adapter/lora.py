@@ -73,9 +73,9 @@ class Adapter:
         }
 
     def touches(self, *prefixes: str) -> bool:
-        """Whether a layer lies inside one of these modules, named by their paths."""
+        """Whether a layer is one of these modules, named by their paths, or lies inside of one."""
         inside = tuple(f"{prefix}." for prefix in prefixes)
-        return any(name.startswith(inside) for name in self.layers)
+        return any(f"{name}.".startswith(inside) for name in self.layers)
 
     def norm(self) -> float:
         """The L2 norm of all parameters."""

@@ -182,7 +182,7 @@ def build_conditioning(
     slots = Slots(max_lines, size)
     for line in lines:
         polygon = line.pixels(size)
-        slots.draw(line.text, polygon, font if line.font is None else line.font)
+        slots.draw(line.text, polygon, font if line.font is None else line.font, line.color)
         if line.hint_font is not None:
             wish = draw_placed_glyph(line.text, polygon, line.hint_font, size)
             np.maximum(slots.font_hint[0], wish, out=slots.font_hint[0])

@@ -141,7 +141,7 @@ def denoise(
     noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
     fresh = [picture_generator(seed, FRESH) for seed in prepared.seeds]
     with adapter_switch(model, method):
-        predict = predictor(model, prepared, method.guidance_scale)
+        predict = predictor(model, prepared, method.guidance_scale, method.attnx_scale, method.strength)
         if method.sampler in SOLVERS:
             steps = solver_steps(predict, noise, schedule, method)
         else:
@@ -154,22 +154,25 @@ def denoise(
     return latents
 
 
-def predictor(model: AnyText2, prepared: Prepared, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+def predictor(
+    model: AnyText2, prepared: Prepared, guidance_scale: float, attnx_scale: float = 1.0, strength: float = 1.0
+) -> Callable[[Tensor, Tensor], Tensor]:
     """(latents (B, C, h, w), timesteps int64 (B,)) -> guided eps (B, C, h, w) fp32.
 
-    WriteNet's residuals are computed here, once per branch; both branches go through the networks as one batch. The
-    adapter has to be on or off from here on.
+    attnx_scale and strength weigh the extra attention and the residuals, as `Method` says. WriteNet's residuals are
+    computed here, once per branch; both branches go through the networks as one batch. The adapter has to be on or off
+    from here on.
     """
     if guidance_scale == 1.0:
         conditioning = prepared.conditional
-        control = model.control(conditioning)
-        return lambda x, t: model.predict_noise(x, t, conditioning, control)
+        control = model.control(conditioning, strength=strength)
+        return lambda x, t: model.predict_noise(x, t, conditioning, control, attnx_scale)
 
     conditioning = Conditioning.cat([prepared.conditional, prepared.unconditional])
-    control = model.control(conditioning)
+    control = model.control(conditioning, strength=strength)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        both = model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), conditioning, control)
+        both = model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), conditioning, control, attnx_scale)
         return guide(*both.chunk(2), guidance_scale)
 
     return predict
@@ -191,19 +194,25 @@ def adapter_switch(model: AnyText2, method: Method, merge: bool = False) -> Abst
 # -- 3. decode: from latents to pictures ----------------------------------------------------------------
 
 
-def decode(model: AnyText2, latents: Tensor) -> np.ndarray:
-    """Scaled latents (B, C, h, w) -> pictures (B, 8h, 8w, 3) uint8. Raises ValueError as `to_uint8`."""
-    chunks = _chunks(len(latents))
-    parts = spread_over_cores(lambda rows: to_uint8(model.decode(latents[rows].to(model.device))), chunks, model.device)
-    return np.concatenate(parts)
+def decode(model: AnyText2, latents: Tensor, truncate: bool = False) -> np.ndarray:
+    """Scaled latents (B, C, h, w) -> pictures (B, 8h, 8w, 3) uint8. Arguments and ValueError as of `to_uint8`."""
+
+    def work(rows: slice) -> np.ndarray:
+        return to_uint8(model.decode(latents[rows].to(model.device)), truncate)
+
+    return np.concatenate(spread_over_cores(work, _chunks(len(latents)), model.device))
 
 
-def to_uint8(images: Tensor) -> np.ndarray:
-    """(B, 3, H, W) about -1..1 -> (B, H, W, 3) uint8. Raises ValueError when a number is not finite."""
+def to_uint8(images: Tensor, truncate: bool = False) -> np.ndarray:
+    """(B, 3, H, W) about -1..1 -> (B, H, W, 3) uint8. truncate: cut levels off instead of rounding them, as upstream.
+
+    Raises ValueError when a number is not finite.
+    """
     if not bool(torch.isfinite(images).all()):
         raise ValueError("The pictures hold numbers that are not finite; use fp32, less guidance or another adapter.")
-    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return levels.permute(0, 2, 3, 1).cpu().numpy()
+    levels = (images.float().clamp(-1, 1) + 1) * 127.5
+    levels = levels.floor() if truncate else levels.round()
+    return levels.byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 # -- 2. and 3. for any number of pictures, timed --------------------------------------------------------
@@ -219,8 +228,10 @@ class Drawing:
     evaluations: int  # of the UNet per picture
 
 
-def draw_prepared(model: AnyText2, prepared: Prepared, method: Method, show: bool = False) -> Drawing:
-    """Draw every prepared picture. show: a progress bar, on a terminal.
+def draw_prepared(
+    model: AnyText2, prepared: Prepared, method: Method, show: bool = False, truncate: bool = False
+) -> Drawing:
+    """Draw every prepared picture. show: a progress bar, on a terminal. truncate: as in `to_uint8`.
 
     The time of denoising includes WriteNet, which runs once per branch, and excludes `prepare`. Raises ValueError as
     `denoise` and `decode`.
@@ -240,5 +251,5 @@ def draw_prepared(model: AnyText2, prepared: Prepared, method: Method, show: boo
         with clock("denoise", model.device), adapter_switch(model, method, merge=True):
             latents = torch.cat(spread_over_cores(work, _chunks(len(prepared)), model.device))
     with clock("decode", model.device):
-        images = decode(model, latents)
+        images = decode(model, latents, truncate)
     return Drawing(images, latents, clock, method.evaluations)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from anytext_lcm.model.networks import EMBEDDED_GUIDANCE
 
+STRONGEST = 2  # of attnx_scale and strength, as in upstream's demo
 TRAILING_BELOW = 20  # DDIM steps; from there on upstream's spacing, see `lcm.schedule.ddim_timesteps`
 
 
@@ -56,6 +57,8 @@ class Method:
     spacing: str = "trailing"  # of DDIM and the solvers: leading, trailing, karras or logsnr
     gamma: float = 0.0  # of tcd: 0 is deterministic
     eta: float = 0.0  # of DDIM: 0 is deterministic, 1 draws as much fresh noise as DDPM
+    attnx_scale: float = 1.0  # weight of AnyText2's extra attention, a slider 0..2 of its demo
+    strength: float = 1.0  # weight of WriteNet's residuals, likewise
 
     def __post_init__(self):
         from anytext_lcm.lcm.schedule import ddim_timesteps, lcm_timesteps  # torch, which --help does without
@@ -69,6 +72,11 @@ class Method:
         for what, value in (("gamma", self.gamma), ("eta", self.eta)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{what} must lie in 0..1, not {value}.")
+        for what, value in (("attnx_scale", self.attnx_scale), ("strength", self.strength)):
+            if not 0 <= value <= STRONGEST:
+                raise ValueError(
+                    f"{what} must lie in 0..{STRONGEST}, not {value}: 1 is what networks are trained with."
+                )
         if self.sampler in ("lcm", "tcd"):
             lcm_timesteps(self.steps)
         else:

@@ -61,7 +61,8 @@ def prompt_item(prompt: Prompt, size: tuple[int, int], max_lines: int, font: str
                 f"The picture to edit must be ({size[0]}, {size[1]}, 3) uint8, "
                 f"this one is {prompt.image.shape} {prompt.image.dtype}."
             )
-        image = prompt.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+        # Clipped as in upstream's demo, so that black is no hole: holes are -1.
+        image = prompt.image.clip(1, 255).transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
     mode = "generate" if image is None else "edit"
     item = build_conditioning(prompt.lines, size, max_lines, font=font, mode=mode, image=image)
     return {**item, "img_caption": caption.replace(PLACEHOLDER, " ")}

@@ -1,7 +1,7 @@
 """A run over AnyText-benchmark: a plan, checked before the weights are loaded, then drawn, read and reported."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,14 @@ from anytext_lcm.drawing.cores import describe_hardware
 from anytext_lcm.drawing.methods import Method, reference_of
 from anytext_lcm.files import atomic_file, check_writable
 from anytext_lcm.judging import reading
+from anytext_lcm.judging.benchmark_lines import is_chinese
 from anytext_lcm.judging.benchmark_set import (
+    CHINESE_NOTE,
     NOTES,
+    PHRASE,
     PUBLISHED,
     REPORT,
+    WHOLE,
     Task,
     check_font,
     check_settings,
@@ -28,8 +32,9 @@ from anytext_lcm.judging.benchmark_set import (
     settings_of,
     summarise,
 )
+from anytext_lcm.judging.defaults import SAMPLES
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.model.networks import checkpoint_for, defaults_for
+from anytext_lcm.model.networks import checkpoint_for, defaults_for, is_anytext2
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Plan:
             "seed": self.seed,
             "font_hint": self.font_hint,
             "words": self.words,
+            "phrase": PHRASE,
             "precision": self.precision,
             "negative_prompt": self.negative_prompt,
         }
@@ -124,7 +130,7 @@ def run_benchmark(model: AnyText2, checked: Checked) -> dict[str, Any]:
         folder = plan.output / method.name
         seconds[method.name] = draw_tasks(model, tasks, method, folder, checked.settings)
         scores[method.name] = score_tasks(reader, tasks, folder, plan.samples, size)
-    reference = reference_of(plan.methods)
+    reference, texts = reference_of(plan.methods), [text for task in tasks for text, _ in task.lines]
     rows = summarise(scores, reference)
     for name, row in rows.items():
         row["seconds_this_run"] = seconds[name]
@@ -132,13 +138,13 @@ def run_benchmark(model: AnyText2, checked: Checked) -> dict[str, Any]:
         "anytext_lcm": __version__,
         "settings": checked.settings | {"guidance_scale": plan.guidance_scale},
         "prompts": len(tasks),
-        "lines": sum(len(task.lines) for task in tasks),
+        "lines": len(texts),
         "lines_the_font_lacks": checked.unwritten,
         "samples": plan.samples,
         "reference": reference,
-        "published": _published(plan.data),
+        "published": published(tasks, plan.config, plan.samples),
         "hardware": describe_hardware(model.device),
-        "notes": list(NOTES),
+        "notes": [*NOTES, CHINESE_NOTE] if is_chinese(texts) else list(NOTES),
         "methods": rows,
     }
     with atomic_file(plan.output / REPORT) as temporary:
@@ -146,8 +152,9 @@ def run_benchmark(model: AnyText2, checked: Checked) -> dict[str, Any]:
     return report
 
 
-def _published(data: str) -> Mapping[str, Any] | None:
-    """AnyText2's own figures on this set, by the name of its folder; None for a set of one's own."""
-    place = str(Path(data).resolve())
-    found = next((found for key, found in PUBLISHED.items() if key in place), None)
-    return None if found is None else dict(zip(("name", "accuracy", "ned"), found, strict=True))
+def published(tasks: Sequence[Task], config: str | Path, samples: int) -> Mapping[str, Any] | None:
+    """AnyText2's own figures: of its network, on a whole set with four pictures a prompt; None for anything else."""
+    if len(tasks) != WHOLE or samples != SAMPLES or not is_anytext2(config):
+        return None
+    found = PUBLISHED[is_chinese([text for task in tasks for text, _ in task.lines])]
+    return dict(zip(("name", "accuracy", "ned"), found, strict=True))

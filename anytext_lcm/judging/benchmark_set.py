@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-from PIL import Image
-from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
-from anytext_lcm.data.batch import MAX_CHARACTERS, Line, build_conditioning, collate
+from anytext_lcm.data.batch import MAX_CHARACTERS, TEXT_PHRASES, Line, build_conditioning, collate
 from anytext_lcm.data.fonts import DrawingError, check_fonts, covers
 from anytext_lcm.data.json_stream import read_records
 from anytext_lcm.data.pictures import open_picture
@@ -22,31 +21,42 @@ from anytext_lcm.drawing.methods import Method
 from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.files import atomic_file
 from anytext_lcm.judging import intervals, reading
+from anytext_lcm.judging.benchmark_lines import ENGLISH, is_chinese, upstream_crop, upstream_ned
 from anytext_lcm.judging.defaults import ADDED_WORDS
 from anytext_lcm.model.anytext2 import AnyText2
 
 SIDE = 512  # pixels of the benchmark's pictures, in which its polygons are given
 MAX_LINES = 20  # upstream's
-JPEG_QUALITY = 95  # of cv2.imwrite, which upstream saves with
 SETTINGS, REPORT = "settings.json", "report.json"
 END = 2**20  # bytes at the beginning and the end of a checkpoint that tell it from another
-BLANK = Line(" ", np.array([[0, 0], [50, 0], [50, 50], [0, 50]]))  # upstream's line of a picture without text
+BLANK = (" ", ((0, 0), (0, 50), (50, 50), (50, 0)))  # upstream's line of a picture whose lines are none
+# Upstream draws one of six at random, from a generator that every prompt seeds with 100: from the second on this one.
+PHRASE = TEXT_PHRASES[1]
+WHOLE = 1000  # prompts of laion_word's and of wukong_word's test1k.json
 # AnyText2's README, read by ModelScope's recogniser: sentence accuracy and NED of 20 steps.
-PUBLISHED = {"laion": ("AnyText2, English", 0.8175, 0.9193), "wukong": ("AnyText2, Chinese", 0.7250, 0.8529)}
+PUBLISHED = {False: ("AnyText2, English", 0.8175, 0.9193), True: ("AnyText2, Chinese", 0.7250, 0.8529)}  # if Chinese
 
 
 NOTES = (
+    "Drawn and measured as AnyText2's eval/anytext2_singleGPU.py and eval/eval_dgocr.py do, but for what follows.",
     "Lines are read by PP-OCRv6 from rapidocr; the published numbers are by ModelScope's recogniser, so first compare "
     "methods of this report with each other.",
+    "Each picture has its own noise, from its own seed on the CPU; upstream draws four from one generator on the GPU.",
+    "Glyphs are drawn by the Pillow that is installed (upstream: 9.5), which chooses another size or offset for some "
+    "lines, and in the font that was named (upstream: Arial Unicode); a line that it lacks is not drawn and is wrong.",
+    "The first prompt's text caption begins like all others; upstream draws its phrase at random.",
     "FID and CLIPScore are left out: their networks are not part of this package. The pictures are named as "
     "upstream's own scripts expect them.",
+)
+CHINESE_NOTE = (
+    "NED compares all letters as they are; upstream's counts letters that its Chinese dictionary lacks as one."
 )
 
 
 @dataclass(frozen=True)
 class Task:
     """A prompt of the benchmark: its name in file names, the caption, and (text, polygon) of its lines, if any, at 512
-    px.
+    px. Upstream counts a prompt whose annotations hold no line as one with the line BLANK.
     """
 
     name: str
@@ -58,8 +68,9 @@ def read_tasks(path: str | Path, limit: int | None = None) -> list[Task]:
     """Read the prompts of a test1k.json, or the first of them. The pictures it names are not needed.
 
     A name ends at its first dot, as upstream's file names do. Lines marked invalid are left out; of the others the
-    first 20 count, and the first 20 characters of each. Raises FileNotFoundError, or ValueError for a file of another
-    layout or without a line of text, and for two prompts of one name.
+    first 20 count, and the first 20 characters of each; where none is left BLANK stands for them. Raises
+    FileNotFoundError, or ValueError for a file of another layout or without a line of text, and for two prompts of one
+    name.
     """
     _, raws = read_records(path)
     tasks: list[Task] = []
@@ -74,10 +85,11 @@ def read_tasks(path: str | Path, limit: int | None = None) -> list[Task]:
             for annotation in record.annotations
             if annotation.valid and annotation.text
         ]
+        lines = lines or ([BLANK] if "annotations" in raw else [])
         name = Path(record.img_name).name.split(".")[0]
         caption = record.caption.replace("*", " ")  # a star would take a line's embedding
         tasks.append(Task(name, caption, tuple(lines[:MAX_LINES])))
-    if not any(task.lines for task in tasks):
+    if all(task.lines in ((), (BLANK,)) for task in tasks):
         raise ValueError(f"{path} holds no prompt with a line of text.")
     names = [task.name for task in tasks]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -123,9 +135,9 @@ def make_batch(
         except DrawingError:
             continue
         lines.append(line)
-    lines = lines or [BLANK]
+    lines = lines or [Line(BLANK[0], np.array(BLANK[1]))]
     caption = ", ".join(part for part in (task.caption, words) if part)
-    item = build_conditioning(lines, size, len(lines), font) | {"img_caption": caption}
+    item = build_conditioning(lines, size, len(lines), font, phrase=PHRASE) | {"img_caption": caption}
     return collate([item] * samples)
 
 
@@ -207,10 +219,11 @@ def draw_tasks(
             continue
         batch = make_batch(task, size, samples, settings["names"]["font"], settings["font_hint"], settings["words"])
         seeds = range(settings["seed"], settings["seed"] + samples)
-        drawing = draw_prepared(model, prepare(model, batch, list(seeds), settings["negative_prompt"]), method)
+        prepared = prepare(model, batch, list(seeds), settings["negative_prompt"])
+        drawing = draw_prepared(model, prepared, method, truncate=True)
         for path, image in zip(paths, drawing.images, strict=True):
             with atomic_file(path) as temporary:
-                Image.fromarray(image).save(temporary, quality=JPEG_QUALITY)
+                temporary.write_bytes(cv2.imencode(".jpg", image[..., ::-1])[1].tobytes())
         for phase in ("denoise", "decode"):
             seconds[phase] += drawing.clock.wall[phase]
         seconds["pictures"] += samples
@@ -225,11 +238,6 @@ def _read_pictures(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.
         yield image
 
 
-def upstream_ned(wanted: str, read: str) -> float:
-    """1 - edit distance / (longer length + 1e-5), letter by letter as written: eval/eval_dgocr.py."""
-    return 1 - Levenshtein.distance(wanted, read) / (max(len(wanted), len(read)) + 1e-5)
-
-
 def score_tasks(
     reader: reading.LineReader, tasks: Sequence[Task], folder: Path, samples: int, size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
@@ -239,22 +247,22 @@ def score_tasks(
     exact and ned compare as upstream does: case, spaces and punctuation count. correct and lenient_ned compare letters
     and digits alone. group: the prompt.
     """
+    known = None if is_chinese([text for task in tasks for text, _ in task.lines]) else ENGLISH
     parts: dict[str, list[np.ndarray]] = {}
     for number, task in enumerate(tasks):
         if not task.lines:
             continue
-        images = list(_read_pictures(picture_paths(folder, task, samples), size))
-        texts = [text for text, _ in task.lines]
-        scores = reading.score_lines(
-            reader, images, [polygons_of(task, size)] * samples, [texts] * samples, [number] * samples
-        )
-        pairs = zip(scores.wanted, scores.read, strict=True)
+        polygons = polygons_of(task, size)
+        pictures = _read_pictures(picture_paths(folder, task, samples), size)
+        read = reader.read_crops([upstream_crop(picture, polygon) for picture in pictures for polygon in polygons])
+        wanted = [text for text, _ in task.lines] * samples
+        plain = [(reading.normalise(a), reading.normalise(b)) for a, b in zip(wanted, read, strict=True)]
         found = {
-            "exact": np.array([wanted == read for wanted, read in zip(scores.wanted, scores.read, strict=True)]),
-            "ned": np.array([upstream_ned(*pair) for pair in pairs]),
-            "correct": scores.correct,
-            "lenient_ned": scores.ned,
-            "group": scores.group,
+            "exact": np.array([a == b for a, b in zip(wanted, read, strict=True)]),
+            "ned": np.array([upstream_ned(a, b, known) for a, b in zip(wanted, read, strict=True)]),
+            "correct": np.array([a == b for a, b in plain]),
+            "lenient_ned": np.array([reading.ned(a, b) for a, b in plain]),
+            "group": np.full(len(wanted), number),
         }
         for key, values in found.items():
             parts.setdefault(key, []).append(values)

@@ -30,5 +30,10 @@ COMPARISON = (  # the README's table: every family at equal evaluations; guided 
 )
 
 BENCHMARK_METHODS = ("teacher-20", "student-4", "student-8")
-# AnyText2's eval/anytext2_singleGPU.py: pictures of a prompt, seed of the first, words behind every caption.
+# AnyText2's eval/anytext2_singleGPU.py: pictures of a prompt, seed of the first, words behind every caption, what is
+# guided away from (its demo has another negative prompt).
 SAMPLES, SEED, ADDED_WORDS = 4, 100, "best quality, extremely detailed"
+EVALUATION_NEGATIVE_PROMPT = (
+    "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, fewer digits, cropped, worst quality, "
+    "low quality, watermark"
+)

@@ -19,7 +19,7 @@ from anytext_lcm.model.embedding_manager import EmbeddingManager
 from anytext_lcm.model.recogniser import Recogniser
 from anytext_lcm.model.stored_schedule import SCHEDULE_BUFFERS, schedule_buffers
 from anytext_lcm.model.text_encoder import TextEncoder, Tokenizer
-from anytext_lcm.model.unet import UNetModel
+from anytext_lcm.model.unet import Stem, UNetModel
 from anytext_lcm.model.vae import AutoencoderKL, sample_posterior
 from anytext_lcm.model.writenet import WriteNet
 
@@ -234,17 +234,28 @@ class AnyText2(nn.Module):
         latents: Tensor | None = None,
         timesteps: Tensor | None = None,
         strength: float = 1.0,
+        stem: Stem | None = None,
     ) -> list[Tensor]:
         """Compute WriteNet's residuals times strength: one per input block, one for the middle block (13 at full size).
 
         With `fast_control` (as released) they depend on the conditioning alone, so one call serves all sampling steps.
-        latents (B, C, h, w) and timesteps (B,) are needed only without it.
+        latents (B, C, h, w) and timesteps (B,) are needed only without it. stem: of `control_stem`, if it is known.
         """
         c = conditioning
         residuals = self.control_model(
-            c.glyphs, c.positions, c.masked_latents, c.text_context, x=latents, timesteps=timesteps
+            c.glyphs, c.positions, c.masked_latents, c.text_context, x=latents, timesteps=timesteps, stem=stem
         )
         return residuals if strength == 1.0 else [strength * residual for residual in residuals]
+
+    def control_stem(self, conditioning: Conditioning) -> Stem:
+        """Compute what WriteNet does before its first attention; no caption changes it. ValueError: no fast control."""
+        return self.control_model.stem(conditioning.glyphs, conditioning.positions, conditioning.masked_latents)
+
+    def noise_stem(self, latents: Tensor, timesteps: Tensor) -> Stem:
+        """Compute what the UNet does before its first attention; neither caption nor residuals change it."""
+        unet = self.model.diffusion_model
+        unet.check_size(latents)
+        return unet.run_stem(latents.to(self.dtype), unet.embed(timesteps))
 
     def predict_noise(
         self,
@@ -254,6 +265,7 @@ class AnyText2(nn.Module):
         control: list[Tensor] | None,
         attnx_scale: float = 1.0,
         encoded: list[Tensor] | None = None,
+        stem: Stem | None = None,
     ) -> Tensor:
         """Predict the noise eps, (B, C, h, w) in fp32.
 
@@ -263,6 +275,7 @@ class AnyText2(nn.Module):
             control      residuals of `control`, or None for none
             attnx_scale  weight of the extra attention
             encoded      what the UNet's `encode` returns for these latents, timesteps and captions, if it is known
+            stem         likewise what `noise_stem` returns for these latents and timesteps
 
         The output v of a network trained on velocity (Salimans & Ho 2022, appendix D) is converted:
         eps = sqrt(abar) v + sqrt(1 - abar) x.
@@ -274,6 +287,7 @@ class AnyText2(nn.Module):
             control=control,
             attnx_scale=attnx_scale,
             encoded=encoded,
+            stem=stem,
         ).float()
         if self.parameterization == "eps":
             return output

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 ASSETS = Path(__file__).parents[1] / "assets"
 EMBEDDED_CONFIG = Path(__file__).parents[2] / "models_yaml" / "anytext2_tiny.yaml"
+FULL_CONFIG = EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
 EMBEDDED_CHECKPOINT = ASSETS / "teacher.safetensors"
 
 EMBEDDED_GUIDANCE = 4.0  # as its yaml says
@@ -61,6 +62,20 @@ def defaults_for(config: str | Path) -> Defaults:
         multiple,
         None if checkpoint is None else (path.parent / checkpoint).resolve(),
     )
+
+
+def is_anytext2(config: str | Path) -> bool:
+    """Whether a yaml describes AnyText2 itself: the parameters of anytext2_sd15.yaml, wherever its tokenizer lies.
+
+    Raises FileNotFoundError or ValueError as `defaults_for` does.
+    """
+    found = []
+    for path in (Path(config), FULL_CONFIG):
+        defaults_for(path)
+        params = OmegaConf.to_container(OmegaConf.load(path).model.params)
+        params.get("cond_stage_config", {}).get("params", {}).pop("version", None)
+        found.append(params)
+    return found[0] == found[1]
 
 
 def _stated(given: Any, where: str) -> dict[str, Any]:

@@ -129,6 +129,19 @@ class TextEncoder(nn.Module):
         return torch.cat([start, body, end], dim=-1)
 
 
+def clean(caption: str) -> str:
+    """The caption as CLIP was trained with it and as upstream's tokenizer sees it: curly quotes straight, letters of
+    full width narrow, ligatures apart, HTML entities and mojibake resolved (ftfy).
+
+    A placeholder stays where it is; a star that cleaning makes of another character (U+FF0A, `&ast;`) becomes a space.
+    """
+    if caption.isascii() and "&" not in caption:
+        return caption
+    import ftfy
+
+    return PLACEHOLDER.join(ftfy.fix_text(part).replace(PLACEHOLDER, " ") for part in caption.split(PLACEHOLDER))
+
+
 class Tokenizer:
     """CLIP's byte-pair tokenizer, read from a local folder with `vocab.json` and `merges.txt`, never fetched.
 
@@ -155,11 +168,11 @@ class Tokenizer:
 
     def image_ids(self, captions: list[str]) -> Tensor:
         """Tokenize image captions, whole, padded with the end token to the longest: int64 (B, T)."""
-        rows = [self._bpe(c)["input_ids"] for c in captions]
+        rows = [self._bpe(clean(c))["input_ids"] for c in captions]
         longest = max(len(r) for r in rows)
         return torch.tensor([r + [self.end_id] * (longest - len(r)) for r in rows], dtype=torch.int64)
 
     def text_ids(self, captions: list[str]) -> Tensor:
         """Tokenize text captions, cut or padded with the end token to 77: int64 (B, 77)."""
-        rows = [self._bpe(c, truncation=True, max_length=CONTEXT_LENGTH)["input_ids"] for c in captions]
+        rows = [self._bpe(clean(c), truncation=True, max_length=CONTEXT_LENGTH)["input_ids"] for c in captions]
         return torch.tensor([r + [self.end_id] * (CONTEXT_LENGTH - len(r)) for r in rows], dtype=torch.int64)

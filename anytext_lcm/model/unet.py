@@ -5,6 +5,7 @@ Module names are the checkpoint's (`model.diffusion_model`). Upstream: AnyText2'
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,17 @@ class Block(nn.Sequential):
             else:
                 h = layer(h)
         return h
+
+
+class Stem(NamedTuple):
+    """What a trunk computes before its first attention. It depends on picture and timestep and on no caption."""
+
+    outputs: tuple[Tensor, ...]  # (B, channels, h, w) of each input block that is complete
+    h: Tensor  # (B, channels, h, w) what the first attention gets
+
+    def repeat(self, times: int) -> "Stem":
+        """The stem of the batch stacked `times` times."""
+        return Stem(tuple(torch.cat([output] * times) for output in self.outputs), torch.cat([self.h] * times))
 
 
 class Trunk(nn.Module):
@@ -95,6 +107,53 @@ class Trunk(nn.Module):
             return self.checkpoint(block, h, emb, context, attnx_scale, use_reentrant=False)
         return block(h, emb, context, attnx_scale)
 
+    def stem_layers(self) -> dict[str, nn.Module]:
+        """The layers of the input blocks before the first attention, by their paths in the trunk."""
+        found = {}
+        for i, block in enumerate(self.input_blocks):
+            for j, layer in enumerate(block):
+                if isinstance(layer, SpatialTransformer):
+                    return found
+                found[f"input_blocks.{i}.{j}"] = layer
+        return found
+
+    def run_stem(self, h: Tensor, emb: Tensor, hint: Tensor | None = None) -> Stem:
+        """Run `stem_layers` on h (B, in_channels, h, w); hint as in `run_inputs`."""
+        outputs: list[Tensor] = []
+        for i, block in enumerate(self.input_blocks):
+            for layer in block:
+                if isinstance(layer, SpatialTransformer):
+                    return Stem(tuple(outputs), h)
+                h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
+            h = h + hint if i == 0 and hint is not None else h
+            outputs.append(h)
+        return Stem(tuple(outputs), h)
+
+    def run_inputs(
+        self,
+        h: Tensor,
+        emb: Tensor,
+        context: Tensor,
+        attnx_scale: float = 1.0,
+        hint: Tensor | None = None,
+        stem: Stem | None = None,
+    ) -> list[Tensor]:
+        """Return the output of each input block, (B, channels, h, w) at its level.
+
+        hint: added behind the first convolution. stem: of `run_stem` for the same h, emb and hint, if it is known.
+        """
+        outputs, blocks = [], list(self.input_blocks)
+        if stem is not None:
+            outputs, h = list(stem.outputs), stem.h
+            blocks = blocks[len(outputs) :]
+            if blocks:  # the stem ends inside of this block
+                blocks[0] = blocks[0][[isinstance(layer, SpatialTransformer) for layer in blocks[0]].index(True) :]
+        for i, block in enumerate(blocks, len(outputs)):
+            h = self.run(block, h, emb, context, attnx_scale)
+            h = h + hint if i == 0 and hint is not None else h
+            outputs.append(h)
+        return outputs
+
     def check_size(self, latents: Tensor) -> None:
         """Raise ValueError unless height and width can be halved once for each level but the first."""
         height, width = latents.shape[-2:]
@@ -133,18 +192,15 @@ class UNetModel(Trunk):
             zero_module(nn.Conv2d(width, config.out_channels, 3, padding=1)),
         )
 
-    def encode(self, x: Tensor, timesteps: Tensor, context: Tensor, attnx_scale: float = 1.0) -> list[Tensor]:
+    def encode(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, attnx_scale: float = 1.0, stem: Stem | None = None
+    ) -> list[Tensor]:
         """Run the input blocks and return the output of each, (B, channels, h, w) at its level; arguments of `forward`.
 
         Control residuals are added later, so two networks that differ only in what follows may share these.
         """
         self.check_size(x)
-        emb, context, h = self.embed(timesteps), context.to(self.dtype), x.to(self.dtype)
-        encoded = []
-        for block in self.input_blocks:
-            h = self.run(block, h, emb, context, attnx_scale)
-            encoded.append(h)
-        return encoded
+        return self.run_inputs(x.to(self.dtype), self.embed(timesteps), context.to(self.dtype), attnx_scale, stem=stem)
 
     def forward(
         self,
@@ -154,6 +210,7 @@ class UNetModel(Trunk):
         control: Sequence[Tensor] | None = None,
         attnx_scale: float = 1.0,
         encoded: Sequence[Tensor] | None = None,
+        stem: Stem | None = None,
     ) -> Tensor:
         """Predict what the network was trained on (noise or velocity): (B, out_channels, h, w) in x's dtype.
 
@@ -164,6 +221,7 @@ class UNetModel(Trunk):
             control      a residual for each input block, then one for the middle block; None: none
             attnx_scale  weight of AttnX
             encoded      what `encode` returns for the same x, timesteps and context, if it is known already
+            stem         likewise what `run_stem` returns for the same x and timesteps
 
         Raises ValueError for sizes that do not halve and for a control list of another length.
         """
@@ -173,7 +231,7 @@ class UNetModel(Trunk):
                 f"control has {len(control)} residuals, this UNet takes {len(self.input_blocks) + 1}: "
                 "one for each input block and one for the middle block."
             )
-        skips = list(self.encode(x, timesteps, context, attnx_scale) if encoded is None else encoded)
+        skips = list(self.encode(x, timesteps, context, attnx_scale, stem) if encoded is None else encoded)
         emb, context = self.embed(timesteps), context.to(self.dtype)
         h = self.run(self.middle_block, skips[-1], emb, context, attnx_scale)
         if control is not None:

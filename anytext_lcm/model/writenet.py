@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anytext_lcm.model.config import TrunkConfig, WriteNetConfig
 from anytext_lcm.model.layers import zero_module
-from anytext_lcm.model.unet import Trunk
+from anytext_lcm.model.unet import Stem, Trunk
 
 
 def hint_stack(channels: int, widths: Sequence[int], patch: int = 0) -> nn.Sequential:
@@ -72,6 +72,23 @@ class WriteNet(Trunk):
             )
         return self.fuse_block_za(torch.cat([part.to(parts[0].dtype) for part in parts], dim=1))
 
+    def stem(self, glyph: Tensor, position: Tensor, masked_latents: Tensor) -> Stem:
+        """What comes before the first attention, the same for every caption; arguments as in `forward`.
+
+        Raises ValueError without `fast_control`, where it would depend on latents and timesteps too.
+        """
+        if not self.fast_control:
+            raise ValueError("The stem of a WriteNet without fast_control depends on latents and timesteps.")
+        self.check_size(masked_latents)
+        x, timesteps = self._nothing(masked_latents)
+        return self.run_stem(x.to(self.dtype), self.embed(timesteps), self.hint(glyph, position, masked_latents))
+
+    @staticmethod
+    def _nothing(masked_latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and timestep of fast control: one zero for the whole batch, broadcast over the samples."""
+        x = masked_latents.new_zeros(1, *masked_latents.shape[1:])
+        return x, torch.zeros(1, dtype=torch.int64, device=masked_latents.device)
+
     def forward(
         self,
         glyph: Tensor,
@@ -80,6 +97,7 @@ class WriteNet(Trunk):
         context: Tensor,
         x: Tensor | None = None,
         timesteps: Tensor | None = None,
+        stem: Stem | None = None,
     ) -> list[Tensor]:
         """Compute the residuals for each input block of the UNet, then for its middle block.
 
@@ -89,25 +107,19 @@ class WriteNet(Trunk):
             masked_latents  (B, in_channels, h, w), scaled
             context         (B, m, context_dim), the text caption
             x, timesteps    latents (B, in_channels, h, w) and (B,) int64; read only without `fast_control`
+            stem            what `stem` returns for these pictures, if it is known
 
         Raises ValueError where x or timesteps is needed and missing, and for sizes that do not fit.
         """
         self.check_size(masked_latents)
         if self.fast_control:
-            # One zero for the whole batch: embedding and first convolution broadcast over the samples.
-            x = masked_latents.new_zeros(1, *masked_latents.shape[1:])
-            timesteps = torch.zeros(1, dtype=torch.int64, device=masked_latents.device)
+            x, timesteps = self._nothing(masked_latents)
         elif x is None or timesteps is None:
             raise ValueError("This WriteNet was built with fast_control off: pass x and timesteps as well.")
-        emb = self.embed(timesteps)
-        context = context.to(self.dtype)
-        hint = self.hint(glyph, position, masked_latents)
-        h = x.to(self.dtype)
-        residuals = []
-        for i, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
-            h = self.run(block, h, emb, context)
-            if i == 0:  # the hint enters behind the first convolution, so it is part of residual 0
-                h = h + hint
-            residuals.append(zero_conv(h))
-        h = self.run(self.middle_block, h, emb, context)
+        emb, context = self.embed(timesteps), context.to(self.dtype)
+        # The hint enters behind the first convolution, so it is part of residual 0.
+        hint = self.hint(glyph, position, masked_latents) if stem is None else None
+        outputs = self.run_inputs(x.to(self.dtype), emb, context, hint=hint, stem=stem)
+        h = self.run(self.middle_block, outputs[-1], emb, context)
+        residuals = [zero_conv(output) for output, zero_conv in zip(outputs, self.zero_convs, strict=True)]
         return [*residuals, self.middle_block_out(h)]

@@ -2,6 +2,7 @@
 
 import base64
 import html
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets
@@ -17,6 +18,7 @@ from anytext_lcm.teaching.explorers import WIDE, choice, slider
 
 SAMPLERS = {"LCM": None, "deterministic": 0.0, "gamma 0.3": 0.3, "gamma 0.7": 0.7}  # name -> gamma
 STUDENT_STEPS, TEACHER_STEPS = (1, 2, 4, 6, 8, 16), (1, 2, 4, 8, 20, 50)
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of extra attention and residuals
 ZOOM = 3  # screen pixels per pixel of a picture of 128 px
 
 
@@ -85,6 +87,8 @@ class Playground(ipywidgets.VBox):
         self.steps = slider(STUDENT_STEPS, 4, "student's steps")
         self.sampler = choice(list(SAMPLERS), "student's sampler")
         self.teacher_steps = slider(TEACHER_STEPS, 50, "teacher's steps")
+        self.attnx_scale = slider(WEIGHTS, 1.0, "extra attention")
+        self.strength = slider(WEIGHTS, 1.0, "strength of the text")
         self.seed = ipywidgets.BoundedIntText(value=0, min=0, max=2**31 - 1, description="seed", **WIDE)
         self.buttons = {
             name: ipywidgets.Button(description=words, tooltip=tip)
@@ -104,6 +108,8 @@ class Playground(ipywidgets.VBox):
             self.steps,
             self.sampler,
             self.teacher_steps,
+            self.attnx_scale,
+            self.strength,
             self.seed,
             ipywidgets.HBox(list(self.buttons.values())),
             self.message,
@@ -142,10 +148,12 @@ class Playground(ipywidgets.VBox):
         return open_picture(bytes(self.upload.value[0]["content"]))
 
     def method(self, name: str) -> Method:
-        """The student's or the teacher's method, with steps and sampler as they are set."""
+        """The student's or the teacher's method, with steps, sampler and weights as they are set."""
         if name == "teacher":
-            return teacher_method(self.teacher_steps.value, self.defaults.guidance_scale)
-        return student_method(self.steps.value, gamma=SAMPLERS[self.sampler.value])
+            method = teacher_method(self.teacher_steps.value, self.defaults.guidance_scale)
+        else:
+            method = student_method(self.steps.value, gamma=SAMPLERS[self.sampler.value])
+        return replace(method, attnx_scale=self.attnx_scale.value, strength=self.strength.value)
 
     def press(self, name: str) -> None:
         """Draw with the student, the teacher or both, as the button of this name does."""

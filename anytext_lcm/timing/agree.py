@@ -10,18 +10,19 @@ from anytext_lcm.drawing.methods import teacher_method
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.timing.process import in_own_process
 from anytext_lcm.timing.public_script import reference_denoise
-from anytext_lcm.timing.variants import DECODER, Options, Variant, build_training, example_batch
+from anytext_lcm.timing.variants import PAIRS, Options, Variant, build_training, example_batch
 
 # Noise and timesteps are the same; only the order of summation may differ.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, LATENT_TOLERANCE = 1e-5, 1e-3, 1e-3
 
 
 def check_steps(options: Options) -> dict[str, dict[str, float]]:
-    """`compare_steps` with all targets and with the decoder's alone, on two pictures in fp32."""
+    """`compare_steps` of the pairs that compute something else, on two pictures in fp32, by the pair's name."""
     small = replace(options, batch=min(2, options.batch), precision="no")
     return {
-        name: compare_steps(*(in_own_process(loss_and_gradient, Variant(by, targets), small) for by in (True, False)))
-        for name, targets in (("all targets", None), ("decoder only", DECODER))
+        pair: compare_steps(*(in_own_process(loss_and_gradient, Variant(by, **alike), small) for by in (True, False)))
+        for pair, alike in PAIRS.items()
+        if not alike.get("checkpointing")  # which changes when things are computed, not what
     }
 
 

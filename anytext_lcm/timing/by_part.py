@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils.flop_counter import FlopCounterMode
 
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.model.unet import Trunk
 
 
 def now(device: str) -> float:
@@ -60,11 +62,11 @@ class CostByPart:
         handles = []
         for model in models:
             unet, control, stage = model.model.diffusion_model, model.control_model, model.first_stage_model
-            # A UNet counts by its blocks, since its two halves may be called apart.
-            blocks = (unet.time_embed, *unet.input_blocks, unet.middle_block, *unet.output_blocks, unet.out)
+            # Trunks count by their layers, since a part of their blocks may be called apart.
+            hints = (control.glyph_block, control.position_block, control.fuse_block_za)
             parts = {
-                "UNet": blocks,
-                "WriteNet": (control, *control.input_blocks, control.middle_block),  # its blocks are run again alone
+                "UNet": (*_layers(unet), *(layer for block in unet.output_blocks for layer in block), unet.out),
+                "WriteNet": (*_layers(control), *hints, *control.zero_convs, control.middle_block_out),
                 "autoencoder": (stage.encoder, stage.decoder, stage.quant_conv, stage.post_quant_conv),
             }
             for call in ("condition", "uncondition"):
@@ -98,6 +100,12 @@ class CostByPart:
         if name != "UNet":
             return name
         return "UNet, student" if torch.is_grad_enabled() else "UNet, teacher and target"
+
+
+def _layers(trunk: Trunk) -> list[Module]:
+    """The layers of what UNet and WriteNet have in common."""
+    blocks = (*trunk.input_blocks, trunk.middle_block)
+    return [trunk.time_embed, *(layer for block in blocks for layer in block)]
 
 
 def attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:

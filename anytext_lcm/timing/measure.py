@@ -5,6 +5,7 @@ import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from anytext_lcm.drawing.cores import Clock, describe_hardware, use_available_co
 from anytext_lcm.drawing.draw import draw_prepared, prepare, to_uint8
 from anytext_lcm.drawing.methods import Method, student_method, teacher_method
 from anytext_lcm.lcm.schedule import NoiseSchedule
+from anytext_lcm.model.networks import FULL_CONFIG
 from anytext_lcm.timing.agree import check_steps, compare_samplers
 from anytext_lcm.timing.by_part import flops_by_part, now, profile, seconds_by_part
 from anytext_lcm.timing.process import forget_peak, in_own_process, peak_bytes, resident_bytes
 from anytext_lcm.timing.public_script import reference_denoise, reference_prepare
 from anytext_lcm.timing.variants import (
-    FULL_CONFIG,
+    ADDED,
     MEASURED,
     VARIANTS,
     Options,
@@ -29,6 +31,7 @@ from anytext_lcm.timing.variants import (
     build,
     build_training,
     example_batch,
+    other_side,
 )
 from anytext_lcm.training import memory
 from anytext_lcm.training.data_order import seeded_generator
@@ -39,7 +42,7 @@ def count(training: Training) -> dict[str, float]:
     """FLOPs per picture of forward and backward pass, by part; see `flops_by_part`."""
     generator = None if training.options.device == "meta" else seeded_generator(0)
     found = flops_by_part(lambda: training.forward(generator), training.networks)
-    training.optimizer.zero_grad()
+    training.forget_gradient()
     return {name: flops / training.options.batch for name, flops in found.items()}
 
 
@@ -60,7 +63,7 @@ def count_on_shapes(variant: Variant, options: Options) -> dict[str, float]:
 def expected_gib(variant: Variant, batch: int = 12) -> float:
     """Memory in GiB at full size in fp16, as `training/memory.py` counts it on shapes.
 
-    The reference has a second copy of the network, and encodes its pictures in the step.
+    The reference has a second copy of the network.
     """
     settings = TrainSettings(
         config=str(FULL_CONFIG),
@@ -69,7 +72,7 @@ def expected_gib(variant: Variant, batch: int = 12) -> float:
         lora_targets=variant.targets,
         mixed_precision="fp16",
         gradient_checkpointing=variant.checkpointing,
-        latents=None if variant.reference else "stored",
+        latents="stored" if variant.latents else None,
     )
     found = memory.estimate(settings)
     return found["total"] + variant.reference * found["base weights, one copy"]
@@ -165,26 +168,24 @@ class _Samplers:
         return compare_samplers(self.bare, prepared, self.guidance)
 
     def calls(self) -> dict[str, Callable[[Clock], None]]:
-        """In the precision of the run, by the names of the report."""
+        """In the precision of the run, by the names of the report; upstream's come first."""
         self.bare.to(self.options.dtype)
         self.model.to(self.options.dtype)
-        steps = self.options.steps
-        methods = (teacher_method(steps, self.guidance, "leading"), student_method(8), student_method(4))
+        teachers = [teacher_method(steps, self.guidance, "leading") for steps in self.options.steps]
         return {
-            f"upstream-{steps}": lambda clock: self._reference(clock, keep=True),
-            f"upstream-{steps}, WriteNet in each call": lambda clock: self._reference(clock, keep=False),
+            **{upstream_name(n): lambda clock, n=n: self._reference(clock, n) for n in self.options.steps},
             **{
                 method.name.removesuffix("-leading"): lambda clock, method=method: self._ours(clock, method)
-                for method in methods
+                for method in (*teachers, student_method(8), student_method(4))
             },
         }
 
     @torch.no_grad()
-    def _reference(self, clock: Clock, keep: bool) -> None:
+    def _reference(self, clock: Clock, steps: int) -> None:
         with clock("prepare", self.device):
             prepared = reference_prepare(self.bare, self.batch, self.seeds, self.negative)
         with clock("denoise", self.device):
-            latents = reference_denoise(self.bare, prepared, self.options.steps, self.guidance, keep)
+            latents = reference_denoise(self.bare, prepared, steps, self.guidance)
         with clock("decode", self.device):
             to_uint8(self.bare.decode(latents))
 
@@ -207,11 +208,46 @@ def measure_sampling(options: Options) -> dict[str, Any]:
         name: {"seconds": medians(found, "wall", options.batch), "core_seconds": medians(found, "cores", options.batch)}
         for name, found in clocks.items()
     }
-    first = next(iter(rows.values()))
-    for kind, key in (("denoise", "denoise"), ("end_to_end", "total")):
-        for row in rows.values():
-            row[f"speedup_{kind}"] = first["seconds"][key] / row["seconds"][key]
+    for row in rows.values():
+        row["faster"] = {
+            name: {
+                phase: rows[name]["seconds"][key] / row["seconds"][key]
+                for phase, key in (("denoise", "denoise"), ("end_to_end", "total"))
+            }
+            for name in map(upstream_name, options.steps)
+        }
     return {"latents_differ_by": difference, "methods": rows}
+
+
+def upstream_name(steps: int) -> str:
+    """What the report calls upstream's sampler in so many steps."""
+    return f"upstream-{steps}"
+
+
+def compare(
+    rows: Mapping[str, Mapping[str, Any]],
+    flops: Mapping[str, Mapping[str, float]],
+    gib: Mapping[str, float],
+    name: str,
+    other: str,
+) -> dict[str, float | None]:
+    """How many times as fast, as thrifty of core seconds and of FLOPs, and as large a variant is as another.
+
+    None where one of them did not fit. flops and gib: at full size, counted on shapes.
+    """
+    one, two = rows[name], rows[other]
+    found = dict.fromkeys(("faster", "fewer_core_seconds", "fewer_flops", "memory"))
+    if one["samples_per_second"] is not None and two["samples_per_second"] is not None:
+        found = {
+            "faster": one["samples_per_second"] / two["samples_per_second"],
+            "fewer_core_seconds": two["core_seconds"] / one["core_seconds"],
+            "fewer_flops": sum(two["flops"].values()) / sum(one["flops"].values()),
+            "memory": one["peak_gib"] / two["peak_gib"],
+        }
+    return found | {
+        "fewer_flops_full_size": sum(flops[other].values()) / sum(flops[name].values()),
+        "memory_full_size": gib[name] / gib[other],
+    }
 
 
 def measure(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -239,5 +275,9 @@ def measure(options: Options, say: Callable[[str], None] = print) -> dict[str, A
     full = replace(options, config=str(FULL_CONFIG), ckpt=None, batch=12, side=512)
     report["full_size_flops"] = {name: count_on_shapes(variant, full) for name, variant in VARIANTS.items()}
     report["full_size_gib"] = {name: expected_gib(variant) for name, variant in VARIANTS.items()}
+    ratios = partial(compare, rows, report["full_size_flops"], report["full_size_gib"])
+    ours = [name for name in VARIANTS if name.startswith("ours")]
+    report["training"]["pairs"] = {name: ratios(name, other_side(name)) for name in ours}
+    report["training"]["added"] = {name: ratios(name, base) for name, base in ADDED.items()}
     say("FLOPs and memory at full size are counted.")
     return report

@@ -27,13 +27,18 @@ def reference_step(
 ) -> Tensor:
     """The loss () of one LCM step as diffusers' LCM-LoRA script for Stable Diffusion does it, on AnyText2.
 
-    The teacher is a second network. Each pass runs alone, with WriteNet and the texts computed again, and pictures are
-    encoded in the step. Draws from the generator in the order of `DistillStep`.
+    The teacher is a second network. Each pass runs alone, with WriteNet and the texts computed again. Pictures are
+    encoded in the step unless the batch has their `latent_moments`; masked pictures always are, as upstream does. Draws
+    from the generator in the order of `DistillStep`.
     """
     schedule = NoiseSchedule(student.alphas_cumprod)
     solver = DDIMSolver(schedule)
     with torch.no_grad():
-        latents = student.encode(batch["img"], generator)
+        if "latent_moments" in batch:
+            moments = batch["latent_moments"].to(student.device).float().chunk(2, dim=1)
+            latents = student.scale_factor * sample_posterior(*moments, generator)
+        else:
+            latents = student.encode(batch["img"], generator)
         masked = student.encode(batch["masked_img"], generator)
         batch = dict(batch) | {"masked_latents": masked}
         count = len(latents)
@@ -70,22 +75,15 @@ def reference_prepare(
 
 
 @torch.no_grad()
-def reference_denoise(
-    model: AnyText2, prepared: Prepared, steps: int, guidance_scale: float, keep: bool = False
-) -> Tensor:
+def reference_denoise(model: AnyText2, prepared: Prepared, steps: int, guidance_scale: float) -> Tensor:
     """Latents (B, C, h, w) by DDIM with two calls per step, one after the other.
 
-    keep: compute WriteNet's residuals once per branch, as upstream's sampler does, instead of in each call.
+    WriteNet's residuals are computed once per branch, as upstream's sampler keeps them with fast control.
     """
-    cond, uncond = prepared.conditional, prepared.unconditional
-    kept = [model.control(branch) for branch in (cond, uncond)] if keep else [None, None]
+    branches = [(branch, model.control(branch)) for branch in (prepared.conditional, prepared.unconditional)]
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        eps_cond, eps_uncond = (
-            model.predict_noise(x, t, branch, control or model.control(branch))
-            for branch, control in zip((cond, uncond), kept, strict=True)
-        )
-        return guide(eps_cond, eps_uncond, guidance_scale)
+        return guide(*(model.predict_noise(x, t, branch, control) for branch, control in branches), guidance_scale)
 
     noise = initial_noise(prepared.seeds, prepared.latent_shape).to(model.device)
     return finish(sample(predict, noise, NoiseSchedule(model.alphas_cumprod), steps, "ddim"))

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.optim import AdamW
 
 from anytext_lcm.adapter.lora import adapter_state, attach
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.loading import load_chosen
-from anytext_lcm.model.networks import ASSETS, EMBEDDED_CONFIG, defaults_for
+from anytext_lcm.model.networks import ASSETS, defaults_for
 from anytext_lcm.timing.public_script import reference_step
 from anytext_lcm.training.data_order import seeded_generator
 from anytext_lcm.training.settings import PRECISIONS
-from anytext_lcm.training.step import DistillStep
+from anytext_lcm.training.step import DistillStep, new_optimizer
 
-FULL_CONFIG = EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
 DECODER = ("unet_decoder",)  # groups of adapted layers
 
 
@@ -33,15 +33,36 @@ class Variant:
     reference: bool  # the step as public scripts write it, instead of ours
     targets: tuple[str, ...] | None = None  # groups of adapted layers, None for the package's default
     checkpointing: bool = False  # compute activations again in the backward pass
+    latents: bool = False  # the picture's posterior is known before the step, as `cache_latents` stores it
 
 
-VARIANTS = {
-    "reference, checkpointed": Variant(True, checkpointing=True),
-    "reference": Variant(True),
-    "ours": Variant(False),
-    "ours, checkpointed": Variant(False, checkpointing=True),
-    "ours, decoder only": Variant(False, DECODER),
+PAIRS = {  # what both sides of a pair do alike; only these are divided by each other
+    "": {},
+    "checkpointed": {"checkpointing": True},
+    "latents stored": {"latents": True},
+    "latents stored, checkpointed": {"latents": True, "checkpointing": True},
+    "decoder only": {"targets": DECODER},
 }
+VARIANTS = {
+    f"{side}{', ' if pair else ''}{pair}": Variant(side == "reference", **alike)
+    for pair, alike in PAIRS.items()
+    for side in ("reference", "ours")
+}
+
+
+ADDED = {  # what a switch adds to our own step: one of ours over another
+    "ours, latents stored": "ours",
+    "ours, checkpointed": "ours",
+    "ours, latents stored, checkpointed": "ours, latents stored",
+    "ours, decoder only": "ours",
+}
+
+
+def other_side(name: str) -> str:
+    """The name of the variant that one of ours is compared with."""
+    return name.replace("ours", "reference", 1)
+
+
 MEASURED = (
     "samples_per_second",
     "slowest_and_fastest",
@@ -64,7 +85,7 @@ class Options:
     batch: int  # pictures at once
     rank: int  # of the adapter
     repeats: int  # timed turns of each step; half as many of the samplers
-    steps: int  # of the teacher's sampler
+    steps: tuple[int, ...]  # of upstream's and the teacher's samplers
     side: int  # pixels of a picture
 
     @property
@@ -137,17 +158,33 @@ class Training:
         if not variant.reference:
             guidance, negative = options.guidance
             self.step = DistillStep(model, guidance_scale=guidance, negative_prompt=negative).eval()
-            vae = model.to(memory_format=torch.channels_last).first_stage_model  # as `load_teacher` lays it out
-            with torch.no_grad():  # what `cache_latents` writes once per data set
-                moments = vae.encode(batch["img"].to(model.device, model.dtype))
+            model.to(memory_format=torch.channels_last)  # as `load_teacher` lays it out
             self.step.blank(batch)  # encoded once per run, so not in the measured step
+        if variant.latents:
+            with torch.no_grad():  # what `cache_latents` writes once per data set
+                moments = model.first_stage_model.encode(batch["img"].to(model.device, model.dtype))
             self.batch = batch | {"latent_moments": torch.cat(moments, dim=1)}
         self.networks = [model] if teacher is None else [model, teacher]
         self.parameters = list(adapter_state(model).values())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, weight_decay=0.0)
+        self.optimizer = self._optimizer()
         fp16 = options.precision == "fp16" and options.device == "cuda"
         self.scaler = torch.amp.GradScaler(options.device, enabled=fp16) if fp16 else None
         self.updates = 0
+
+    def _optimizer(self) -> AdamW | None:
+        """As public scripts or this package make it; shapes alone are not updated."""
+        if self.options.device == "meta":
+            return None
+        return (
+            AdamW(self.parameters, 1e-6, weight_decay=0.0)
+            if self.step is None
+            else new_optimizer(self.parameters, 1e-6)
+        )
+
+    def forget_gradient(self) -> None:
+        """Drop what a backward pass left behind."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def loss(self, generator: torch.Generator | None) -> Tensor:
         """The loss () of one step in fp32."""
@@ -177,16 +214,16 @@ class Training:
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        self.optimizer.zero_grad()
+        self.forget_gradient()
         self.updates += 1
 
     def loss_and_gradient(self) -> tuple[float, np.ndarray]:
         """Loss and gradient of the whole adapter, one vector (N,) float64, of one fixed step in fp32."""
-        self.optimizer.zero_grad()
+        self.forget_gradient()
         loss = self.loss(seeded_generator(7))
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in self.parameters])
-        self.optimizer.zero_grad()
+        self.forget_gradient()
         return float(loss.detach()), gradient.double().cpu().numpy()
 
 

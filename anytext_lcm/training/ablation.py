@@ -37,8 +37,8 @@ STUDENT_STEPS, TEACHER_STEPS = (4, 8), 50
 
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Train one run. Returns its entry: updates, seconds and CPU seconds, or why it gave up."""
-    if settings.latents:
-        write_latents(settings.latents, build_dataset(settings), load_teacher(settings))
+    if settings.latents_folder:
+        write_latents(settings.latents_folder, build_dataset(settings), load_teacher(settings))
     if settings.paths:
         count = paths_for(settings.max_train_steps, settings.train_batch_size * settings.gradient_accumulation_steps)
         write_paths(settings.paths, settings, Wishes(settings, count, None), load_teacher(settings))

@@ -23,7 +23,7 @@ from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.average import Ema
 from anytext_lcm.training.checkpoints import claimed
 from anytext_lcm.training.data_order import batch_generator, build_dataset, build_loader, held_out_records
-from anytext_lcm.training.latents import with_latents
+from anytext_lcm.training.encoded_once import encoded_once
 from anytext_lcm.training.path_store import PathDataset
 from anytext_lcm.training.processes import (
     fresh_accelerate_state,
@@ -36,7 +36,7 @@ from anytext_lcm.training.processes import (
 from anytext_lcm.training.resume import TrainingState, restore, save_checkpoint
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings
 from anytext_lcm.training.state_file import Progress
-from anytext_lcm.training.step import DistillStep, LossParts, update
+from anytext_lcm.training.step import DistillStep, LossParts, new_optimizer, update
 from anytext_lcm.training.watching import OnSample, Watcher, sample_pictures
 
 BUCKETS = 5  # of timesteps, 200 wide: the x0 gap differs in meaning from one to the next
@@ -163,7 +163,7 @@ def new_student(settings: TrainSettings, accelerator: Accelerator) -> TrainingSt
         attach(model, settings.lora_rank, settings.lora_alpha, settings.lora_targets)
     model.to(accelerator.device)
     parameters = list(adapter_state(model).values())
-    optimizer = accelerator.prepare(torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0))
+    optimizer = accelerator.prepare(new_optimizer(parameters, settings.learning_rate))
     share_first_weights(accelerator, parameters)
     ema = Ema(adapter_state(model), settings.ema_decay) if settings.ema_decay else None
     return TrainingState(model, optimizer, accelerator, ema)
@@ -188,10 +188,10 @@ def distill(
         loss=settings.loss,
         huber_c=settings.huber_c,
     ).eval()  # nothing in the network may drop out or move its statistics
-    if settings.latents:
-        dataset = with_latents(dataset, settings.latents, state.model)
     if isinstance(dataset, PathDataset):
         dataset.check(settings, state.model)
+    else:
+        dataset = encoded_once(dataset, settings, state.model, accelerator, resumed=resume is not None)
     if resume:
         restore(resume, state, settings)
     progress = state.progress

@@ -235,7 +235,7 @@ def estimate(settings: TrainSettings, kernel: str = "fused") -> dict[str, float]
         "runtime and workspaces (a guess)": RUNTIME,
     }
     # The autoencoder works before the student does: the larger of the two phases counts. Stored latents need none.
-    encoding = 0 if settings.latents else batch * found["autoencoder"]
+    encoding = 0 if settings.latents_folder else batch * found["autoencoder"]
     more = encoding - parts["control residuals"] - parts["activations"]
     if more > 0:
         parts["autoencoder beyond that"] = more

@@ -90,7 +90,10 @@ class DataSettings(NetworkSettings):
     )
     image_size: int | None = setting(None, "side of the pictures; by default what the yaml was made for")
     latents: str | None = setting(
-        None, "folder that python -m anytext_lcm.cache_latents filled for these data; spares the autoencoder", path=True
+        None,
+        "folder that python -m anytext_lcm.cache_latents filled for these data, or none; by default a run on a GPU "
+        "encodes a small data set that it sees twice or more once, into output_dir/latents",
+        path=True,
     )
     num_workers: int = setting(
         0,
@@ -317,10 +320,16 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         """Settings that a resumed run must share with the run it resumes, as JSON values."""
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["identity"]}
         kept = {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
-        moved = {name: True if getattr(self, name) else None for name in ("latents", "paths")}
-        return kept | moved  # their folders may have moved
+        latents = {None: None, NO_LATENTS: False}.get(self.latents, True)
+        return kept | {"latents": latents, "paths": True if self.paths else None}  # their folders may have moved
+
+    @property
+    def latents_folder(self) -> str | None:
+        """The folder of stored latents that was named."""
+        return None if self.latents == NO_LATENTS else self.latents
 
 
+NO_LATENTS = "none"  # for `latents`: store none
 RECORDS_ONLY = ("data_root", "index_dir", "wm_thresh", "edit_share", "validation_list", "validation_share", "fit")
 RECORDS_ONLY += ("fonts", "strict")
 _DEFAULTS = {known.name: known.default for known in fields(TrainSettings)}

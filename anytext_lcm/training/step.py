@@ -5,7 +5,7 @@ Next: `training/loop.py`.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -22,8 +22,11 @@ from anytext_lcm.lcm.paths import Paths
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import DDIMSolver, guide
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
+from anytext_lcm.model.unet import Stem, Trunk
 from anytext_lcm.model.vae import sample_posterior
 from anytext_lcm.training.processes import average_gradients
+
+CAPTIONS = ("image_context", "text_context")  # of a Conditioning: what the unguided branch has of its own
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class LossParts:
 class DistillStep(nn.Module):
     """Steps 1 to 10: a batch becomes a loss. A module, so that `.eval()` reaches the network in it.
 
-    Make a new one for another adapter, and when weights, device or precision of the autoencoder change: it keeps what
-    it has encoded of the empty picture.
+    Make a new one for another adapter, and when frozen weights, device or precision change: it keeps what it has
+    encoded of the empty picture and of the negative prompt.
     """
 
     def __init__(
@@ -74,7 +77,12 @@ class DistillStep(nn.Module):
         self.without_adapter = adapter.off
         self.adapts_control = adapter.touches("control_model")
         self.adapts_encoder = adapter.touches(f"{unet}.input_blocks", f"{unet}.time_embed")
+        # What comes before the first attention no caption changes, so guidance's branches share it, and the student.
+        self.adapts_stem = adapter.touches(*_stem_paths(unet, model.model.diffusion_model))
+        hints = (f"control_model.{name}" for name in ("glyph_block", "position_block", "fuse_block_za"))
+        self.adapts_control_stem = adapter.touches(*hints, *_stem_paths("control_model", model.control_model))
         self._blanks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._negative: Conditioning | None = None
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> LossParts:
         """batch: fields of `anytext_lcm.data.batch`, or `latents` and `masked_latents` in place of the pictures; with
@@ -90,12 +98,13 @@ class DistillStep(nn.Module):
             latents = self._encode(batch, generator) if path is None else path.end
             # 2. condition: captions, lines and masked picture; without condition only the captions go
             cond = model.condition(batch, generator, self.blank(batch))
-            both = Conditioning.cat([cond, model.uncondition(cond, self.negative_prompt)])
+            both = Conditioning.cat([cond, self._uncondition(cond)])
             # 3. control: residuals, once per step because they depend on neither x_t nor t
             with self.without_adapter():
-                teacher_control = model.control(both)
+                control_stem = model.control_stem(cond)
+                teacher_control = model.control(both, stem=control_stem.repeat(2))
         if self.adapts_control:
-            student_control = model.control(cond)
+            student_control = model.control(cond, stem=None if self.adapts_control_stem else control_stem)
         else:
             student_control = [residual.chunk(2)[0] for residual in teacher_control]
 
@@ -112,15 +121,19 @@ class DistillStep(nn.Module):
 
         # 6. teacher: with and without the condition, guided
         @torch.no_grad()
-        def teacher(x: Tensor, t: Tensor, encoded: list[Tensor] | None = None) -> Tensor:
-            x, t = torch.cat([x, x]), torch.cat([t, t])  # both branches in one batch
+        def teacher(x: Tensor, t: Tensor, encoded: list[Tensor] | None = None, stem: Stem | None = None) -> Tensor:
             with self.without_adapter():
-                eps = model.predict_noise(x, t, both, teacher_control, encoded=encoded)
+                stem = model.noise_stem(x, t) if stem is None else stem
+                x, t = torch.cat([x, x]), torch.cat([t, t])  # both branches in one batch
+                eps = model.predict_noise(x, t, both, teacher_control, encoded=encoded, stem=stem.repeat(2))
             return guide(*eps.chunk(2), self.guidance_scale)
 
-        encoded = None if self.adapts_encoder or path is not None else self._encode_point(x_t, t, both)
+        with torch.no_grad(), self.without_adapter():
+            stem = model.noise_stem(x_t, t)
+            shared = path is None and not self.adapts_encoder
+            encoded = self._encode_point(x_t, t, both, stem) if shared else None
         if path is None:
-            eps = teacher(x_t, t, encoded)
+            eps = teacher(x_t, t, encoded, stem)
             teacher_x0 = schedule.x0_from_eps(x_t, eps, t)
         else:  # what it said there is stored
             teacher_x0 = path.x0(index)
@@ -137,7 +150,8 @@ class DistillStep(nn.Module):
         @cache
         def student() -> Tensor:
             own = None if encoded is None else [branches.chunk(2)[0] for branches in encoded]
-            return model.predict_noise(x_t, t, cond, student_control, encoded=own)
+            stem_too = None if self.adapts_stem else stem
+            return model.predict_noise(x_t, t, cond, student_control, encoded=own, stem=stem_too)
 
         point = Point(schedule, latents, x_t, t, teacher_x0, x_s, s, student, target, teacher, generator, path)
         pred, wanted = self.objective(point)
@@ -165,18 +179,33 @@ class DistillStep(nn.Module):
             return model.scale_factor * sample_posterior(*moments.float().chunk(2, dim=1), generator)
         return model.encode(batch["img"], generator)
 
-    @torch.no_grad()
-    def _encode_point(self, x: Tensor, t: Tensor, both: Conditioning) -> list[Tensor]:
+    def _uncondition(self, cond: Conditioning) -> Conditioning:
+        """The unguided branch of `cond`. Its captions are the same for every picture, so they are encoded once."""
+        if self._negative is None:
+            self._negative = self.model.uncondition(cond[:1], self.negative_prompt)
+        rows = {name: getattr(self._negative, name).expand(len(cond), -1, -1) for name in CAPTIONS}
+        return replace(cond, **rows)
+
+    def _encode_point(self, x: Tensor, t: Tensor, both: Conditioning, stem: Stem) -> list[Tensor]:
         """The UNet's encodings at (x, t) for both branches, which teacher and student share there."""
         x, unet = torch.cat([x, x]).to(self.model.dtype), self.model.model.diffusion_model
-        with self.without_adapter():
-            return unet.encode(x, torch.cat([t, t]), both.image_context)
+        return unet.encode(x, torch.cat([t, t]), both.image_context, stem=stem.repeat(2))
+
+
+def _stem_paths(network: str, trunk: Trunk) -> list[str]:
+    """Paths of the modules that a trunk's stem is computed by."""
+    return [f"{network}.{name}" for name in ("time_embed", *trunk.stem_layers())]
 
 
 def latent_weight(inv_mask: Tensor, latents: Tensor) -> Tensor:
     """Pixels to ignore (B, 1, H, W), 1 = ignore -> weights (B, 1, h, w), the share of a latent's pixels that counts."""
     # Upstream takes one pixel of each 8x8, at 512 px alone, and divides by the number of all of them.
     return 1 - F.interpolate(inv_mask.float(), size=latents.shape[-2:], mode="area")
+
+
+def new_optimizer(parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
+    """AdamW without weight decay, in one kernel for all of an adapter's hundreds of small tensors."""
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
 
 
 def update(
