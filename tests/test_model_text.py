@@ -4,6 +4,8 @@ Token ids come with the references, so CLIP's vocabulary is not needed; the toke
 embedded teacher's vocabulary.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 from reference_weights import load_reference, relative_error
@@ -167,6 +169,23 @@ def test_tokenizer_pads_and_truncates():
 def test_tokenizer_folder_without_files_says_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="vocab.json is missing"):
         Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("files", [("tokenizer.json",), ("vocab.json", "merges.txt")])
+def test_folder_of_current_and_of_old_transformers(tmp_path, files):
+    """What transformers saves today, of which one file is enough, and what it saved before give the same ids."""
+    from transformers import CLIPTokenizer
+
+    saved, given = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True), tmp_path / "given"
+    saved.save_pretrained(tmp_path / "saved")
+    given.mkdir()
+    for name in files:
+        source = tmp_path / "saved" / name
+        (given / name).write_bytes((source if source.is_file() else Path(TOKENIZER) / name).read_bytes())
+    found, own, captions = Tokenizer(given), Tokenizer(TOKENIZER), ["Hello World's 123 CAF\u00c9", "Text says * , * . ", ""]
+    assert torch.equal(found.image_ids(captions), own.image_ids(captions))
+    assert torch.equal(found.text_ids(captions), own.text_ids(captions))
+    assert (found.placeholder_id, found.end_id) == (own.placeholder_id, own.end_id)
 
 
 def test_tokenizer_of_other_weights_is_refused():
