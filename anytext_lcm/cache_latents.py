@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("cache_latents", "Encodes a data set's pictures once, for training with --latents.")
     add_flags(parser, FLAGS)
     parser.add_argument("--latents", required=True, help="folder to fill; an older one of the same kind is replaced")
+    parser.add_argument("--dry_run", action="store_true", help="check all inputs and the disk, and write nothing")
     return parser
 
 
@@ -41,15 +42,21 @@ def work(args: argparse.Namespace) -> str:
     """Encode every picture; the folder appears complete or not at all."""
     from tqdm import tqdm
 
+    from anytext_lcm.checks.everything import look_at_inputs, require_inputs, tell
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.model.loading import default_device
     from anytext_lcm.training.data_order import build_dataset
+    from anytext_lcm.training.fitting import fit_to_machine
     from anytext_lcm.training.latents import write_latents
     from anytext_lcm.training.loop import load_teacher
 
     chosen = collect(args)
-    folder = chosen.pop("latents")
-    settings = TrainSettings.from_dict(chosen | {"output_dir": folder})
+    folder, dry_run = chosen.pop("latents"), chosen.pop("dry_run")
+    chosen["output_dir"] = folder
+    if dry_run:
+        return tell(look_at_inputs(TrainSettings(**chosen), latents_to=folder))
+    require_inputs(chosen, latents_to=folder)
+    settings, _ = fit_to_machine(TrainSettings.from_dict(chosen))
     use_available_cores()
     dataset, model = build_dataset(settings), load_teacher(settings).to(default_device())
     with tqdm(total=len(dataset), desc="encode", disable=None if settings.progress else True) as bar:

@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 def work(args: argparse.Namespace) -> str:
     """Check what can be checked before the weights are loaded, then draw, judge and write."""
     from anytext_lcm.adapter.lora import load_adapter
+    from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.judging.compare import compare_methods, resolve_methods
     from anytext_lcm.judging.panel import Panel
@@ -74,6 +75,7 @@ def work(args: argparse.Namespace) -> str:
     names = choose_methods(args, student=adapter is not None)
     resolve_methods(names, guidance)
     panel = Panel.build(lines=args.lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds)
+    require_network(args.config, args.ckpt)
     with atomic_folder(args.output) as folder:
         use_available_cores()
         model = load_chosen(args.config, args.ckpt, args.device)

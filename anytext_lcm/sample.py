@@ -102,6 +102,7 @@ def work(args: argparse.Namespace) -> str:
     """Check everything that can be checked before the weights are loaded, then draw and write."""
     from anytext_lcm.adapter.lora import resolve_adapter
     from anytext_lcm.adapter.mix import WeightedAdapter, load_adapters
+    from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.drawing.jobs import draw_jobs
     from anytext_lcm.drawing.prompts import prompts_to_batch
@@ -127,6 +128,7 @@ def work(args: argparse.Namespace) -> str:
     prompts_to_batch(prompts, defaults.size, defaults.max_lines, args.font)
     check_writable(args.output)
 
+    require_network(args.config, args.ckpt)
     use_available_cores()
     model = load_chosen(args.config, args.ckpt, args.device)
     if adapters:

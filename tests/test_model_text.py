@@ -182,7 +182,11 @@ def test_folder_of_current_and_of_old_transformers(tmp_path, files):
     for name in files:
         source = tmp_path / "saved" / name
         (given / name).write_bytes((source if source.is_file() else Path(TOKENIZER) / name).read_bytes())
-    found, own, captions = Tokenizer(given), Tokenizer(TOKENIZER), ["Hello World's 123 CAF\u00c9", "Text says * , * . ", ""]
+    found, own, captions = (
+        Tokenizer(given),
+        Tokenizer(TOKENIZER),
+        ["Hello World's 123 CAF\u00c9", "Text says * , * . ", ""],
+    )
     assert torch.equal(found.image_ids(captions), own.image_ids(captions))
     assert torch.equal(found.text_ids(captions), own.text_ids(captions))
     assert (found.placeholder_id, found.end_id) == (own.placeholder_id, own.end_id)

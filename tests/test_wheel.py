@@ -1,4 +1,4 @@
-"""The package as an owner installs it: built as a wheel, put into an environment of its own, run from an empty folder."""
+"""The package as an owner installs it: a wheel, put into an environment of its own, run from an empty folder."""
 
 import os
 import shutil

@@ -52,7 +52,7 @@ class AnyText2(nn.Module):
         for name, value in schedule_buffers(*self._schedule).items():  # 13 for the checkpoint; one is computed with
             self.register_buffer(name, value)
         text = dict(params["cond_stage_config"]["params"])
-        self._tokenizer_folder = find_tokenizer(text["version"], roots)
+        self.tokenizer_folder = find_tokenizer(text["version"], roots)
         self._tokenizer: Tokenizer | None = None
         manager = dict(params["embedding_manager_config"]["params"])
         recogniser = dict(manager.pop("recogniser", {}))
@@ -134,10 +134,10 @@ class AnyText2(nn.Module):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the yaml's folder, read on first use; FileNotFoundError or ValueError if it does not fit."""
         if self._tokenizer is None:
-            tokenizer = Tokenizer(self._tokenizer_folder)
+            tokenizer = Tokenizer(self.tokenizer_folder)
             if tokenizer.placeholder_id != self.embedding_manager.placeholder_id:
                 raise ValueError(
-                    f"The tokenizer in {self._tokenizer_folder} gives '*' the id {tokenizer.placeholder_id}, "
+                    f"The tokenizer in {self.tokenizer_folder} gives '*' the id {tokenizer.placeholder_id}, "
                     f"the embedding manager waits for {self.embedding_manager.placeholder_id}; use the "
                     "vocabulary these weights were trained with."
                 )

@@ -100,17 +100,15 @@ def kind_of(tensor: Tensor) -> str:
     return "" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
 
 
-def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
-    """Load every tensor or none: names, shapes and kinds are compared before the first one is touched.
+def check_fits(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Compare names, shapes and kinds of tensors with a model's, without reading a number.
 
-    Values are converted to the model's dtypes. Parameters on the meta device receive the tensors themselves, so a full
-    model is never held twice. Raises ValueError naming keys that are missing, unexpected, of another shape, or no plain
-    floating-point numbers; source begins it.
+    Raises ValueError naming keys that are missing, unexpected, of another shape, or no plain floating-point numbers;
+    source begins it.
     """
-    state = {k: v for k, v in state.items() if k not in OPTIONAL_KEYS}
     own = model.state_dict()
     missing = [k for k in own if k not in state]
-    unexpected = [k for k in state if k not in own]
+    unexpected = [k for k in state if k not in own and k not in OPTIONAL_KEYS]
     shapes = [
         f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
         for k, v in own.items()
@@ -133,6 +131,17 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "th
         hint = _AVERAGE if any(k.startswith("model_ema.") for k in unexpected) else ""
         keys = "; ".join(problems)
         raise ValueError(f"{source} does not fit this model, nothing was loaded: keys {keys}.{hint}")
+
+
+def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
+    """Load every tensor or none: names, shapes and kinds are compared before the first one is touched.
+
+    Values are converted to the model's dtypes. Parameters on the meta device receive the tensors themselves, so a full
+    model is never held twice. Raises ValueError as `check_fits`.
+    """
+    check_fits(model, state, source)
+    own = model.state_dict()
+    state = {k: state[k] for k in own}
     if any(v.is_meta for v in own.values()):
         model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=True, assign=True)
     else:

@@ -40,7 +40,9 @@ def load_model(
     device: by default `default_device()`. Raises FileNotFoundError or ValueError.
     """
     device = usable_device(device)
-    model = AnyText2.from_config(config).load_checkpoint(checkpoint).requires_grad_(False)
+    model = AnyText2.from_config(config)
+    _ = model.tokenizer  # one that is missing shows before the weights are read
+    model.load_checkpoint(checkpoint).requires_grad_(False)
     for network in model.children():  # the schedule, buffers of the model itself, stays in fp32
         network.to(dtype)
     # Convolutions read and write pixels with their channels beside each other, so nothing is reordered in between.

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 ASSETS = Path(__file__).parents[1] / "assets"
 CONFIGS = Path(__file__).parents[1] / "models_yaml"
 EMBEDDED_CONFIG = CONFIGS / "anytext2_tiny.yaml"
+FULL_CONFIG = CONFIGS / "anytext2_sd15.yaml"
 EMBEDDED_CHECKPOINT = ASSETS / "teacher.safetensors"
 
 EMBEDDED_GUIDANCE = 4.0  # as its yaml says

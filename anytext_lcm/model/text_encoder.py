@@ -149,8 +149,8 @@ def check_tokenizer(folder: str | Path) -> None:
     if "tokenizer.json" not in there and not there.issuperset(TOKENIZER_PAIR):
         missing = next(name for name in TOKENIZER_PAIR if name not in there)
         raise FileNotFoundError(
-            f"CLIP tokenizer: {Path(folder) / missing} is missing; put vocab.json and merges.txt (or tokenizer.json) of "
-            "openai/clip-vit-large-patch14 into that folder, or name another one in the yaml under "
+            f"CLIP tokenizer: {Path(folder) / missing} is missing; put vocab.json and merges.txt, or tokenizer.json, "
+            "of openai/clip-vit-large-patch14 into that folder, or name another one in the yaml under "
             "model.params.cond_stage_config.params.version."
         )
 

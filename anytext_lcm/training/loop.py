@@ -6,6 +6,8 @@ step itself is in `step.py`. Next: `drawing/draw.py`, where the trained adapter 
 """
 
 import math
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.average import Ema
 from anytext_lcm.training.checkpoints import claimed
 from anytext_lcm.training.data_order import batch_generator, build_dataset, build_loader
+from anytext_lcm.training.fitting import fit_to_machine
 from anytext_lcm.training.latents import with_latents
 from anytext_lcm.training.processes import (
     fresh_accelerate_state,
@@ -32,6 +35,7 @@ from anytext_lcm.training.processes import (
     worker_deaths_in_words,
 )
 from anytext_lcm.training.resume import TrainingState, restore, save_checkpoint
+from anytext_lcm.training.run_file import write_run
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings
 from anytext_lcm.training.state_file import Progress
 from anytext_lcm.training.step import DistillStep, LossParts, update
@@ -147,10 +151,12 @@ def why_it_stopped(values: Mapping[str, float], scale: float, progress: Progress
 
 def load_teacher(settings: TrainSettings, dtype: torch.dtype = torch.float32) -> AnyText2:
     """The frozen teacher; its networks in dtype, its schedule in fp32."""
-    model = AnyText2.from_config(settings.config, device="meta").load_checkpoint(settings.teacher_ckpt)
+    model = AnyText2.from_config(settings.config, device="meta")
+    _ = model.tokenizer  # one that is missing shows before the weights are read
+    model.load_checkpoint(settings.teacher_ckpt)
     model.to(dtype, memory_format=torch.channels_last)  # as `model.loading.load_model`, which gives the reason
     for trunk in (model.model.diffusion_model, model.control_model):
-        trunk.gradient_checkpointing = settings.gradient_checkpointing
+        trunk.gradient_checkpointing = bool(settings.gradient_checkpointing)
     return model.requires_grad_(False).eval()
 
 
@@ -233,11 +239,15 @@ def run_distillation(
     """
     settle()
     with fresh_accelerate_state(), one_voice(), worker_deaths_in_words():
-        checked = TrainSettings.from_dict(settings)
+        checked, decided = fit_to_machine(TrainSettings.from_dict(settings))
+        if decided and os.environ.get("RANK", "0") == "0":
+            print("\n".join(decided), file=sys.stderr)
         if dataset is None:
             dataset = build_dataset(checked)
         accelerator = start_accelerator(checked)
         with claimed(checked, accelerator) as resume:
+            if accelerator.is_main_process:
+                write_run(checked)
             last = distill(accelerator, dataset, checked, resume, on_sample)
             accelerator.wait_for_everyone()
         accelerator.free_memory()  # before exit: interpreter teardown can abort while the model is there
