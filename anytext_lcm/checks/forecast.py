@@ -58,6 +58,7 @@ def flops_per_picture(settings: "TrainSettings") -> dict[str, float]:
     adapt(model, options, variant.targets)
     model._buffers["alphas_cumprod"] = NoiseSchedule.scaled_linear().alphas_cumprod  # read as numbers
     model.embedding_manager.line_embeddings = lambda *_, **__: None
+    model.parameterization = "eps"  # to convert v takes no product of matrices, and reads the schedule again
     parts = count(Training(variant, model, None, example_batch(options), options))
     parts.pop("autoencoder", None)
     return parts if settings.latents else parts | {"autoencoder": encoder}
