@@ -26,6 +26,7 @@ from anytext_lcm.data.index import open_index
 from anytext_lcm.model import loading
 from anytext_lcm.model.networks import CONFIGS, EMBEDDED_CONFIG, find_config
 from anytext_lcm.training import fitting, memory
+from anytext_lcm.training.data_order import build_dataset
 from anytext_lcm.training.loop import run_distillation
 from anytext_lcm.training.settings import TrainSettings
 
@@ -196,8 +197,10 @@ def test_records_are_looked_at_and_nothing_is_written(given, tmp_path):
     source = records(tmp_path, ["Word", "another"] * 30)
     settings = TrainSettings(**given | {"use_mock_dataset": False, "data_list": (source,)})
     found = Findings()
-    counted = look_at_data(found, settings)
-    assert 55 <= counted <= 65  # by the size of the first records
+    assert look_at_data(found, settings) == 60
+    with pytest.MonkeyPatch.context() as patch:  # of a large file the first records are read
+        patch.setattr("anytext_lcm.checks.data.TRIED_RECORDS", 10)
+        assert 55 <= look_at_data(Findings(), settings) <= 65
     assert states(found) == {"data": "note", "pictures": "ok", "fonts": "ok"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "imgs"]
     open_index(source)
@@ -220,6 +223,22 @@ def test_lines_that_no_font_holds(given, tmp_path):
         look_at_data(found, replace(settings, data_list=(records(tmp_path, texts),)))
         assert states(found)["fonts"] == state and f"cannot write {count} lines" in said(found, "fonts")
         assert "Arial_Unicode.ttf" in said(found, "fonts")
+    [sentence] = [finding.text for finding in found.found if finding.state == "missing"]
+    with pytest.raises(ValueError) as refused:  # as the data set itself says it
+        build_dataset(replace(settings, data_list=(records(tmp_path, ["招牌"]),)))
+    assert sentence == str(refused.value)
+
+
+def test_a_large_file_with_its_data_root_at_the_end(given, tmp_path, monkeypatch):
+    monkeypatch.setattr("anytext_lcm.checks.data.TRIED_RECORDS", 2)
+    source = Path(records(tmp_path, ["Word"] * 5))
+    settings = TrainSettings(**given | {"use_mock_dataset": False, "data_list": (str(source),)})
+    listed = json.loads(source.read_text())["data_list"]
+    for root, count, state in (("imgs", 5, "note"), (None, 2, "missing")):
+        source.write_text(json.dumps({"data_list": listed[:count]} | ({"data_root": root} if root else {})))
+        found = Findings()
+        look_at_data(found, settings)
+        assert states(found)["pictures"] == state, said(found, "pictures")
 
 
 @pytest.mark.parametrize(

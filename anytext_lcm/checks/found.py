@@ -52,9 +52,9 @@ class Findings:
 
     def require(self) -> None:
         """Raise Missing with one sentence for each thing that is missing."""
-        sentences = [finding.text for finding in self.found if finding.state == MISSING]
+        sentences = dict.fromkeys(finding.text for finding in self.found if finding.state == MISSING)
         if sentences:
-            raise Missing(sentences)
+            raise Missing(list(sentences))
 
     def table(self) -> str:
         """One line for each finding but those that `require` names: state, subject, text."""

@@ -21,9 +21,10 @@ def look_at_precision(found: Findings, settings: "TrainSettings") -> None:
     """Compare the precision with what the devices can do, and say which devices there are."""
     import torch
 
-    wanted = settings.mixed_precision
-    count = torch.cuda.device_count()
-    if not count:
+    from anytext_lcm.training.fitting import on_gpu
+
+    wanted, count = settings.mixed_precision, torch.cuda.device_count()
+    if not on_gpu():
         found.note("GPU", "none: everything runs on the CPU")
         if wanted == "fp16":
             found.missing("precision", "mixed_precision fp16 needs a GPU; use bf16 or no on a CPU.")
@@ -32,7 +33,7 @@ def look_at_precision(found: Findings, settings: "TrainSettings") -> None:
         about = torch.cuda.get_device_properties(number)
         found.ok("GPU", f"{number}: {about.name}, {about.total_memory / GIB:.1f} GiB")
     if settings.num_processes and settings.num_processes > count:
-        found.missing("GPU", f"{settings.num_processes} processes want as many GPUs, there are {count}.")
+        found.note("GPU", f"{settings.num_processes} processes want as many GPUs, this machine has {count}")
     if wanted == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         found.missing("precision", "These GPUs do not compute in bf16: use --mixed_precision fp16.")
 
