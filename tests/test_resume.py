@@ -499,10 +499,11 @@ def test_another_run_from_there_on_when_asked(teacher, tmp_path, unbroken, capsy
         run_distillation(changed, None, NoisyPictures())
     with pytest.raises(ValueError, match="lora_rank 1, now 2; use the same to resume.$"):
         run_distillation(changed | {"resume_changed": True, "lora_rank": 2}, None, NoisyPictures())
+    assert "loss: huber\n" in (output / "run.yaml").read_text()  # of the run that was, not of those refused
     last = run_distillation(changed | {"resume_changed": True}, None, NoisyPictures())
     said = capsys.readouterr().err
     assert "Another run from update 4 on: loss 'huber', now 'l2'; train_batch_size 1, now 2." in said
-    assert last.name == f"checkpoint-{STEPS + 1}"
+    assert last.name == f"checkpoint-{STEPS + 1}" and "loss: l2\n" in (output / "run.yaml").read_text()
     assert torch.load(last / "training_state.pt", weights_only=True)["settings"]["train_batch_size"] == 2
     two = options(teacher, output, **again | {"max_train_steps": STEPS + 2}, train_batch_size=2, loss="l2")
     assert 0 not in finish(start_ranks(2, train, two))

@@ -29,6 +29,7 @@ from anytext_lcm.training.latents import with_latents
 from anytext_lcm.training.processes import (
     fresh_accelerate_state,
     one_voice,
+    raise_everywhere,
     settle,
     share_first_weights,
     start_accelerator,
@@ -179,6 +180,17 @@ def new_student(settings: TrainSettings, accelerator: Accelerator) -> TrainingSt
     return TrainingState(model, optimizer, accelerator, ema)
 
 
+def leave_settings(accelerator: Accelerator, settings: TrainSettings) -> None:
+    """Write `run.yaml`, once it is sure that the run goes on. Collective; raises on every process or on none."""
+    problem = None
+    if accelerator.is_main_process:
+        try:
+            write_run(settings)
+        except (OSError, ValueError) as error:
+            problem = error
+    raise_everywhere(problem)
+
+
 def distill(
     accelerator: Accelerator,
     dataset: Dataset,
@@ -200,6 +212,7 @@ def distill(
         dataset = with_latents(dataset, settings.latents, state.model)
     if resume:
         restore(resume, state, settings)
+    leave_settings(accelerator, settings)
     progress = state.progress
     if progress.step >= settings.max_train_steps:
         raise ValueError(f"{resume} has trained {progress.step} steps already; raise --max_train_steps to go on.")
@@ -246,8 +259,6 @@ def run_distillation(
             dataset = build_dataset(checked)
         accelerator = start_accelerator(checked)
         with claimed(checked, accelerator) as resume:
-            if accelerator.is_main_process:
-                write_run(checked)
             last = distill(accelerator, dataset, checked, resume, on_sample)
             accelerator.wait_for_everyone()
         accelerator.free_memory()  # before exit: interpreter teardown can abort while the model is there
