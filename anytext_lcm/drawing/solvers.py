@@ -23,7 +23,7 @@ def make_scheduler(method: Method, schedule: NoiseSchedule) -> Any:
         from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
     except ImportError as error:
         raise ValueError(
-            f"{method.name} uses diffusers, which is not installed: install anytext_lcm[notebooks], "
+            f"{method.name} uses diffusers, which is not installed: `pip install diffusers`, "
             "or leave this method out."
         ) from error
     abar = schedule.alphas_cumprod.double().cpu().numpy()
