@@ -1,6 +1,7 @@
 """All checks of a training in one report: what is there, what is missing, what it will take."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from anytext_lcm.checks.data import look_at_data, look_at_latents
@@ -51,9 +52,8 @@ def add_estimate(found: Findings, settings: "TrainSettings", teraflops: float | 
     """Add memory, and what `add_forecast` adds. Raises ValueError for settings that cannot be."""
     from anytext_lcm.training.memory import estimate
 
-    sizes = estimate(settings)
-    precision = settings.mixed_precision or "no"
-    words = f"{sizes['total']:.1f} GiB of each GPU, batch {settings.train_batch_size}, precision {precision}"
+    sizes = estimate(half := replace(settings, mixed_precision=settings.mixed_precision or "fp16"))
+    words = f"{sizes['total']:.1f} GiB of each GPU, batch {settings.train_batch_size}, {half.mixed_precision}"
     found.note("training", words + (", with checkpointing" if settings.gradient_checkpointing else ""))
     add_forecast(found, settings, sizes, teraflops, price)
 
