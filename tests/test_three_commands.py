@@ -1,4 +1,4 @@
-"""The owner's three commands for three GPUs, by processes on the CPU: cache the latents, train, draw with the adapter."""
+"""The owner's commands for three GPUs, by processes on the CPU: cache the latents, train, go on, draw."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from test_checks import records
 from test_resume import options
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "3", "--num_machines", "1"]
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "3", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
 
 
