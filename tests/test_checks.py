@@ -213,7 +213,7 @@ def test_records_are_looked_at_and_nothing_is_written(given, tmp_path):
     assert states(found)["pictures"] == "note"
     found = Findings()
     look_at_data(found, replace(settings, data_root=str(tmp_path / "nowhere")))
-    assert states(found)["pictures"] == "missing" and "give --data_root" in said(found, "pictures")
+    assert states(found)["pictures"] == "missing" and "see --data_root" in said(found, "pictures")
 
 
 def test_lines_that_no_font_holds(given, tmp_path):
