@@ -372,7 +372,7 @@ def test_time_and_cost_follow_from_flops():
 
 
 def test_flops_of_a_step_are_those_of_the_real_step(given):
-    """Against a step with numbers in it, counted by torch alone."""
+    """Against a step with numbers in it, counted by torch, which leaves out the CPU's kernel for attention."""
     from micro_network import micro_batch
 
     from anytext_lcm.adapter.lora import attach
@@ -388,7 +388,12 @@ def test_flops_of_a_step_are_those_of_the_real_step(given):
         step.blank(batch)
     batch |= {"latent_moments": torch.cat(moments, dim=1)}
     model.embedding_manager.line_embeddings = lambda *_, **__: None
-    with FlopCounterMode(display=False) as counter:
+
+    def attention(q, k, v, *_, **__):  # queries by keys, weights by values
+        return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
+
+    kernel = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=kernel) as counter:
         step(batch, torch.Generator().manual_seed(0)).loss.backward()
     assert counted == pytest.approx(counter.get_total_flops() / 2, rel=0.05)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -402,11 +407,12 @@ def test_space_on_the_disk(given, tmp_path, teacher):
 
     short = given | {"max_train_steps": 2, "checkpointing_steps": 1, "gradient_accumulation_steps": 1}
     short |= {"sample_steps": 0, "mixed_precision": "no", "progress": False, "ema_decay": 0.9}
+    short |= {"lora_rank": 64}  # so that weights take more than names
     run_distillation(short, None)
     settings = TrainSettings(**short)
     expected = checkpoint_bytes(settings, memory.estimate(settings))
     files = [path for path in (tmp_path / "run").glob("checkpoint-*/**/*") if path.suffix in (".pt", ".safetensors")]
-    assert sum(path.stat().st_size for path in files) == pytest.approx(expected, rel=0.6)  # headers weigh here
+    assert sum(path.stat().st_size for path in files) == pytest.approx(expected, rel=0.3)
     weights = [path.stat().st_size for path in files if path.suffix == ".safetensors"]
     assert expected / 8 <= min(weights)
     network = AnyText2.from_config(given["config"], device="meta")

@@ -1,5 +1,6 @@
 """The machine: GPUs, precision, memory, disk, and what fits a card of 24, 16 or 12 GB."""
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from anytext_lcm.training.settings import TrainSettings
 
 CARDS = (24, 16, 12)  # GiB
+MOST = 4096  # pictures of a batch that the settings allow
 RESERVED = 0.5  # GiB of a card that the driver and a display take
 LOADING = 1.1  # memory while weights are loaded, in units of their size in fp32
 GIB = 2**30
@@ -69,19 +71,14 @@ def cards() -> dict[str, float]:
 
 
 def largest_batch(settings: "TrainSettings", usable: float) -> int:
-    """Pictures at once that fit into `usable` GiB by `memory.estimate`; 0 when not even one does."""
+    """Pictures at once that fit into `usable` GiB by `memory.estimate`; 0 when not even one does.
+
+    What is kept for each picture is the same for all, so the memory is a straight line over the batch.
+    """
     from anytext_lcm.training.memory import estimate
 
-    def fits(batch: int) -> bool:
-        return estimate(replace(settings, train_batch_size=batch))["total"] <= usable
-
-    low, high = 0, 1
-    while high <= 512 and fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    one, two = (estimate(replace(settings, train_batch_size=batch))["total"] for batch in (1, 2))
+    return min(MOST, max(0, 1 + math.floor((usable - one) / (two - one))))
 
 
 def verdicts(settings: "TrainSettings") -> list[str]:
