@@ -317,13 +317,14 @@ class FakeGpus:
 
     def __init__(self, monkeypatch, count, gib, bf16=True):
         about = type("About", (), {"total_memory": int(gib * 2**30), "name": "Card"})()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: about)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
 
 
 def test_on_a_cpu_nothing_is_decided(given, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings = TrainSettings(**given)
     fitted, decided = fitting.fit_to_machine(settings)
     assert decided == [] and fitted == replace(settings, num_workers=0)

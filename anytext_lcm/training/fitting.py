@@ -22,7 +22,7 @@ CHINESE = "中文字體"  # simplified and traditional characters that a font fo
 def on_gpu() -> bool:
     """Whether a training here runs on a GPU: there is one, and accelerate was not sent to the CPU."""
     sent_to_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    return torch.cuda.device_count() > 0 and not sent_to_cpu
+    return torch.cuda.is_available() and not sent_to_cpu
 
 
 def fit_to_machine(settings: TrainSettings) -> tuple[TrainSettings, list[str]]:
