@@ -64,7 +64,7 @@ def cards() -> dict[str, float]:
     """GiB that a training can use, by card: those that are there, or CARDS."""
     import torch
 
-    if torch.cuda.device_count():
+    if torch.cuda.is_available():
         about = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         return {found.name: found.total_memory / GIB - RESERVED for found in about}
     return {f"{size} GB": size - RESERVED for size in CARDS}
