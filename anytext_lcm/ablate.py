@@ -36,9 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def work(args: argparse.Namespace) -> str:
     """Train, judge and write; returns the table."""
+    from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.training.ablation import ablate, format_table
 
+    require_network(args.config, args.teacher_ckpt, "--teacher_ckpt")
     use_available_cores()
     network = {"config": args.config, "teacher_ckpt": args.teacher_ckpt, "scenery": args.scenery}
     return format_table(ablate(args.output, args.runs, args.steps, args.lines, args.seed, **network))

@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 def work(args: argparse.Namespace) -> str:
     """Check what can be checked before the weights are loaded, then draw, read and write."""
     from anytext_lcm.adapter.lora import resolve_adapter
+    from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.drawing.methods import parse_method
     from anytext_lcm.judging.benchmark_run import Plan, check_plan, run_benchmark
@@ -105,6 +106,7 @@ def work(args: argparse.Namespace) -> str:
         guidance_scale=guidance,
         negative_prompt=negative,
     )
+    require_network(args.config, args.ckpt)
     checked = check_plan(plan, args.limit)
     use_available_cores()
     report = run_benchmark(load_chosen(args.config, args.ckpt, args.device, precision), checked)

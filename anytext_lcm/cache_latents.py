@@ -62,17 +62,21 @@ def build_parser() -> argparse.ArgumentParser:
     add("--captions", metavar="FILE", help="of --draw: prompts as for sample --batch; by default the mock data's rules")
     add("--tflops", type=finite, help="of --draw: say the hours at so many 10^12 operations a second")
     add("--estimate", action="store_true", help="of --draw: print what it would take, and draw nothing")
+    add("--dry_run", action="store_true", help="check all inputs and the disk, and write nothing")
     return parser
 
 
 def work(args: argparse.Namespace) -> str | None:
     """Encode or draw what is not there yet. Of several processes the first one alone has something to print."""
+    from anytext_lcm.checks.everything import look_at_inputs, tell
     from anytext_lcm.training.processes import fresh_accelerate_state, one_voice, settle
 
     chosen = collect(args)
     own = {name: chosen.pop(name) for name in ("latents", "draw", "captions", "tflops", "estimate")}
-    precision = chosen.pop("precision")
+    precision, dry_run = chosen.pop("precision"), chosen.pop("dry_run")
     if own["draw"] is not None:
+        if dry_run:
+            raise ValueError("--dry_run has no effect on --draw, whose --estimate says what it takes; choose that.")
         if own["tflops"] is not None and own["tflops"] <= 0:
             raise ValueError(f"--tflops must be above 0, not {own['tflops']:g}.")
         if precision != "fp16":
@@ -80,6 +84,8 @@ def work(args: argparse.Namespace) -> str | None:
         return draw(chosen, **own)
     if given := [f"--{name}" for name in ("captions", "tflops", "estimate") if own[name]]:
         raise ValueError(f"{', '.join(given)} is of --draw N alone; add that or leave it out.")
+    if dry_run:
+        return tell(look_at_inputs(TrainSettings(**chosen, output_dir=own["latents"]), latents_to=own["latents"]))
     settle()
     try:
         with fresh_accelerate_state(), one_voice():
@@ -95,14 +101,18 @@ def encode(chosen: dict, folder: str, precision: str) -> str | None:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from anytext_lcm.checks.everything import require_inputs
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.training.data_order import build_dataset, name_of_data
+    from anytext_lcm.training.fitting import fit_to_machine
     from anytext_lcm.training.latents import encode_shards, latent_layout
     from anytext_lcm.training.loop import load_teacher
     from anytext_lcm.training.processes import check_gpus
     from anytext_lcm.training.shards import ShardWriter, check_folder
 
-    settings = TrainSettings.from_dict(chosen | {"output_dir": folder})
+    chosen["output_dir"] = folder
+    require_inputs(chosen, latents_to=folder)
+    settings, _ = fit_to_machine(TrainSettings.from_dict(chosen))
     check_folder(folder)
     check_gpus()
     here = Accelerator()

@@ -17,6 +17,14 @@ FAILURES = (ValueError, OSError, FloatingPointError)
 """What a command reports in a sentence; anything else is a fault of the program and keeps its traceback."""
 
 
+class Missing(ValueError):
+    """Several things that are not there or do not fit, one sentence each."""
+
+    def __init__(self, sentences: Sequence[str]):
+        super().__init__(" ".join(sentences))
+        self.sentences = tuple(sentences)
+
+
 class AlreadyReported(Exception):
     """A failure whose sentence is on stderr already, as when another process of the same run printed it."""
 
@@ -61,6 +69,24 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     """--guidance_scale and --negative_prompt of the teacher."""
     parser.add_argument("--guidance_scale", type=float, help="the teacher's (default: what suits the network)")
     parser.add_argument("--negative_prompt", help="the teacher's (default: what suits the network)")
+
+
+def add_rate(parser: argparse.ArgumentParser) -> None:
+    """--tflops and --price, from which the time and the cost of a run are estimated."""
+    parser.add_argument(
+        "--tflops", type=finite, help="TFLOP/s that each process sustains in training, for an estimate of the time"
+    )
+    parser.add_argument("--price", type=finite, help="of an hour of one process, for an estimate of the cost")
+
+
+def check_rate(tflops: float | None, price: float | None) -> None:
+    """Raise ValueError for a rate or a price that cannot be."""
+    if tflops is not None and not 1e-6 <= tflops <= 1e6:
+        raise ValueError(f"--tflops must lie in 1e-6..1e6 TFLOP/s, not {tflops:g}.")
+    if price is not None and not 0 <= price <= 1e6:
+        raise ValueError(f"--price must lie in 0..1e6, not {price:g}.")
+    if price is not None and tflops is None:
+        raise ValueError("--price needs --tflops: a cost is an estimate of the time.")
 
 
 def positive(text: str) -> int:
@@ -124,7 +150,8 @@ def run(
     except AlreadyReported:
         return 2
     except FAILURES as error:
-        print(f"error: {printable(in_words(error))}", file=sys.stderr)
+        for sentence in error.sentences if isinstance(error, Missing) else [in_words(error)]:
+            print(f"error: {printable(sentence)}", file=sys.stderr)
         return 2
     if message:
         _say(message)

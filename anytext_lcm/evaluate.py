@@ -82,6 +82,7 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.adapter.card import training_header
     from anytext_lcm.adapter.choices import read_made_for
     from anytext_lcm.adapter.lora import load_adapter
+    from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.judging.compare import compare_methods, resolve_methods
     from anytext_lcm.judging.report import write_report
@@ -97,6 +98,7 @@ def work(args: argparse.Namespace) -> str:
     panel = choose_panel(args, defaults)
     names = [name for name in names if panel.has_pictures or name not in (REAL, RECONSTRUCTION)]
     precision = chosen_precision(args.device, args.precision)
+    require_network(args.config, args.ckpt)
     with atomic_folder(args.output) as folder:
         use_available_cores()
         model = load_chosen(args.config, args.ckpt, args.device, precision)

@@ -61,6 +61,7 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.adapter.layouts import ExportOptions, export, sha256
     from anytext_lcm.adapter.lora import resolve_adapter
     from anytext_lcm.adapter.mix import WeightedAdapter, load_adapters
+    from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.model.loading import load_chosen
 
@@ -70,6 +71,7 @@ def work(args: argparse.Namespace) -> str:
         raise ValueError("There is nothing to export without an adapter; name one.")
     mixed = map(WeightedAdapter.parse, args.mix or ())
     adapters = [WeightedAdapter(adapter, args.adapter_scale), *mixed]
+    require_network(args.config, args.ckpt)
     about = describe_adapter(adapter)
     if len(adapters) > 1 or args.adapter_scale != 1.0:
         about["mixed_from"] = [{"name": found.source.name, "scale": found.scale} for found in adapters]

@@ -119,6 +119,7 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.adapter.choices import read_made_for
     from anytext_lcm.adapter.lora import resolve_adapter
     from anytext_lcm.adapter.mix import WeightedAdapter, load_adapters
+    from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.drawing.jobs import draw_jobs
     from anytext_lcm.drawing.prompts import prompts_to_batch
@@ -147,6 +148,7 @@ def work(args: argparse.Namespace) -> str:
     check_writable(args.output)
     precision = chosen_precision(args.device, args.precision)
 
+    require_network(args.config, args.ckpt)
     use_available_cores()
     model = load_chosen(args.config, args.ckpt, args.device, precision)
     if adapters:

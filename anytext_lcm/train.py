@@ -9,64 +9,107 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from anytext_lcm.command import FAILURES, AlreadyReported, new_parser, run
+from anytext_lcm.command import FAILURES, AlreadyReported, add_rate, check_rate, new_parser, run
 from anytext_lcm.training.settings import TrainSettings, add_flags, collect
 
+FREE = ("--estimate", "--dry_run", "--run")  # flags beside which no other is required
 
-def build_parser(estimating: bool = False) -> argparse.ArgumentParser:
-    """Every setting is a flag. estimating: config and output_dir may be missing."""
+
+def build_parser(free: bool = False) -> argparse.ArgumentParser:
+    """Every setting is a flag. free: as in `add_flags`."""
     parser = new_parser("train", "Trains an LCM-LoRA adapter.")
-    add_flags(parser, [setting.name for setting in fields(TrainSettings)], needed=not estimating)
-    parser.add_argument("--estimate", action="store_true", help="print the memory it would need, and do not train")
+    parser.add_argument(
+        "--run", metavar="FILE", help="settings of a run, as its folder's run.yaml has them; flags win over the file"
+    )
+    add_flags(parser, [setting.name for setting in fields(TrainSettings)], free)
+    parser.add_argument(
+        "--estimate", action="store_true", help="print memory, disk and time that it would need, and do not train"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check all inputs, print the estimate as well, and do not train"
+    )
+    add_rate(parser)
     return parser
 
 
 def work(args: argparse.Namespace) -> str | None:
-    """Train, or estimate the memory. Of several processes the first one alone has something to print."""
-    settings = collect(args)
-    if settings.pop("estimate"):
-        return describe_memory(settings)
+    """Train, or say what that takes. Of several processes the first one alone has something to print."""
+    from anytext_lcm.checks.everything import require_inputs
+
+    several, first = int(os.environ.get("WORLD_SIZE", 1)) > 1, os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        settings, asked = split(args)
+        if asked["estimate"] or asked["dry_run"]:
+            return describe(settings, asked)
+        require_inputs(settings)
+    except FAILURES as error:
+        if several and not first:  # the first process of each machine has found the same
+            raise AlreadyReported from error
+        raise
     from anytext_lcm.training.loop import run_distillation
 
     try:
         last = run_distillation(settings)
     except FAILURES as error:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the first of the processes to fail has printed it
+        if several:  # the first of the processes to fail has printed it
             raise AlreadyReported from error
         raise
     return f"The adapter is in {last}" if os.environ.get("RANK", "0") == "0" else None
 
 
+def split(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of TrainSettings, those of --run below the flags, and the other flags. Raises as `read_run`."""
+    given = collect(args)
+    names = {setting.name for setting in fields(TrainSettings)}
+    settings = {name: value for name, value in given.items() if name in names}
+    if args.run is not None:
+        from anytext_lcm.training.run_file import read_run
+
+        settings = read_run(args.run) | settings
+    return settings, {name: value for name, value in given.items() if name not in names}
+
+
 def newest(args: argparse.Namespace) -> str:
     """What a training that was stopped has kept, and how to go on."""
-    if args.estimate:
+    if args.estimate or args.dry_run:
         return "An estimate keeps nothing."
     from anytext_lcm.training.checkpoints import checkpoints
 
-    found = list(checkpoints(args.output_dir).values())
+    folder = split(args)[0]["output_dir"]
+    found = list(checkpoints(folder).values())
     if not found:
-        return f"{args.output_dir} has no checkpoint yet; start again with --resume_from_checkpoint latest."
+        return f"{folder} has no checkpoint yet; start again with --resume_from_checkpoint latest."
     return f"{found[-1]} is kept; the same command with --resume_from_checkpoint latest goes on from there."
 
 
-def describe_memory(settings: Mapping[str, Any]) -> str:
-    """The memory of these settings by part. Raises ValueError or FileNotFoundError."""
-    if settings["config"] is None:
-        raise ValueError("--estimate needs --config, the yaml of the network.")
+def describe(settings: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """What these settings need and take. asked: the flags that are no settings. Raises as `report`."""
+    if "config" not in settings:
+        flag = "--estimate" if asked["estimate"] else "--dry_run"
+        raise ValueError(f"{flag} needs --config, the yaml of the network.")
+    check_rate(asked["tflops"], asked["price"])
+    from anytext_lcm.checks.everything import add_forecast, look_at_run, tell
+    from anytext_lcm.checks.found import Findings
     from anytext_lcm.training import memory
+    from anytext_lcm.training.fitting import fit_to_machine
 
-    precision = settings["mixed_precision"] or "no"
-    wanted = TrainSettings(**settings)
+    wanted = TrainSettings(**{"output_dir": "outputs/run"} | settings)
     wanted.check_values()
-    sizes = memory.estimate(wanted)
-    head = f"Memory of one process, batch {settings['train_batch_size']}, rank {settings['lora_rank']}, {precision}:"
-    return f"{head}\n{memory.table(sizes)}"
+    wanted, decided = fit_to_machine(wanted)
+    if asked["dry_run"]:
+        return "\n".join([tell(look_at_run(wanted, asked["tflops"], asked["price"])), *decided])
+    sizes, found = memory.estimate(wanted), Findings()
+    add_forecast(found, wanted, sizes, asked["tflops"], asked["price"])
+    precision = wanted.mixed_precision or "no"
+    head = f"Memory of one process, batch {wanted.train_batch_size}, rank {wanted.lora_rank}, {precision}:"
+    return "\n".join([head, memory.table(sizes), "", found.table(), *decided])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 or, after Ctrl-C, 130 with one sentence on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    return run(build_parser(estimating="--estimate" in arguments), work, arguments, newest)
+    free = any(word.partition("=")[0] in FREE for word in arguments)
+    return run(build_parser(free), work, arguments, newest)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ embedded teacher's vocabulary.
 """
 
 import html
+from pathlib import Path
 
 import ftfy
 import pytest
@@ -208,6 +209,27 @@ def test_no_other_character_becomes_a_placeholder(star):
 def test_tokenizer_folder_without_files_says_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="vocab.json is missing"):
         Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("files", [("tokenizer.json",), ("vocab.json", "merges.txt")])
+def test_folder_of_current_and_of_old_transformers(tmp_path, files):
+    """What transformers saves today, of which one file is enough, and what it saved before give the same ids."""
+    from transformers import CLIPTokenizer
+
+    saved, given = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True), tmp_path / "given"
+    saved.save_pretrained(tmp_path / "saved")
+    given.mkdir()
+    for name in files:
+        source = tmp_path / "saved" / name
+        (given / name).write_bytes((source if source.is_file() else Path(TOKENIZER) / name).read_bytes())
+    found, own, captions = (
+        Tokenizer(given),
+        Tokenizer(TOKENIZER),
+        ["Hello World's 123 CAF\u00c9", "Text says * , * . ", ""],
+    )
+    assert torch.equal(found.image_ids(captions), own.image_ids(captions))
+    assert torch.equal(found.text_ids(captions), own.text_ids(captions))
+    assert (found.placeholder_id, found.end_id) == (own.placeholder_id, own.end_id)
 
 
 def test_tokenizer_of_other_weights_is_refused():

@@ -209,7 +209,13 @@ def test_citation_has_what_its_format_requires():
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="not a checkout of git")
 def test_what_commands_write_by_default_is_ignored():
-    written = ["outputs/demo/report.json", "sample.png", "target_modules_list.txt", "data.json.index/records.arrow"]
+    written = [
+        "outputs/demo/report.json",
+        "sample.png",
+        "target_modules_list.txt",
+        "data.json.index/records.arrow",
+        "data.json.index.lock",
+    ]
     written += ["models/anytext_v2.0.ckpt", ".venv/bin/python", "build/lock/pyvenv.cfg"]
     # A checkout that belongs to another user, as in a container, is no fault here.
     command = ["git", "-c", "safe.directory=*", "check-ignore", "--no-index", *written]

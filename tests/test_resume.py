@@ -490,6 +490,28 @@ def test_a_resumed_run_may_have_another_learning_rate(teacher, tmp_path, unbroke
     assert state["settings"]["learning_rate"] == 1e-3 == state["optimizer"]["param_groups"][0]["lr"]
 
 
+def test_another_run_from_there_on_when_asked(teacher, tmp_path, unbroken, capsys):
+    """Other settings and another number of processes, with a flag, and the log says so; never another adapter."""
+    output = shutil.copytree(unbroken[0].parent, tmp_path / "run")
+    again = {"resume_from_checkpoint": "latest", "max_train_steps": STEPS + 1}
+    changed = options(teacher, output, **again, train_batch_size=2, loss="l2")
+    with pytest.raises(ValueError, match="train_batch_size 1, now 2; use the same to resume, or say --resume_changed"):
+        run_distillation(changed, None, NoisyPictures())
+    with pytest.raises(ValueError, match="lora_rank 1, now 2; use the same to resume.$"):
+        run_distillation(changed | {"resume_changed": True, "lora_rank": 2}, None, NoisyPictures())
+    assert "loss: huber\n" in (output / "run.yaml").read_text()  # of the run that was, not of those refused
+    last = run_distillation(changed | {"resume_changed": True}, None, NoisyPictures())
+    said = capsys.readouterr().err
+    assert "Another run from update 4 on: loss 'huber', now 'l2'; train_batch_size 1, now 2." in said
+    assert last.name == f"checkpoint-{STEPS + 1}" and "loss: l2\n" in (output / "run.yaml").read_text()
+    assert torch.load(last / "training_state.pt", weights_only=True)["settings"]["train_batch_size"] == 2
+    two = options(teacher, output, **again | {"max_train_steps": STEPS + 2}, train_batch_size=2, loss="l2")
+    assert 0 not in finish(start_ranks(2, train, two))
+    assert finish(start_ranks(2, train, two | {"resume_changed": True})) == [0, 0]
+    state = torch.load(output / f"checkpoint-{STEPS + 2}" / "training_state.pt", weights_only=True)
+    assert state["processes"] == 2 and state["progress"]["step"] == STEPS + 2
+
+
 def test_names_that_only_look_like_checkpoints(teacher, tmp_path, unbroken):
     output = shutil.copytree(unbroken[0].parent, tmp_path / "run")
     for name in ("checkpoint-²", "checkpoint-٣", "checkpoint-", "checkpoint--1", "checkpoint-1e3"):

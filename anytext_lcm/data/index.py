@@ -179,6 +179,12 @@ def open_index(
     return index
 
 
+def current_index(source: str | Path, index_dir: str | Path | None = None) -> RecordIndex | None:
+    """Open the index of a JSON if it is there and up to date; builds nothing."""
+    folder = index_folder(source, index_dir)
+    return RecordIndex(folder) if _is_current(folder, Path(source)) else None
+
+
 def build_index(
     source: str | Path,
     folder: str | Path,

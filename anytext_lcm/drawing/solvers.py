@@ -23,8 +23,7 @@ def make_scheduler(method: Method, schedule: NoiseSchedule) -> Any:
         from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
     except ImportError as error:
         raise ValueError(
-            f"{method.name} uses diffusers, which is not installed: install anytext_lcm[notebooks], "
-            "or leave this method out."
+            f"{method.name} uses diffusers, which is not installed: `pip install diffusers`, or leave this method out."
         ) from error
     abar = schedule.alphas_cumprod.double().cpu().numpy()
     scheduler = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[method.sampler](

@@ -4,7 +4,7 @@ No call leaves anything behind in the model: what upstream caches in fields (con
 sampler's toggle) is returned to the caller. The tokenizer alone is read on first use and kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from anytext_lcm.model.checkpoint import check_fits, copy_out, kind_of, load_str
 from anytext_lcm.model.conditioning import Conditioning, check_fields, is_blank, line_inputs
 from anytext_lcm.model.config import read_configs
 from anytext_lcm.model.embedding_manager import EmbeddingManager
+from anytext_lcm.model.networks import find_config
 from anytext_lcm.model.recogniser import Recogniser
 from anytext_lcm.model.stored_schedule import SCHEDULE_BUFFERS, schedule_buffers
-from anytext_lcm.model.text_encoder import TextEncoder, Tokenizer
+from anytext_lcm.model.text_encoder import TextEncoder, Tokenizer, find_tokenizer
 from anytext_lcm.model.unet import Stem, UNetModel
 from anytext_lcm.model.vae import AutoencoderKL, sample_posterior
 from anytext_lcm.model.writenet import WriteNet
@@ -40,7 +41,7 @@ class AnyText2(nn.Module):
     B pictures of H x W pixels have latents of C channels and h x w = H/8 x W/8.
     """
 
-    def __init__(self, params: Mapping, tokenizer_root: Path = Path(".")):
+    def __init__(self, params: Mapping, roots: Sequence[Path] = ()):
         super().__init__()
         self.scale_factor = float(params["scale_factor"])
         self.parameterization = params.get("parameterization", "eps")
@@ -51,7 +52,7 @@ class AnyText2(nn.Module):
         for name, value in schedule_buffers(*self._schedule).items():  # 13 for the checkpoint; one is computed with
             self.register_buffer(name, value)
         text = dict(params["cond_stage_config"]["params"])
-        self._tokenizer_folder = _resolve(Path(text["version"]), tokenizer_root)
+        self.tokenizer_folder = find_tokenizer(text["version"], roots)
         self._tokenizer: Tokenizer | None = None
         manager = dict(params["embedding_manager_config"]["params"])
         recogniser = dict(manager.pop("recogniser", {}))
@@ -70,14 +71,10 @@ class AnyText2(nn.Module):
         config: a path, or what OmegaConf.load returns. The device "meta" builds without memory.
         Raises FileNotFoundError for a missing file and ValueError for one that does not describe a model.
         """
-        root, where = Path("."), "The configuration"
+        roots, where = (), "The configuration"
         if isinstance(config, str | Path):
-            path, where = Path(config), f"Configuration {config}"
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{where} is not a file; use models_yaml/anytext2_sd15.yaml or anytext2_tiny.yaml."
-                )
-            root = path.resolve().parent.parent
+            path, where = find_config(config), f"Configuration {config}"
+            roots = tuple(path.resolve().parents)[:3]
             try:
                 config = OmegaConf.load(path)
             except Exception as error:
@@ -90,7 +87,7 @@ class AnyText2(nn.Module):
             raise ValueError(f"{where} has no model.params; models_yaml/anytext2_sd15.yaml shows the format.")
         try:
             with torch.device(device):
-                return cls(params, tokenizer_root=root).eval()
+                return cls(params, roots).eval()
         except KeyError as error:
             raise ValueError(f"{where} does not describe an AnyText2 model: {error} is missing.") from error
         except (TypeError, AttributeError) as error:
@@ -153,10 +150,10 @@ class AnyText2(nn.Module):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the yaml's folder, read on first use; FileNotFoundError or ValueError if it does not fit."""
         if self._tokenizer is None:
-            tokenizer = Tokenizer(self._tokenizer_folder)
+            tokenizer = Tokenizer(self.tokenizer_folder)
             if tokenizer.placeholder_id != self.embedding_manager.placeholder_id:
                 raise ValueError(
-                    f"The tokenizer in {self._tokenizer_folder} gives '*' the id {tokenizer.placeholder_id}, "
+                    f"The tokenizer in {self.tokenizer_folder} gives '*' the id {tokenizer.placeholder_id}, "
                     f"the embedding manager waits for {self.embedding_manager.placeholder_id}; use the "
                     "vocabulary these weights were trained with."
                 )
@@ -333,11 +330,6 @@ class AnyText2(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents (B, C, h, w) as images (B, 3, 8h, 8w), about -1..1, fp32."""
         return self.first_stage_model.decode((latents / self.scale_factor).to(self.dtype)).float()
-
-
-def _resolve(folder: Path, root: Path) -> Path:
-    """Look for a relative folder in the working directory first, as upstream does, then in root."""
-    return folder if folder.is_absolute() or folder.exists() else root / folder
 
 
 def _known(manager: dict) -> dict:

@@ -139,8 +139,8 @@ def check_fits(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
     """Load every tensor or none: names, shapes and kinds are compared before the first one is touched.
 
-    Values are converted to the model's dtypes. Parameters on the meta device receive the tensors themselves. Raises
-    ValueError as `check_fits`.
+    Values are converted to the model's dtypes. Parameters on the meta device receive the tensors themselves, so a full
+    model is never held twice. Raises ValueError as `check_fits`.
     """
     check_fits(model, state, source)
     own = model.state_dict()

@@ -63,7 +63,9 @@ def load_model(
     device = usable_device(device)
     dtype = PRECISIONS[chosen_precision(device, precision)]
     # Built without memory, so that nothing is there twice; `AnyText2` itself keeps the schedule in fp32.
-    return AnyText2.from_config(config, "meta").to(dtype).load_checkpoint(checkpoint, device).requires_grad_(False)
+    model = AnyText2.from_config(config, "meta").to(dtype)
+    _ = model.tokenizer  # one that is missing shows before the weights are read
+    return model.load_checkpoint(checkpoint, device).requires_grad_(False)
 
 
 def load_embedded_teacher(device: str | torch.device | None = None, precision: str | None = None) -> AnyText2:

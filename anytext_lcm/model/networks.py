@@ -8,8 +8,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 ASSETS = Path(__file__).parents[1] / "assets"
-EMBEDDED_CONFIG = Path(__file__).parents[2] / "models_yaml" / "anytext2_tiny.yaml"
-FULL_CONFIG = EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml")
+CONFIGS = Path(__file__).parents[1] / "models_yaml"
+EMBEDDED_CONFIG = CONFIGS / "anytext2_tiny.yaml"
+FULL_CONFIG = CONFIGS / "anytext2_sd15.yaml"
 EMBEDDED_CHECKPOINT = ASSETS / "teacher.safetensors"
 
 EMBEDDED_GUIDANCE = 4.0  # as its yaml says
@@ -33,16 +34,27 @@ class Defaults:
     checkpoint: Path | None = None  # the weights that come with the yaml
 
 
+def find_config(config: str | Path) -> Path:
+    """Find a yaml: a file of this path, else one that comes with the package, as NAME.yaml or models_yaml/NAME.yaml.
+
+    Raises FileNotFoundError when there is neither.
+    """
+    path = Path(config)
+    if path.is_file():
+        return path
+    own = CONFIGS / path.name
+    if path.parent in (Path("."), Path(CONFIGS.name)) and own.is_file():
+        return own
+    known = ", ".join(sorted(found.name for found in CONFIGS.glob("*.yaml")))
+    raise FileNotFoundError(f"Configuration {path} does not exist; name a yaml file, or one of the package's: {known}.")
+
+
 def defaults_for(config: str | Path) -> Defaults:
     """Read a yaml's `model.defaults`; AnyText2's own stand in for what is not there.
 
     Raises FileNotFoundError or ValueError; whether the weights exist is checked by `checkpoint_for`.
     """
-    path = Path(config)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Configuration {path} does not exist; use models_yaml/anytext2_sd15.yaml or anytext2_tiny.yaml."
-        )
+    path = find_config(config)
     try:
         model = OmegaConf.load(path).model
         params = model.params

@@ -4,6 +4,7 @@ Upstream: `ldm/modules/encoders/modules.py` (FrozenCLIPEmbedderT3). The tower is
 of 2023, whose keys the checkpoint carries; later versions of transformers moved them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 CONTEXT_LENGTH = 77
 CHUNK = CONTEXT_LENGTH - 2  # the room between start and end token
 PLACEHOLDER = "*"
+TOKENIZER_PAIR = ("vocab.json", "merges.txt")
 
 
 class _Attention(nn.Module):
@@ -129,6 +131,30 @@ class TextEncoder(nn.Module):
         return torch.cat([start, body, end], dim=-1)
 
 
+def find_tokenizer(folder: str | Path, roots: Sequence[Path] = ()) -> Path:
+    """Find a relative folder in the working directory, as upstream does, then in each of roots.
+
+    Returns the folder of the working directory when it is in none of them.
+    """
+    folder = Path(folder)
+    return next((found for found in (folder, *(root / folder for root in roots)) if found.is_dir()), folder)
+
+
+def check_tokenizer(folder: str | Path) -> None:
+    """Raise FileNotFoundError unless the folder has `tokenizer.json`, or `vocab.json` and `merges.txt`.
+
+    transformers writes the one since version 5, both kinds from 4 on, and the pair before.
+    """
+    there = {name for name in ("tokenizer.json", *TOKENIZER_PAIR) if (Path(folder) / name).is_file()}
+    if "tokenizer.json" not in there and not there.issuperset(TOKENIZER_PAIR):
+        missing = next(name for name in TOKENIZER_PAIR if name not in there)
+        raise FileNotFoundError(
+            f"CLIP tokenizer: {Path(folder) / missing} is missing; put vocab.json and merges.txt, or tokenizer.json, "
+            "of openai/clip-vit-large-patch14 into that folder, or name another one in the yaml under "
+            "model.params.cond_stage_config.params.version."
+        )
+
+
 def clean(caption: str) -> str:
     """The caption as CLIP was trained with it and as upstream's tokenizer sees it: curly quotes straight, letters of
     full width narrow, ligatures apart, HTML entities and mojibake resolved (ftfy).
@@ -143,20 +169,13 @@ def clean(caption: str) -> str:
 
 
 class Tokenizer:
-    """CLIP's byte-pair tokenizer, read from a local folder with `vocab.json` and `merges.txt`, never fetched.
+    """CLIP's byte-pair tokenizer, read from a local folder as `check_tokenizer` wants it, never fetched.
 
     Raises FileNotFoundError when a file is missing, ValueError where '*' is not one token.
     """
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder)
-        for name in ("vocab.json", "merges.txt"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"CLIP tokenizer: {folder / name} is missing; put vocab.json and merges.txt of "
-                    "openai/clip-vit-large-patch14 into that folder, or name another one in the yaml under "
-                    "model.params.cond_stage_config.params.version."
-                )
+        check_tokenizer(folder)
         from transformers import CLIPTokenizer
 
         self._bpe = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)

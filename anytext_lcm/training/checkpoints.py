@@ -5,6 +5,7 @@ OUTPUT_DIR/checkpoint-N/adapter_config.json, adapter_model.safetensors    the ad
                         training_state.pt                                 see `resume.py`
                         manifest.json                                     size and SHA-256 of each of these
 OUTPUT_DIR/logs/        TensorBoard's files, and run.lock
+OUTPUT_DIR/run.yaml     the settings as used, see `run_file.py`
 """
 
 import hashlib

@@ -115,7 +115,7 @@ def build_loader(
         MicroBatches(dataset, settings.seed, rank, world),
         batch_sampler=order,
         collate_fn=collate,
-        num_workers=settings.num_workers,
+        num_workers=settings.num_workers or 0,
         pin_memory=pin_memory,
         worker_init_fn=ignore_interrupts,
         generator=seeded_generator(settings.seed, rank, done),  # else it draws from the global one

@@ -6,6 +6,8 @@ step itself is in `step.py`. Next: `drawing/draw.py`, where the trained adapter 
 """
 
 import math
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,16 +26,19 @@ from anytext_lcm.training.average import Ema
 from anytext_lcm.training.checkpoints import claimed
 from anytext_lcm.training.data_order import batch_generator, build_dataset, build_loader, held_out_records
 from anytext_lcm.training.encoded_once import encoded_once
+from anytext_lcm.training.fitting import fit_to_machine
 from anytext_lcm.training.path_store import PathDataset
 from anytext_lcm.training.processes import (
     fresh_accelerate_state,
     one_voice,
+    raise_everywhere,
     settle,
     share_first_weights,
     start_accelerator,
     worker_deaths_in_words,
 )
 from anytext_lcm.training.resume import TrainingState, restore, save_checkpoint
+from anytext_lcm.training.run_file import write_run
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings
 from anytext_lcm.training.state_file import Progress
 from anytext_lcm.training.step import DistillStep, LossParts, new_optimizer, update
@@ -149,9 +154,11 @@ def why_it_stopped(values: Mapping[str, float], scale: float, progress: Progress
 
 def load_teacher(settings: TrainSettings, dtype: torch.dtype = torch.float32) -> AnyText2:
     """The frozen teacher; its networks in dtype, its schedule in fp32."""
-    model = AnyText2.from_config(settings.config, device="meta").to(dtype).load_checkpoint(settings.teacher_ckpt)
+    model = AnyText2.from_config(settings.config, device="meta").to(dtype)
+    _ = model.tokenizer  # one that is missing shows before the weights are read
+    model.load_checkpoint(settings.teacher_ckpt)
     for trunk in (model.model.diffusion_model, model.control_model):
-        trunk.gradient_checkpointing = settings.gradient_checkpointing
+        trunk.gradient_checkpointing = bool(settings.gradient_checkpointing)
     return model.requires_grad_(False).eval()
 
 
@@ -167,6 +174,17 @@ def new_student(settings: TrainSettings, accelerator: Accelerator) -> TrainingSt
     share_first_weights(accelerator, parameters)
     ema = Ema(adapter_state(model), settings.ema_decay) if settings.ema_decay else None
     return TrainingState(model, optimizer, accelerator, ema)
+
+
+def leave_settings(accelerator: Accelerator, settings: TrainSettings) -> None:
+    """Write `run.yaml`, once it is sure that the run goes on. Collective; raises on every process or on none."""
+    problem = None
+    if accelerator.is_main_process:
+        try:
+            write_run(settings)
+        except (OSError, ValueError) as error:
+            problem = error
+    raise_everywhere(problem)
 
 
 def distill(
@@ -194,6 +212,7 @@ def distill(
         dataset = encoded_once(dataset, settings, state.model, accelerator, resumed=resume is not None)
     if resume:
         restore(resume, state, settings)
+    leave_settings(accelerator, settings)
     progress = state.progress
     if progress.step >= settings.max_train_steps:
         raise ValueError(f"{resume} has trained {progress.step} steps already; raise --max_train_steps to go on.")
@@ -233,7 +252,9 @@ def run_distillation(
     """
     settle()
     with fresh_accelerate_state(), one_voice(), worker_deaths_in_words():
-        checked = TrainSettings.from_dict(settings)
+        checked, decided = fit_to_machine(TrainSettings.from_dict(settings))
+        if decided and os.environ.get("RANK", "0") == "0":
+            print("\n".join(decided), file=sys.stderr)
         if dataset is None:
             dataset = build_dataset(checked) if checked.paths is None else PathDataset(checked)
         held_out = held_out_records(checked)

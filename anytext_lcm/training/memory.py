@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anytext_lcm.adapter.lora import adapter_state, attach
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning
+from anytext_lcm.model.networks import find_config
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings, check_picture_size
 
 GIB = 2**30
@@ -185,7 +186,7 @@ def _count(
     kernel: str,
 ) -> dict[str, int]:
     """Bytes of the parts that do not depend on the batch, and of those of one picture."""
-    yaml, dtype = OmegaConf.load(config).model.params, getattr(torch, PRECISIONS[precision])
+    yaml, dtype = OmegaConf.load(find_config(config)).model.params, getattr(torch, PRECISIONS[precision])
     model = AnyText2.from_config(config, device="meta").to(dtype).requires_grad_(False)
     base = sum(p.numel() * p.element_size() for p in model.parameters())
     with torch.no_grad():
@@ -221,7 +222,7 @@ def estimate(settings: TrainSettings, kernel: str = "fused") -> dict[str, float]
         settings.lora_rank,
         targets,
         settings.mixed_precision or "no",
-        settings.gradient_checkpointing,
+        bool(settings.gradient_checkpointing),
         settings.picture_size,
         kernel,
     )

@@ -30,6 +30,9 @@ from anytext_lcm.training.processes import raise_everywhere
 from anytext_lcm.training.settings import REMOVED, TrainSettings
 from anytext_lcm.training.state_file import MOMENTS, STATE_FILE, Progress, read_state
 
+FIXED = {"lora_rank", "lora_alpha", "lora_targets", "ema_decay"}
+"""Settings that no resumed run can change: they make the adapter and its average."""
+
 
 @dataclass
 class TrainingState:
@@ -149,7 +152,7 @@ def stored_average(directory: Path, stored: dict, state: TrainingState) -> dict[
 def check_same_run(directory: Path, stored: dict, state: TrainingState, settings: TrainSettings) -> None:
     """Raise ValueError unless the stored state belongs to a run of these settings, processes and base weights.
 
-    The learning rate may change, which is printed.
+    The learning rate may change, and with `resume_changed` all but FIXED; what has changed is printed.
     """
     if gone := [f"{k} {then!r}" for k, then in stored["settings"].items() if REMOVED.get(k, then) != then]:
         raise ValueError(
@@ -159,19 +162,26 @@ def check_same_run(directory: Path, stored: dict, state: TrainingState, settings
     now = settings.identity() | {"processes": state.accelerator.num_processes}
     defaults = {f.name: f.default for f in fields(TrainSettings)}  # of settings younger than the checkpoint
     then = defaults | stored["settings"] | {"processes": stored["processes"]}
-    rates = [values.pop("learning_rate") for values in (then, now)]
-    if differing := [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]:
+    changed = {k: f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v}
+    bound = FIXED if settings.resume_changed else now.keys() - {"learning_rate"}
+    if differing := [words for name, words in changed.items() if name in bound]:
+        free = not settings.resume_changed and FIXED.isdisjoint(changed)
+        hint = ", or say --resume_changed, which makes it another run" if free else ""
         raise ValueError(
-            f"{directory} was trained with other settings: {'; '.join(differing)}; use the same to resume."
+            f"{directory} was trained with other settings: {'; '.join(differing)}; use the same to resume{hint}."
         )
     if stored["base"] != (base := fingerprint(state.model)):
         raise ValueError(
             f"{directory} was trained on other base weights ({stored['base']}, these are {base}); "
             "name the same --config and --teacher_ckpt to resume."
         )
-    if rates[0] != rates[1] and state.accelerator.is_main_process:
-        print(
-            f"The learning rate is {rates[1]:g} from update {stored['progress']['step'] + 1} on, before it was "
-            f"{rates[0]}: another run from here on.",
-            file=sys.stderr,
-        )
+    if state.accelerator.is_main_process:
+        first = stored["progress"]["step"] + 1
+        if changed.pop("learning_rate", None):
+            print(
+                f"The learning rate is {now['learning_rate']:g} from update {first} on, before it was "
+                f"{then['learning_rate']}: another run from here on.",
+                file=sys.stderr,
+            )
+        if changed:
+            print(f"Another run from update {first} on: {'; '.join(changed.values())}.", file=sys.stderr)

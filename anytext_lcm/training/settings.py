@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from anytext_lcm.adapter.choices import MAX_RANK
-from anytext_lcm.model.networks import EMBEDDED_GUIDANCE, checkpoint_for, defaults_for
+from anytext_lcm.model.networks import EMBEDDED_GUIDANCE, checkpoint_for, defaults_for, find_config
 from anytext_lcm.training.bounds import check_value, setting
 
 # The names in lcm/objectives.py, which needs torch.
@@ -80,7 +80,10 @@ class DataSettings(NetworkSettings):
         choices=FITS,
     )
     fonts: tuple[str, ...] | None = setting(
-        None, "fonts for the glyphs of records; by default DejaVu Sans, which has no Chinese", path=True
+        None,
+        "fonts for the glyphs of records; by default DejaVu Sans, which has no Chinese, on a GPU with one of the "
+        "system's that has",
+        path=True,
     )
     strict: bool = setting(
         False, "make the first bad record an error; otherwise it is mended or stepped over", identity=False
@@ -95,9 +98,9 @@ class DataSettings(NetworkSettings):
         "encodes a small data set that it sees twice or more once, into output_dir/latents",
         path=True,
     )
-    num_workers: int = setting(
-        0,
-        "processes that prepare batches; 4 a GPU keep one busy, 0 suits notebooks",
+    num_workers: int | None = setting(
+        None,
+        "processes that prepare batches; by default 4 for each GPU, as cores allow, and 0 on a CPU",
         at_least=0,
         at_most=1024,
         identity=False,
@@ -186,11 +189,13 @@ class OptimisationSettings:
     max_train_steps: int = setting(50_000, "updates", at_least=1, identity=False)
     mixed_precision: str | None = setting(
         None,
-        "no, fp16 or bf16; by default what accelerate was configured for",
+        "no, fp16 or bf16; by default what accelerate was configured for, or on a GPU bf16 or else fp16",
         choices=tuple(PRECISIONS),
         identity=False,
     )
-    gradient_checkpointing: bool = setting(False, "less memory for a sixth more time", identity=False)
+    gradient_checkpointing: bool | None = setting(
+        None, "less memory for a sixth more time; by default where a GPU's memory needs it", identity=False
+    )
     seed: int = setting(0, "decides adapter, order of data, noise and timesteps", at_least=0, at_most=2**63 - 1)
 
 
@@ -208,6 +213,11 @@ class WatchSettings:
         identity=False,
     )
     resume_from_checkpoint: str | None = setting(None, "a checkpoint directory, or latest", identity=False, path=True)
+    resume_changed: bool = setting(
+        False,
+        "resume with other settings or processes than the checkpoint's: another run from there on",
+        identity=False,
+    )
     sample_steps: int = setting(500, "updates between sample pictures, 0 for none", at_least=0, identity=False)
     panel_prompts: int = setting(
         16,
@@ -281,9 +291,9 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         if self.patience and self.data_list and not self.holds_out:
             raise ValueError("--patience needs a panel to go by; hold records out with --validation_list or _share.")
         lcm_timesteps(self.num_inference_steps)
-        for name in ("config", "teacher_ckpt"):
-            if not Path(getattr(self, name)).is_file():
-                raise FileNotFoundError(f"--{name} {getattr(self, name)} does not exist.")
+        find_config(self.config)
+        if not Path(self.teacher_ckpt).is_file():
+            raise FileNotFoundError(f"--teacher_ckpt {self.teacher_ckpt} does not exist.")
 
     def check_held_out(self) -> None:
         """Raise ValueError for two kinds of held-out records at once, and for a share of nothing."""
@@ -311,7 +321,7 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
 
     def check_values(self) -> None:
         """Raise ValueError for the first value that is outside its bounds, whatever the others are."""
-        for found, kind in _kinds():
+        for found, kind in setting_kinds():
             value = getattr(self, found.name)
             if value is not None and value is not MISSING:
                 check_value(found, value, kind)
@@ -344,7 +354,7 @@ def check_picture_size(side: int | None, config: str | Path) -> None:
         raise ValueError(f"The pictures' side must be at most {MAX_SIDE} pixels, not {side}.")
 
 
-def _kinds() -> list[tuple[Field, type]]:
+def setting_kinds() -> list[tuple[Field, type]]:
     """Each field with its type: `int` for `int | None`, `tuple` for a tuple."""
     hints = get_type_hints(TrainSettings)
     found = []
@@ -355,23 +365,26 @@ def _kinds() -> list[tuple[Field, type]]:
     return found
 
 
-def add_flags(parser: argparse.ArgumentParser, names: Collection[str], needed: bool = True) -> None:
+def add_flags(parser: argparse.ArgumentParser, names: Collection[str], free: bool = False) -> None:
     """Add one flag for each named field of TrainSettings, with its default and reason.
 
-    needed: whether fields without a default are required flags.
+    free: none is required, and what is not given is absent from the parsed flags, so that a file's settings can stand
+    below them.
     """
     # Not transformers.HfArgumentParser: its import takes most of a second, it has no flags for tuples, and it makes
     # a flag of every field where `cache_latents` wants some.
-    for known, kind in _kinds():
+    for known, kind in setting_kinds():
         if known.name not in names:
             continue
         options: dict[str, Any] = {"help": known.metadata["help"].replace("%", "%%")}
         if known.default is MISSING:
-            options["required"] = needed
+            options["required"] = not free
         else:
             options["default"] = known.default
             if known.default is not None and kind is not bool:
                 options["help"] += f" (default: {known.default!r})"
+        if free:
+            options["default"] = argparse.SUPPRESS
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif kind is tuple:

@@ -1,0 +1,98 @@
+"""All checks of a training in one report: what is there, what is missing, what it will take."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from anytext_lcm.checks.data import look_at_data, look_at_latents
+from anytext_lcm.checks.forecast import checkpoint_bytes, forecast, latent_bytes
+from anytext_lcm.checks.found import Findings
+from anytext_lcm.checks.machine import look_at_disk, look_at_memory, look_at_precision, verdicts
+from anytext_lcm.checks.network import look_at_network
+
+if TYPE_CHECKING:
+    from anytext_lcm.training.settings import TrainSettings
+
+
+def look_at_inputs(settings: "TrainSettings", latents_to: str | None = None, data_needed: bool = True) -> Findings:
+    """Look at all that a training reads, and at the machine it runs on; takes seconds and loads nothing.
+
+    latents_to: the folder that `cache_latents` is to fill, in place of a training. data_needed: whether it is a fault
+    when the settings name no data.
+    """
+    found = Findings()
+    model = look_at_network(found, settings.config, settings.teacher_ckpt, "--teacher_ckpt")
+    with found.looking_at("settings"):
+        settings.check_values()
+    records = look_at_data(found, settings, data_needed)
+    look_at_precision(found, settings)
+    if model is not None:
+        look_at_memory(found, sum(p.numel() for p in model.parameters()), settings.num_processes or 1)
+        if latents_to is not None and records is not None:
+            need = latent_bytes(model, settings.picture_size, records)
+            look_at_disk(found, latents_to, need, f"latents of {records:,} pictures")
+    if latents_to is None:
+        look_at_latents(found, settings.latents, records)
+    return found
+
+
+def look_at_run(
+    settings: "TrainSettings", teraflops: float | None = None, price: float | None = None, data_needed: bool = True
+) -> Findings:
+    """Look at the inputs, and count memory, disk and time of the run. Arguments as in `look_at_inputs`, `Forecast`."""
+    found = look_at_inputs(settings, data_needed=data_needed)
+    if any(finding.subject == "network" and finding.state == "missing" for finding in found.found):
+        return found
+    with found.looking_at("estimate"):
+        add_estimate(found, settings, teraflops, price)
+    return found
+
+
+def add_estimate(found: Findings, settings: "TrainSettings", teraflops: float | None, price: float | None) -> None:
+    """Add memory, and what `add_forecast` adds. Raises ValueError for settings that cannot be."""
+    from anytext_lcm.training.memory import estimate
+
+    sizes = estimate(half := replace(settings, mixed_precision=settings.mixed_precision or "fp16"))
+    words = f"{sizes['total']:.1f} GiB of each GPU, batch {settings.train_batch_size}, {half.mixed_precision}"
+    found.note("training", words + (", with checkpointing" if settings.gradient_checkpointing else ""))
+    add_forecast(found, settings, sizes, teraflops, price)
+
+
+def add_forecast(
+    found: Findings,
+    settings: "TrainSettings",
+    sizes: Mapping[str, float],
+    teraflops: float | None,
+    price: float | None,
+) -> None:
+    """Add what fits which card, disk, and time. sizes: as `memory.estimate` returns them."""
+    for verdict in verdicts(settings):
+        found.note("card", verdict)
+    if settings.output_dir:
+        look_at_disk(found, settings.output_dir, checkpoint_bytes(settings, sizes), "checkpoints")
+    for subject, words in forecast(settings, settings.num_processes or 1).lines(teraflops, price).items():
+        found.note(subject, words)
+
+
+def require_inputs(settings: Mapping[str, Any], latents_to: str | None = None) -> None:
+    """Raise Missing unless all is there that a training reads, or `cache_latents`, which fills the folder latents_to.
+
+    settings: fields of TrainSettings. Raises ValueError for the first of them that is wrong.
+    """
+    from anytext_lcm.training.settings import TrainSettings
+
+    gone = None
+    try:
+        known = TrainSettings.from_dict(settings)
+    except FileNotFoundError as error:  # there may be more
+        gone, known = error, TrainSettings(**settings)
+    look_at_inputs(known, latents_to).require()
+    if gone is not None:
+        raise gone
+
+
+def tell(found: Findings) -> str:
+    """Print what is there; returns a closing sentence. Raises Missing with a sentence for each thing that is not."""
+    print(found.table(), flush=True)
+    found.require()
+    return "Nothing is missing."
