@@ -15,6 +15,7 @@ from pathlib import Path
 
 from anytext_lcm.command import add_adapter, add_guidance, add_network, natural, new_parser, positive, run
 from anytext_lcm.data.fonts import PLAIN_FONT
+from anytext_lcm.data.text import checked
 from anytext_lcm.judging.defaults import ADDED_WORDS, BENCHMARK_METHODS, SAMPLES, SEED
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
 
@@ -73,6 +74,9 @@ def work(args: argparse.Namespace) -> str:
     methods = tuple(parse_method(name, guidance) for name in dict.fromkeys(args.methods))
     if adapter is None and any(method.adapter for method in methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
+    negative = defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt
+    checked(negative, "The negative prompt")
+    checked(args.words, "The text of --words")
     plan = Plan(
         data=args.data,
         output=Path(args.output),
@@ -87,11 +91,11 @@ def work(args: argparse.Namespace) -> str:
         samples=args.samples,
         seed=args.seed,
         guidance_scale=guidance,
-        negative_prompt=defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt,
+        negative_prompt=negative,
     )
-    checked = check_plan(plan, args.limit)
+    ready = check_plan(plan, args.limit)
     use_available_cores()
-    report = run_benchmark(load_chosen(args.config, args.ckpt, args.device), checked)
+    report = run_benchmark(load_chosen(args.config, args.ckpt, args.device), ready)
     return f"{format_table(report)}\n{plan.output / REPORT}"
 
 

@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 
 from anytext_lcm.command import add_guidance, add_network, natural, new_parser, run
+from anytext_lcm.data.text import checked
 from anytext_lcm.files import atomic_folder
 from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
@@ -70,6 +71,7 @@ def work(args: argparse.Namespace) -> str:
     defaults = defaults_for(args.config)
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
     negative = defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt
+    checked(negative, "The negative prompt")
     adapter, others = read_adapters(args.adapter)
     names = choose_methods(args, student=adapter is not None)
     resolve_methods(names, guidance)

@@ -98,8 +98,10 @@ def read_report(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not Path(path).is_file():  # reading a pipe would wait for a writer
+            raise OSError("there is no such file")
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"The report {path} cannot be read ({error}).") from error
 
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -42,35 +42,65 @@ def _is_running(process: int) -> bool:
 
 
 def _sweep(path: Path) -> None:
-    """Delete the temporary folders that killed runs left beside `path`; their names carry machine and process.
+    """Delete the temporary files and folders that killed runs left beside `path`; their names carry machine and
+    process.
 
     Those of a running process are left alone, and those of another machine, whose processes cannot be seen.
     """
     start = _start_of_name(path)
-    for leftover in path.parent.iterdir():
-        process, dot, _ = leftover.name.removeprefix(start).partition(".")
-        ours = leftover.name.startswith(start) and dot and process.isascii() and process.isdecimal()
-        if ours and leftover.is_dir() and not leftover.is_symlink() and not _is_running(int(process)):
+    for name in os.listdir(path.parent):
+        process, dot, _ = name.removeprefix(start).partition(".")
+        ours = name.startswith(start) and dot and process.isascii() and process.isdecimal()
+        if not ours or _is_running(int(process)):
+            continue
+        leftover = path.parent / name
+        if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            with suppress(OSError):  # another process may have swept it
+                leftover.unlink()
 
 
 def _start_of_name(path: Path) -> str:
-    machine = zlib.crc32(platform.node().encode())  # short: file names have at most 255 bytes
-    return f".{path.name}.{machine:08x}-"
+    machine = zlib.crc32(platform.node().encode())
+    return f".{path.name[:50]}.{machine:08x}-"  # short: file names have at most 255 bytes
+
+
+@contextmanager
+def _folder_of(path: Path) -> Iterator[Path]:
+    """Inside, the folder of a file to come exists; folders that were made for it go again when the block fails.
+
+    Raises ValueError when nothing can be written there.
+    """
+    folder = path.parent
+    made = [found for found in (folder, *folder.parents) if not found.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(f"Nothing can be written to {folder} ({error.strerror}); name another output.") from error
+        yield folder
+    except BaseException:
+        for found in made:
+            with suppress(OSError):  # it is not empty, or was never made
+                found.rmdir()
+        raise
 
 
 def check_writable(path: str | Path) -> Path:
-    """Make the folder of a file to come and return it. Raises ValueError when nothing can be written there.
+    """Return the folder of a file to come, which need not exist yet. Raises ValueError when nothing can be written
+    there.
 
-    Ask before minutes of work, not after.
+    Ask before minutes of work, not after. Nothing is left behind.
     """
-    folder = Path(path).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"Nothing can be written to {folder} ({error.strerror}); name another output.") from error
+    path = Path(path)
+    made = [found for found in (path.parent, *path.parent.parents) if not found.exists()]
+    with _folder_of(path) as folder:
+        for found in made:
+            with suppress(OSError):  # another process has put something in meanwhile
+                found.rmdir()
     return folder
 
 
@@ -78,21 +108,23 @@ def check_writable(path: str | Path) -> Path:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix; it takes the place of `path` when the block ends well.
 
-    Raises ValueError when nothing can be written there and for a folder.
+    What a killed run of the same machine left of its own temporary file is deleted. Raises ValueError when nothing can
+    be written there and for a folder.
     """
     path = Path(path)
-    folder = check_writable(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file to write.")
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=folder)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        follow_umask(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _folder_of(path) as folder:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name a file to write.")
+        _sweep(path)
+        handle, name = tempfile.mkstemp(prefix=f"{_start_of_name(path)}{os.getpid()}.", suffix=path.suffix, dir=folder)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            follow_umask(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -104,12 +136,18 @@ def atomic_folder(path: str | Path, mark: str = "report.json") -> Iterator[Path]
     ValueError for any other folder, before the block runs.
     """
     path = Path(path).absolute()
-    folder = check_writable(path)
     if path.exists():
         if not path.is_dir():
             raise ValueError(f"{path} is a file; name a folder to write.")
         if any(path.iterdir()) and not (path / mark).is_file():
             raise ValueError(f"{path} holds other files and will not be replaced; name another folder.")
+    with _folder_of(path) as folder, _temporary_folder(path, folder) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _temporary_folder(path: Path, folder: Path) -> Iterator[Path]:
+    """`atomic_folder` for a path whose place is checked; folder: its parent."""
 
     def fresh() -> Path:
         return Path(tempfile.mkdtemp(prefix=f"{_start_of_name(path)}{os.getpid()}.", dir=folder))

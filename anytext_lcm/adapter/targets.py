@@ -1,6 +1,7 @@
 """Which layers an adapter changes: groups of them by name, and lists in files. Next: `lora.py`."""
 
 from collections.abc import Iterator, Sequence
+from errno import ENOENT
 from pathlib import Path
 
 from torch import nn
@@ -91,6 +92,8 @@ def _read_lists(targets: Sequence[str]) -> Iterator[str]:
             yield target
             continue
         try:
+            if not Path(target).is_file():  # reading a pipe would wait for a writer
+                raise FileNotFoundError(ENOENT, "there is no such file")
             lines = Path(target).read_text(encoding="utf-8-sig").split()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"

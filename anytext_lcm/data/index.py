@@ -279,7 +279,7 @@ def _is_current(folder: Path, source: Path) -> bool:
     """Whether the folder holds a whole index of what the JSON holds now."""
     try:
         about = RecordIndex(folder).about
-    except (OSError, ValueError, TypeError):  # missing, damaged, or of another version
+    except (OSError, ValueError, TypeError, RecursionError):  # missing, damaged, or of another version
         return False
     if about.version != VERSION or not (folder / "problems.arrow").is_file():
         return False

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -224,11 +224,13 @@ def draw_prepared(model: AnyText2, prepared: Prepared, method: Method, show: boo
     The time of denoising includes WriteNet, which runs once per branch, and excludes `prepare`. Raises ValueError as
     `denoise` and `decode`.
     """
-    clock, lock = Clock(), Lock()
+    clock, lock, stop = Clock(), Lock(), Event()
     hidden = None if show else True  # None: shown on a terminal only
     with tqdm(total=len(prepared) * method.steps, desc=method.name, leave=False, disable=hidden) as bar:
 
         def progress(count: int) -> None:
+            if stop.is_set():
+                raise KeyboardInterrupt  # in a thread: the reason is raised where the pictures are waited for
             with lock:
                 bar.update(count)
 
@@ -237,7 +239,7 @@ def draw_prepared(model: AnyText2, prepared: Prepared, method: Method, show: boo
 
         # Chunks that run side by side share the model: the switch is thrown here, around all of them.
         with clock("denoise", model.device), adapter_switch(model, method, merge=True):
-            latents = torch.cat(spread_over_cores(work, _chunks(len(prepared)), model.device))
+            latents = torch.cat(spread_over_cores(work, _chunks(len(prepared)), model.device, stop))
     with clock("decode", model.device):
         images = decode(model, latents)
     return Drawing(images, latents, clock, method.evaluations)

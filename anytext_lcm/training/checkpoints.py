@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from torch import nn
 
-from anytext_lcm.files import atomic_folder, check_writable
+from anytext_lcm.files import atomic_folder, check_writable, printable
 from anytext_lcm.training.processes import raise_everywhere
 from anytext_lcm.training.settings import TrainSettings
 from anytext_lcm.training.state_file import STATE_FILE, read_state
@@ -112,7 +112,7 @@ def find_resume(settings: TrainSettings) -> Path | None:
             problem = what_is_wrong_with(path)
             if problem is None:
                 return path
-            print(f"{path} is passed over: {problem}.", file=sys.stderr)
+            print(printable(f"{path} is passed over: {problem}."), file=sys.stderr)
         if not existing and was_started(settings.output_dir):
             print(f"{settings.output_dir} holds no complete checkpoint; it starts anew.", file=sys.stderr)
             return None
@@ -199,7 +199,7 @@ def new_checkpoint(directory: Path) -> Iterator[Path]:
     if directory.exists() and (problem := what_is_wrong_with(directory)) is not None:
         aside = directory.with_name(f"{directory.name}.damaged-{time.time_ns()}")
         os.replace(directory, aside)
-        print(f"{directory} is now {aside.name}: {problem}.", file=sys.stderr)
+        print(printable(f"{directory} is now {aside.name}: {problem}."), file=sys.stderr)
     with atomic_folder(directory, mark=STATE_FILE) as temporary:
         yield temporary
         files = sorted(path for path in temporary.rglob("*") if path.is_file())

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from anytext_lcm.adapter.choices import MAX_RANK
+from anytext_lcm.data.pictures import MAX_SIDE
 from anytext_lcm.model.networks import EMBEDDED_GUIDANCE, checkpoint_for, defaults_for
 from anytext_lcm.training.bounds import check_value, setting
 
 OBJECTIVES = ("lcm", "teacher_x0")  # the names of lcm.objectives.OBJECTIVES, which needs torch
 LOSSES = ("huber", "l2")
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # accelerate's names: torch's dtypes
-MAX_SIDE = 4096  # pixels; eight times the network's own
 # Settings of earlier versions that changed what is trained, and the value that every run has now.
 REMOVED = {"loss_gain": 1.0, "guidance_spread": 0.0, "solver_steps": 50, "optimizer": "adamw"}
 
@@ -226,6 +226,8 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
             names = [f"--{name}" for name in RECORDS_ONLY if getattr(self, name) != _DEFAULTS[name]]
             if names:
                 raise ValueError(f"{', '.join(names)} has no effect on mock data; leave it out or name --data_list.")
+        elif self.dataset_size != _DEFAULTS["dataset_size"]:
+            raise ValueError("--dataset_size has no effect on records, all are used; leave it out.")
         if self.panel_prompts == 1:
             raise ValueError("--panel_prompts must be 0 or 2 or more: one prompt is no panel.")
         if self.patience and not (self.panel_prompts and self.sample_steps):
