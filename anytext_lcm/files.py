@@ -42,28 +42,34 @@ def _is_running(process: int) -> bool:
 
 
 def _sweep(path: Path) -> None:
-    """Delete the temporary files and folders that killed runs left beside `path`; their names carry machine and
-    process.
+    """Delete the temporary folders that killed runs left beside `path`; their names carry machine and process.
 
     Those of a running process are left alone, and those of another machine, whose processes cannot be seen.
     """
     start = _start_of_name(path)
-    for name in os.listdir(path.parent):
-        process, dot, _ = name.removeprefix(start).partition(".")
-        ours = name.startswith(start) and dot and process.isascii() and process.isdecimal()
-        if not ours or _is_running(int(process)):
-            continue
-        leftover = path.parent / name
-        if leftover.is_dir() and not leftover.is_symlink():
+    for leftover in path.parent.iterdir():
+        process, dot, _ = leftover.name.removeprefix(start).partition(".")
+        ours = leftover.name.startswith(start) and dot and process.isascii() and process.isdecimal()
+        if ours and leftover.is_dir() and not leftover.is_symlink() and not _is_running(int(process)):
             shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            with suppress(OSError):  # another process may have swept it
-                leftover.unlink()
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"  # short: file names have at most 255 bytes
 
 
 def _start_of_name(path: Path) -> str:
-    machine = zlib.crc32(platform.node().encode())
-    return f".{path.name[:50]}.{machine:08x}-"  # short: file names have at most 255 bytes
+    return f".{path.name[:50]}.{_machine()}-"
+
+
+def sweep_files(folder: str | Path) -> None:
+    """Delete the temporary files that killed runs of this machine left in a folder; those of live ones stay."""
+    for leftover in Path(folder).iterdir():
+        _, mark, rest = leftover.name.rpartition(f".{_machine()}-")
+        process = rest.partition(".")[0]
+        ours = leftover.name.startswith(".") and mark and process.isascii() and process.isdecimal()
+        if ours and leftover.is_file() and not leftover.is_symlink() and not _is_running(int(process)):
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -108,15 +114,16 @@ def check_writable(path: str | Path) -> Path:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix; it takes the place of `path` when the block ends well.
 
-    What a killed run of the same machine left of its own temporary file is deleted. Raises ValueError when nothing can
-    be written there and for a folder.
+    What killed runs of the same machine left of theirs in the folder is deleted. Raises ValueError when nothing can be
+    written there and for a folder.
     """
     path = Path(path)
     with _folder_of(path) as folder:
         if path.is_dir():
             raise ValueError(f"{path} is a folder; name a file to write.")
-        _sweep(path)
-        handle, name = tempfile.mkstemp(prefix=f"{_start_of_name(path)}{os.getpid()}.", suffix=path.suffix, dir=folder)
+        sweep_files(folder)
+        prefix = f".{path.stem[:50]}.{_machine()}-{os.getpid()}."  # what `sweep_files` looks for
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=folder)
         os.close(handle)
         temporary = Path(name)
         try:

@@ -19,10 +19,10 @@ def test_a_drawing_is_stopped_in_a_line(teacher, tmp_path, name, threads):
     """Within the drawing, which would take minutes; the threads that draw do not finish their pictures first."""
     drawing = ["--config", str(teacher / "micro.yaml"), "--ckpt", str(teacher / "micro.safetensors")]
     if name == "sample":
-        drawing += ["--adapter", "none", "--prompt", "a wall", "--line", "cat@4,10,60,40", "--steps", "1000"]
+        drawing += ["--adapter", "none", "--prompt", "a wall", "--line", "cat@4,10,60,40", "--steps", "999"]
         drawing += ["--count", "16", "--output", str(tmp_path / "out.png")]
     else:
-        drawing += ["--adapter", "none", "--lines", "16", "--methods", "teacher-1000"]
+        drawing += ["--adapter", "none", "--lines", "16", "--methods", "teacher-999"]
         drawing += ["--output", str(tmp_path / "out")]
     process = start(draw, import_module(f"anytext_lcm.{name}").main, drawing, tmp_path, threads)
     await_path(tmp_path / "begun", [process])

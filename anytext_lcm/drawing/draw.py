@@ -30,6 +30,7 @@ from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import guide
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning, is_blank
 from anytext_lcm.model.networks import Defaults
+from anytext_lcm.model.text_encoder import Tokenizer
 
 BATCH_SIZE = 8  # pictures per network call; fixed, because rounding depends on it
 
@@ -82,13 +83,13 @@ def prepare(model: AnyText2, batch: dict[str, Any], seeds: Sequence[int], negati
     count = len(batch["img_caption"])
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} pictures: give one each.")
-    masked = batch["masked_img"]
+    masked, tokenizer = batch["masked_img"], model.tokenizer  # read here: threads that import a library at once fail
     blank = model.blank_moments(*masked.shape[-2:]) if bool(is_blank(masked).any()) else None
 
     def encode(rows: slice) -> tuple[Conditioning, Conditioning]:
         part = {name: value[rows] for name, value in batch.items()}
         part["masked_latents"] = _masked_latents(model, part["masked_img"], seeds[rows], blank)
-        conditional = _conditional(model, part)
+        conditional = _conditional(model, tokenizer, part)
         return conditional, model.uncondition(conditional, negative_prompt)
 
     parts = spread_over_cores(encode, _chunks(count), model.device)
@@ -109,13 +110,13 @@ def _masked_latents(
     return model.scale_factor * (mean + torch.exp(0.5 * logvar) * noise.to(mean))
 
 
-def _conditional(model: AnyText2, batch: dict[str, Any]) -> Conditioning:
+def _conditional(model: AnyText2, tokenizer: Tokenizer, batch: dict[str, Any]) -> Conditioning:
     """Condition a batch, captions grouped by their number of 77-token chunks: padding a short caption to more chunks
     would change its context.
     """
     places: dict[int, list[int]] = {}
     for place, caption in enumerate(batch["img_caption"]):
-        chunks = model.cond_stage_model.chunk(model.tokenizer.image_ids([caption]).to(model.device)).shape[1]
+        chunks = model.cond_stage_model.chunk(tokenizer.image_ids([caption]).to(model.device)).shape[1]
         places.setdefault(chunks, []).append(place)
     groups = list(places.values())
     conditioning = Conditioning.cat([model.condition(_pick(batch, group)) for group in groups])

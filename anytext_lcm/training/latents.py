@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def with_latents(dataset: Dataset, folder: str | Path, model: AnyText2) -> WithL
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise FileNotFoundError(f"{folder} holds no latents ({missing} is missing); {again}.") from error
-    except (OSError, ValueError, EOFError, RecursionError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RecursionError, SyntaxError, TokenError, zipfile.BadZipFile) as error:
         raise ValueError(f"The latents in {folder} cannot be read ({error}); {again}.") from error
     forms = ((MOMENTS, moments, np.float16, 4), (PICTURES, checksums, np.uint32, 1))
     wrong = [n for n, array, dtype, axes in forms if getattr(array, "dtype", None) != dtype or array.ndim != axes]
