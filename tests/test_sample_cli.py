@@ -81,7 +81,6 @@ def test_a_network_that_does_not_know_line_colours_says_so(micro, tmp_path, caps
         assert run(*flags) == 0
         printed = capsys.readouterr().err
         assert printed.startswith(said) and printed.count("\n") == bool(said)
-    assert not networks.defaults_for(networks.EMBEDDED_CONFIG).line_colours
 
 
 def test_editing(micro, tmp_path):

@@ -111,6 +111,13 @@ class RecordIndex:
         )
         return Record(row["number"], row["img_name"], row["caption"], row["wm_score"], annotations)
 
+    def is_whole(self) -> bool:
+        """Whether the columns are RECORDS, and as many rows are there as about.json says."""
+        reader = self._reader
+        rows = sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
+        counts = isinstance(self.about.problems, dict) and isinstance(self.about.records, int)
+        return reader.schema == RECORDS and type(self.about.kept) is int and rows == self.about.kept and counts
+
     def batch(self, number: int) -> pa.RecordBatch:
         """Map the batch of records `number` as it lies on disk: ROWS records, fewer at the end."""
         return self._reader.get_batch(number)
@@ -278,10 +285,11 @@ def _digest(source: Path) -> str:
 def _is_current(folder: Path, source: Path) -> bool:
     """Whether the folder holds a whole index of what the JSON holds now."""
     try:
-        about = RecordIndex(folder).about
+        index = RecordIndex(folder)
+        about, whole = index.about, index.is_whole()
     except (OSError, ValueError, TypeError, RecursionError):  # missing, damaged, or of another version
         return False
-    if about.version != VERSION or not (folder / "problems.arrow").is_file():
+    if about.version != VERSION or not whole or not (folder / "problems.arrow").is_file():
         return False
     return about.stamp == _stamp(source) or about.digest == _digest(source)
 

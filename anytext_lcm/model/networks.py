@@ -1,6 +1,5 @@
 """Which networks there are, and what each is drawn with unless a flag says otherwise. It imports no torch."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,8 @@ def defaults_for(config: str | Path) -> Defaults:
         raise ValueError(
             f"Configuration {path} does not say model.params.image_size and unet_config.params.channel_mult."
         ) from error
+    if not (8 <= side <= 4096 and 1 <= levels <= 8):
+        raise ValueError(f"Configuration {path}: image_size must lie in 1..512, channel_mult have 1 to 8 levels.")
     multiple = 8 * 2 ** (levels - 1)
     given = _stated(OmegaConf.to_container(model).get("defaults"), f"Configuration {path}: model.defaults")
     checkpoint = given.get("checkpoint")
@@ -68,9 +69,9 @@ def defaults_for(config: str | Path) -> Defaults:
 def _stated(given: Any, where: str) -> dict[str, Any]:
     """Check `model.defaults` of a yaml and return it. where: how the sentence of the ValueError begins."""
     kinds = {
-        "guidance_scale": (int | float, math.isfinite, "a number"),
+        "guidance_scale": (int | float, lambda scale: 1 <= scale <= 100, "a number in 1..100"),
         "negative_prompt": (str, lambda _: True, "a string"),
-        "max_lines": (int, lambda lines: lines > 0, "a positive integer"),
+        "max_lines": (int, lambda lines: 0 < lines <= 100, "an integer in 1..100"),
         "line_colours": (bool, lambda _: True, "true or false"),
         "checkpoint": (str, bool, "the path of a file, relative to the yaml"),
     }
