@@ -99,9 +99,14 @@ def work(args: argparse.Namespace) -> str:
     return f"{format_table(report)}\n{plan.output / REPORT}"
 
 
+def kept(args: argparse.Namespace) -> str:
+    """What a benchmark that was stopped has kept, and how to go on."""
+    return f"{args.output} keeps the pictures that were complete; the same command goes on from there."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one sentence on stderr."""
-    return run(build_parser(), work, arguments)
+    return run(build_parser(), work, arguments, kept)
 
 
 if __name__ == "__main__":

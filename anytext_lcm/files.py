@@ -1,13 +1,16 @@
 """Files and folders that appear whole or not at all, and text from outside made fit for a terminal."""
 
+import json
 import os
 import platform
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -16,6 +19,21 @@ def printable(text: str) -> str:
     Other text stays as it is, backslashes too.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file, which may begin with a byte order mark.
+
+    Raises FileNotFoundError for a missing file, OSError for one that cannot be opened or is no regular file, ValueError
+    for anything but JSON.
+    """
+    path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is not a regular file")  # reading a pipe would wait for a writer
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _umask() -> int:

@@ -4,6 +4,7 @@ The network is the micro one; every refusal comes before its weights are read.
 """
 
 import json
+import os
 from importlib import import_module
 
 import pytest
@@ -101,6 +102,8 @@ REFUSED = {
     "export": [
         (["--adapter", "none"], "nothing to export"),
         (["--report", "nowhere.json"], "cannot be read"),
+        (["--report", "{folder}/pipe.txt"], "pipe.txt cannot be read"),
+        (["--report", "{folder}/deep.json"], "deep.json cannot be read"),
         (["--mix", "a@b"], "no number"),
         (["--adapter_scale", "nan"], "must lie in"),
     ],
@@ -183,6 +186,7 @@ REFUSED = {
         (["--output_dir", "x" * 300], "--output_dir is longer than a file system allows"),
         (["--output_dir", "a\0b"], "--output_dir has a NUL character"),
         (["--data_list", "x" * 300, "--no-use_mock_dataset"], "--data_list is longer than a file system allows"),
+        *((["--lora_targets", f"{{folder}}/{name}.txt"], "cannot be read") for name in ("nowhere", "pipe")),
         (["--no-use_mock_dataset", "--data_list", "a.json", "--dataset_size", "5"], "no effect on records"),
         (["--fonts", "nope.ttf"], "--fonts has no effect on mock data"),
         (["--edit_share", "2"], "--edit_share must be a number, at least 0 and at most 1"),
@@ -235,6 +239,8 @@ def folder(teacher):
     """The folder of the micro network, with an adapter, a benchmark of one picture and a yaml of something else."""
     save_adapter(attach(micro_network(), 2, 2), teacher / "adapter")
     (teacher / "test1k.json").write_text(json.dumps({"data_root": ".", "data_list": [RECORD]}))
+    os.mkfifo(teacher / "pipe.txt")
+    (teacher / "deep.json").write_text("[" * 99_999)
     (teacher / "wrong.yaml").write_text("colour: red\n")
     Image.new("RGB", (100, 80)).save(teacher / "large.png")
     (teacher / "pointer.ttf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")

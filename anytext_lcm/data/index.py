@@ -30,7 +30,7 @@ from filelock import FileLock
 
 from anytext_lcm.data.json_stream import read_records
 from anytext_lcm.data.records import Annotation, Problem, Record, clean
-from anytext_lcm.files import atomic_folder, check_writable, printable
+from anytext_lcm.files import atomic_folder, check_writable, printable, read_json
 
 VERSION = 2
 """Goes up when the columns or the rules of `records` change; an index of another version is rebuilt."""
@@ -268,7 +268,7 @@ class _Table:
 
 
 def _read_about(folder: Path) -> About:
-    return About(**json.loads((folder / "about.json").read_text(encoding="utf-8")))
+    return About(**read_json(folder / "about.json"))
 
 
 def _stamp(source: Path) -> list[int]:
@@ -287,7 +287,7 @@ def _is_current(folder: Path, source: Path) -> bool:
     try:
         index = RecordIndex(folder)
         about, whole = index.about, index.is_whole()
-    except (OSError, ValueError, TypeError, RecursionError):  # missing, damaged, or of another version
+    except (OSError, ValueError, TypeError):  # missing, damaged, or of another version
         return False
     if about.version != VERSION or not whole or not (folder / "problems.arrow").is_file():
         return False
@@ -300,7 +300,7 @@ def _sweep(folder: Path, source: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     former = folder.parent / f"{source.stem}.index"
     try:
-        about = json.loads((former / "about.json").read_text(encoding="utf-8"))
+        about = read_json(former / "about.json")
     except (OSError, ValueError):
         return
     if isinstance(about, dict) and (about.get("version"), about.get("source")) == (1, source.name):

@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from torch import nn
 
-from anytext_lcm.files import atomic_folder, check_writable, printable
+from anytext_lcm.files import atomic_folder, check_writable, printable, read_json
 from anytext_lcm.training.processes import raise_everywhere
 from anytext_lcm.training.settings import TrainSettings
 from anytext_lcm.training.state_file import STATE_FILE, read_state
@@ -69,7 +69,7 @@ def checkpoints(output_dir: str | Path) -> dict[int, Path]:
 def what_is_wrong_with(directory: Path, contents: bool = True) -> str | None:
     """Why a folder is no complete checkpoint, or None. contents: compare checksums and look into the state, too."""
     try:
-        files = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        files = read_json(directory / MANIFEST_FILE)["files"]
         for name, expected in files.items():
             path = directory / name
             if not path.is_file():
@@ -83,7 +83,7 @@ def what_is_wrong_with(directory: Path, contents: bool = True) -> str | None:
     except FileNotFoundError:
         missing = MANIFEST_FILE if (directory / STATE_FILE).is_file() else STATE_FILE
         return f"{missing} is not in it"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST_FILE} cannot be read ({error!r})"
     if contents:
         try:

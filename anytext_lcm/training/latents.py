@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.packed import expand
-from anytext_lcm.files import atomic_folder
+from anytext_lcm.files import atomic_folder, read_json
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.checkpoints import fingerprint
 from anytext_lcm.training.processes import ignore_interrupts, worker_deaths_in_words
@@ -130,12 +130,14 @@ def with_latents(dataset: Dataset, folder: str | Path, model: AnyText2) -> WithL
     folder = Path(folder)
     again = "compute them with python -m anytext_lcm.cache_latents, or train without --latents"
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if odd := [name for name in (MOMENTS, PICTURES) if (folder / name).exists() and not (folder / name).is_file()]:
+            raise ValueError(f"{odd[0]} is not a regular file")
+        about = read_json(folder / ABOUT)
         moments, checksums = np.load(folder / MOMENTS, mmap_mode="r"), np.load(folder / PICTURES)
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise FileNotFoundError(f"{folder} holds no latents ({missing} is missing); {again}.") from error
-    except (OSError, ValueError, EOFError, RecursionError, SyntaxError, TokenError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError, zipfile.BadZipFile) as error:
         raise ValueError(f"The latents in {folder} cannot be read ({error}); {again}.") from error
     forms = ((MOMENTS, moments, np.float16, 4), (PICTURES, checksums, np.uint32, 1))
     wrong = [n for n, array, dtype, axes in forms if getattr(array, "dtype", None) != dtype or array.ndim != axes]

@@ -218,7 +218,8 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
 
     def check(self) -> None:
         """Raise ValueError or FileNotFoundError for the first wrong value, before anything is loaded."""
-        from anytext_lcm.lcm.schedule import lcm_timesteps  # imports torch
+        from anytext_lcm.adapter.targets import read_lists  # imports torch
+        from anytext_lcm.lcm.schedule import lcm_timesteps
 
         self.check_values()
         check_picture_size(self.image_size, self.config)
@@ -233,6 +234,7 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         if self.patience and not (self.panel_prompts and self.sample_steps):
             raise ValueError("--patience needs a panel to go by; set --panel_prompts and --sample_steps.")
         lcm_timesteps(self.num_inference_steps)
+        list(read_lists(self.lora_targets or ()))
         for name in ("config", "teacher_ckpt"):
             if not Path(getattr(self, name)).is_file():
                 raise FileNotFoundError(f"--{name} {getattr(self, name)} does not exist.")

@@ -47,27 +47,29 @@ def run_case(attack: Callable[..., Attempt], number: int, here: Path, warm: Any)
     child = os.fork()
     if child == 0:
         os.close(read)
-        try:
-            said = _judge(attack, number, here, warm)
-        except BaseException:
-            said = f"the case itself: {traceback.format_exc()[-800:]}"
-        os.write(write, said.encode("utf-8", "replace")[:4000])
-        os._exit(0)
+        with open(write, "w", encoding="utf-8", errors="backslashreplace") as pipe:
+            try:
+                os.chdir(here)
+                attempt = attack(random.Random(f"{attack.__name__} {number}"), here, warm)
+                print(ascii(attempt.what)[1:-1], file=pipe, flush=True)
+                print(_judge(attempt, here), file=pipe)
+            except BaseException:
+                print(f"the case itself: {traceback.format_exc()[-1500:]}", file=pipe, flush=True)
+            pipe.flush()
+            os._exit(0)
     os.close(write)
-    with open(read, "rb") as pipe:
-        said = pipe.read().decode()
+    with open(read, encoding="utf-8") as pipe:
+        what, problem = pipe.readline().rstrip("\n"), pipe.read().rstrip("\n")
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == -signal.SIGALRM:
-        return f"{said or '?'}: still ran after {SECONDS} s"
-    if status or not said.endswith("\0"):
-        return f"{said or '?'}: ended by {status}" if status else said
-    return said.rstrip("\0").partition("\0")[2] or None
+        problem = f"still ran after {SECONDS} s"
+    elif status:
+        problem = f"ended by {status}"
+    return f"{what}: {problem}" if problem else None
 
 
-def _judge(attack: Callable[..., Attempt], number: int, here: Path, warm: Any) -> str:
-    """What was tried and what is wrong with how it ended, around a NUL, and a NUL at the end."""
-    os.chdir(here)
-    attempt = attack(random.Random(f"{attack.__name__} {number}"), here, warm)
+def _judge(attempt: Attempt, here: Path) -> str:
+    """Use the input within the limits; what is wrong with how that ended, or nothing."""
     before = _listing(here)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(SECONDS)
@@ -102,7 +104,7 @@ def _judge(attack: Callable[..., Attempt], number: int, here: Path, warm: Any) -
             problem = f"changed something before {sentence!r}"
     elif not problem and not attempt.effect():
         problem = "taken, and nothing came of it"
-    return f"\0{attempt.what}: {problem}\0" if problem else "\0\0"
+    return problem
 
 
 def _notes(sentence: str) -> str:

@@ -44,7 +44,7 @@ def damaged_bytes(rng: random.Random, content: bytes) -> tuple[str, bytes]:
         other = rng.randrange(size)
         data[start : start + 64], data[other : other + 64] = data[other : other + 64], data[start : start + 64]
     elif kind == "twice":
-        data += data
+        data = data * 2
     elif kind == "noise":
         data = bytearray(rng.randbytes(rng.choice((1, 100, 5000))))
     else:
