@@ -52,7 +52,7 @@ REFUSED = {
         (["--adapter", "none"], "no student without"),
         (["--methods", "euler-4"], "unknown"),
         (["--negative_prompt", "a\udcff"], "The negative prompt 'a\\udcff' is not UTF-8"),
-        (["--words", "a\nb"], "The text of --words 'a\\\\nb' holds control characters"),
+        (["--words", "a\nb"], "The text of --words 'a\\nb' holds control characters"),
         (["--font", "nowhere.ttf"], "nowhere.ttf"),
         (["--font", "{folder}/pointer.ttf"], "pointer.ttf cannot be read"),
     ],
@@ -97,7 +97,7 @@ REFUSED = {
         (["--adapter", "{folder}/adapter", "a={folder}/adapter", "a={folder}/adapter"], "label"),
         (["--comparison", "--methods", "real"], "names the methods itself"),
         (["--sampling_seeds", "0"], "1 to 10"),
-        (["--negative_prompt", "a\nb"], "The negative prompt 'a\\\\nb' holds control characters"),
+        (["--negative_prompt", "a\nb"], "The negative prompt 'a\\nb' holds control characters"),
     ],
     "export": [
         (["--adapter", "none"], "nothing to export"),

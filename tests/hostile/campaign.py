@@ -48,18 +48,19 @@ def run_case(attack: Callable[..., Attempt], number: int, here: Path, warm: Any)
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(read)
-        with open(write, "w", encoding="utf-8", errors="backslashreplace") as pipe:
-            try:
-                os.chdir(here)
-                torch.set_num_threads(1)  # the parent's other threads did not come along
+        try:
+            os.close(read)
+            os.chdir(here)
+            torch.set_num_threads(1)  # the parent's other threads did not come along
+            with open(write, "w", encoding="utf-8", errors="backslashreplace") as pipe:
                 attempt = attack(random.Random(f"{attack.__name__} {number}"), here, warm)
                 print(ascii(attempt.what)[1:-1], file=pipe, flush=True)
                 print(_judge(attempt, here), file=pipe)
-            except BaseException:
-                print(f"the case itself: {traceback.format_exc()[-1500:]}", file=pipe, flush=True)
-            pipe.flush()
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)  # nothing of the parent's goes on here
     os.close(write)
     with open(read, encoding="utf-8") as pipe:
         what, problem = pipe.readline().rstrip("\n"), pipe.read().rstrip("\n")
@@ -67,7 +68,7 @@ def run_case(attack: Callable[..., Attempt], number: int, here: Path, warm: Any)
     if status == -signal.SIGALRM:
         problem = f"still ran after {SECONDS} s"
     elif status:
-        problem = f"ended by {status}"
+        problem = f"ended by {status}, see what it printed"
     return f"{what}: {problem}" if problem else None
 
 
