@@ -74,6 +74,8 @@ def work(args: argparse.Namespace) -> str:
     methods = tuple(parse_method(name, guidance) for name in dict.fromkeys(args.methods))
     if adapter is None and any(method.adapter for method in methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
+    if args.negative_prompt is not None and not any(method.guided for method in methods):
+        raise ValueError("Without guidance a negative prompt has no effect: raise --guidance_scale above 1 or drop it.")
     negative = defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt
     checked(negative, "The negative prompt")
     checked(args.words, "The text of --words")

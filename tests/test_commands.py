@@ -52,6 +52,7 @@ REFUSED = {
         (["--adapter", "none"], "no student without"),
         (["--methods", "euler-4"], "unknown"),
         (["--negative_prompt", "a\udcff"], "The negative prompt 'a\\udcff' is not UTF-8"),
+        (["--methods", "teacher-4", "--guidance_scale", "1", "--negative_prompt", "blur"], "no effect"),
         (["--words", "a\nb"], "The text of --words 'a\\nb' holds control characters"),
         (["--font", "nowhere.ttf"], "nowhere.ttf"),
         (["--font", "{folder}/pointer.ttf"], "pointer.ttf cannot be read"),
