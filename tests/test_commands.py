@@ -3,6 +3,7 @@
 The network is the micro one; every refusal comes before its weights are read.
 """
 
+import io
 import json
 import os
 from importlib import import_module
@@ -289,6 +290,14 @@ def test_exit_codes(capsys):
     assert command.run(parser, fail(command.AlreadyReported()), []) == 2 and capsys.readouterr().err == ""
     with pytest.raises(KeyError):  # a fault of the program keeps its traceback
         command.run(parser, fail(KeyError("bug")), [])
+
+
+@pytest.mark.parametrize("encoding, said", [("ascii", rb"in \xe9/\udcff"), ("utf-8", b"in \xc3\xa9/\\udcff")])
+def test_a_path_that_the_terminal_cannot_show_is_escaped(encoding, said, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr("sys.stdout", out)
+    assert command.run(command.new_parser("none", "Does nothing."), lambda args: "in é/\udcff", []) == 0
+    assert out.buffer.getvalue() == said + b"\n"
 
 
 def test_the_sentence_of_a_worker():
