@@ -1,14 +1,16 @@
-"""Hostile files of every kind through every way in: see `campaign.py` and `attacks.py`.
+"""Hostile files of every kind through every way in: see `campaign.py`, `attacks.py` and `attacks_weights.py`.
 
 `make test` runs a few of each category, always the same, `make test-full` hundreds of each.
 """
 
 import contextlib
 import io
+import re
 
 import pytest
 import torch
-from attacks import CATEGORIES, Warm, draws, preview
+from attacks import Warm, batches, draws, fonts, lists, pictures, preview
+from attacks_weights import adapters, checkpoints, latents, states
 from campaign import Attempt, failures, run_case
 from micro_network import SIDE, micro_network
 from test_resume import options
@@ -20,6 +22,7 @@ from anytext_lcm.data.packed import PackedDataset
 from anytext_lcm.training.latents import write_latents
 from anytext_lcm.training.loop import run_distillation
 
+CATEGORIES = (pictures, lists, batches, fonts, checkpoints, adapters, states, latents)
 FEW, MANY = 40, 400  # cases of a category; loading weights takes longer than the others
 SLOW = {"checkpoints": 20, "states": 20}
 
@@ -92,8 +95,6 @@ def naughty(kind):
 )
 def test_the_campaign_sees_what_it_looks_for(kind, words, tmp_path):
     """Otherwise its silence would mean nothing."""
-    import re
-
     found = run_case(naughty(kind), 0, tmp_path / "case", None)
     assert found is None if words is None else re.search(words, found)
 
