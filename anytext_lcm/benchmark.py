@@ -24,6 +24,7 @@ from anytext_lcm.command import (
     run,
 )
 from anytext_lcm.data.fonts import PLAIN_FONT
+from anytext_lcm.data.text import checked
 from anytext_lcm.judging.defaults import ADDED_WORDS, BENCHMARK_METHODS, EVALUATION_NEGATIVE_PROMPT, SAMPLES, SEED
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, FULL_NEGATIVE_PROMPT, defaults_for
 
@@ -84,11 +85,15 @@ def work(args: argparse.Namespace) -> str:
     methods = tuple(parse_method(name, guidance) for name in dict.fromkeys(args.methods))
     if adapter is None and any(method.adapter for method in methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
+    if args.negative_prompt is not None and not any(method.guided for method in methods):
+        raise ValueError("Without guidance a negative prompt has no effect: raise --guidance_scale above 1 or drop it.")
     precision = chosen_precision(args.device, args.precision)
     negative = args.negative_prompt
     if negative is None:  # the demo's stands for AnyText2 where nothing is said
         own = defaults.negative_prompt
         negative = EVALUATION_NEGATIVE_PROMPT if own == FULL_NEGATIVE_PROMPT else own
+    checked(negative, "The negative prompt")
+    checked(args.words, "The text of --words")
     plan = Plan(
         data=args.data,
         output=Path(args.output),
@@ -107,15 +112,20 @@ def work(args: argparse.Namespace) -> str:
         negative_prompt=negative,
     )
     require_network(args.config, args.ckpt)
-    checked = check_plan(plan, args.limit)
+    ready = check_plan(plan, args.limit)
     use_available_cores()
-    report = run_benchmark(load_chosen(args.config, args.ckpt, args.device, precision), checked)
+    report = run_benchmark(load_chosen(args.config, args.ckpt, args.device, precision), ready)
     return f"{format_table(report)}\n{plan.output / REPORT}"
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What a benchmark that was stopped has kept, and how to go on."""
+    return f"{args.output} keeps the pictures that were complete; the same command goes on from there."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one sentence on stderr."""
-    return run(build_parser(), work, arguments)
+    return run(build_parser(), work, arguments, kept)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,8 @@ def run(
 
 
 def _say(message: str) -> None:
-    try:
-        print(message, flush=True)
+    encoding = sys.stdout.encoding or "utf-8"
+    try:  # a path may hold what the terminal's encoding lacks
+        print(message.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:  # `| head` has read enough; at its end Python would flush once more and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

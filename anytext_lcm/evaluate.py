@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anytext_lcm.command import add_guidance, add_network, add_precision, natural, new_parser, run
+from anytext_lcm.data.text import checked
 from anytext_lcm.files import atomic_folder
 from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION, TASKS
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
@@ -91,6 +92,7 @@ def work(args: argparse.Namespace) -> str:
     defaults = defaults_for(args.config)
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
     negative = defaults.negative_prompt if args.negative_prompt is None else args.negative_prompt
+    checked(negative, "The negative prompt")
     adapter, others = read_adapters(args.adapter)
     suits = None if adapter is None else read_made_for(training_header(adapter))
     names = choose_methods(args, suits)

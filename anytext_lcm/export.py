@@ -16,7 +16,7 @@ from typing import Any
 
 from anytext_lcm.adapter.choices import LAYOUTS, PRECISIONS
 from anytext_lcm.command import add_network, new_parser, run
-from anytext_lcm.files import atomic_folder
+from anytext_lcm.files import atomic_folder, read_json
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
 
 
@@ -102,7 +102,7 @@ def read_report(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"The report {path} cannot be read ({error}).") from error
 

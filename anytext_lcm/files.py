@@ -1,13 +1,16 @@
 """Files and folders that appear whole or not at all, and text from outside made fit for a terminal."""
 
+import json
 import os
 import platform
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -16,6 +19,21 @@ def printable(text: str) -> str:
     Other text stays as it is, backslashes too.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file, which may begin with a byte order mark.
+
+    Raises FileNotFoundError for a missing file, OSError for one that cannot be opened or is no regular file, ValueError
+    for anything but JSON.
+    """
+    path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is not a regular file")  # reading a pipe would wait for a writer
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _umask() -> int:
@@ -59,7 +77,7 @@ def _machine() -> str:
 
 
 def _start_of_name(path: Path) -> str:
-    return f".{path.name}.{_machine()}-"
+    return f".{path.name[:50]}.{_machine()}-"
 
 
 def sweep_files(folder: str | Path) -> None:
@@ -72,18 +90,41 @@ def sweep_files(folder: str | Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def check_writable(path: str | Path) -> Path:
-    """Make the folder of a file to come and return it. Raises ValueError when nothing can be written there.
+@contextmanager
+def _folder_of(path: Path) -> Iterator[Path]:
+    """Inside, the folder of a file to come exists; folders that were made for it go again when the block fails.
 
-    Ask before minutes of work, not after.
+    Raises ValueError when nothing can be written there.
     """
-    folder = Path(path).parent
+    folder = path.parent
+    made = [found for found in (folder, *folder.parents) if not found.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"Nothing can be written to {folder} ({error.strerror}); name another output.") from error
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(f"Nothing can be written to {folder} ({error.strerror}); name another output.") from error
+        yield folder
+    except BaseException:
+        for found in made:
+            with suppress(OSError):  # it is not empty, or was never made
+                found.rmdir()
+        raise
+
+
+def check_writable(path: str | Path) -> Path:
+    """Return the folder of a file to come, which need not exist yet. Raises ValueError when nothing can be written
+    there.
+
+    Ask before minutes of work, not after. Nothing is left behind.
+    """
+    path = Path(path)
+    made = [found for found in (path.parent, *path.parent.parents) if not found.exists()]
+    with _folder_of(path) as folder:
+        for found in made:
+            with suppress(OSError):  # another process has put something in meanwhile
+                found.rmdir()
     return folder
 
 
@@ -91,22 +132,24 @@ def check_writable(path: str | Path) -> Path:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix; it takes the place of `path` when the block ends well.
 
-    Raises ValueError when nothing can be written there and for a folder.
+    What killed runs of the same machine left of theirs in the folder is deleted. Raises ValueError when nothing can be
+    written there and for a folder.
     """
     path = Path(path)
-    folder = check_writable(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file to write.")
-    prefix = f".{path.stem}.{_machine()}-{os.getpid()}."  # what `sweep_files` looks for
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=folder)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        follow_umask(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _folder_of(path) as folder:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name a file to write.")
+        sweep_files(folder)
+        prefix = f".{path.stem[:50]}.{_machine()}-{os.getpid()}."  # what `sweep_files` looks for
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=folder)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            follow_umask(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -118,12 +161,18 @@ def atomic_folder(path: str | Path, mark: str = "report.json") -> Iterator[Path]
     ValueError for any other folder, before the block runs.
     """
     path = Path(path).absolute()
-    folder = check_writable(path)
     if path.exists():
         if not path.is_dir():
             raise ValueError(f"{path} is a file; name a folder to write.")
         if any(path.iterdir()) and not (path / mark).is_file():
             raise ValueError(f"{path} holds other files and will not be replaced; name another folder.")
+    with _folder_of(path) as folder, _temporary_folder(path, folder) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _temporary_folder(path: Path, folder: Path) -> Iterator[Path]:
+    """`atomic_folder` for a path whose place is checked; folder: its parent."""
 
     def fresh() -> Path:
         return Path(tempfile.mkdtemp(prefix=f"{_start_of_name(path)}{os.getpid()}.", dir=folder))

@@ -94,14 +94,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="pictures, from this seed and the following ones, in files with the seed in their names "
         "(default: %(default)s)",
     )
-    add("--image", help="picture to edit: the lines are written into it; without it all is drawn")
+    add("--image", help="picture to edit, of at most 40 megapixels: the lines are written into it")
     add("--fit", action="store_true", help="scale and crop the picture to edit, and the mask, to the size asked for")
     add(
         "--mask",
         help=f"picture that is bright where the lines go (a channel above {BRIGHT} of 255; transparent counts as "
         "black), one region a line; lines are TEXT or TEXT#COLOUR",
     )
-    add("--mask_order", choices=ORDERS, default=ORDERS[0], help="in which lines take regions (default: %(default)s)")
+    add("--mask_order", choices=ORDERS, help=f"in which lines take the mask's regions (default: {ORDERS[0]})")
     add("--paste_back", action="store_true", help="keep the edited picture's own pixels away from the lines")
     add("--width", type=int, help="in pixels, at full size a multiple of 64; default: what the network was made for")
     add("--height", type=int, help="likewise")
@@ -147,6 +147,8 @@ def work(args: argparse.Namespace) -> str:
     prompts_to_batch(prompts, defaults.size, defaults.max_lines, args.font)
     check_writable(args.output)
     precision = chosen_precision(args.device, args.precision)
+    if not defaults.line_colours and any(line.color for prompt in prompts for line in prompt.lines):
+        print("note: this network knows colours from the prompt alone; those of the lines do nothing.", file=sys.stderr)
 
     require_network(args.config, args.ckpt)
     use_available_cores()
@@ -181,7 +183,9 @@ def prompt_jobs(args: argparse.Namespace, size: tuple[int, int]) -> "list[Job]":
     texts = args.line or ()
     boxes = [None] * len(texts)
     if args.mask is not None:
-        boxes = jobs.boxes_from_mask(args.mask, size, args.fit, len(texts), args.mask_order)
+        boxes = jobs.boxes_from_mask(args.mask, size, args.fit, len(texts), args.mask_order or ORDERS[0])
+    elif args.mask_order is not None:
+        raise ValueError("--mask_order is of a mask's regions: name the --mask, or drop it.")
     lines = tuple(parse_line(text, args.font_hint, box) for text, box in zip(texts, boxes, strict=True))
     seeds = range(args.seed, args.seed + args.count)
     wishes = [(Prompt(args.prompt, lines, image), seed) for seed in seeds]
@@ -192,9 +196,19 @@ def batch_jobs(args: argparse.Namespace) -> "list[Job]":
     """The pictures of a --batch file. Raises ValueError."""
     from anytext_lcm.drawing import jobs
 
-    if args.prompt or args.line or args.image or args.mask or args.fit or args.paste_back or args.count != 1:
+    if (
+        args.prompt
+        or args.line
+        or args.image
+        or args.mask
+        or args.fit
+        or args.paste_back
+        or args.count != 1
+        or args.mask_order
+    ):
         raise ValueError(
-            "--batch holds the prompts: drop --prompt, --line, --image, --mask, --fit, --paste_back and --count."
+            "--batch holds the prompts: drop --prompt, --line, --image, --mask, --mask_order, --fit, --paste_back and "
+            "--count."
         )
     wishes = jobs.read_batch(args.batch, args.seed, args.font_hint)
     return jobs.make_jobs(wishes, Path(args.output), range(len(wishes)))

@@ -17,8 +17,8 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # Files that fork come first, before other tests have started threads whose locks a child would inherit; then those that
 # take longest, so that no process of `make test` is left alone with one of them at the end.
-FIRST = "resume ranks training launch watching latents interrupts files speed adapter export evaluate".split()
-FIRST += "wheel benchmark commands build_teacher memory ablate perfect_teacher startup data".split()
+FIRST = "resume ranks training launch watching latents interrupts stopped_drawing files campaign speed adapter".split()
+FIRST += "export wheel evaluate benchmark commands build_teacher memory ablate perfect_teacher startup data".split()
 
 
 def pytest_collection_modifyitems(items):

@@ -3,7 +3,9 @@
 The network is the micro one; every refusal comes before its weights are read.
 """
 
+import io
 import json
+import os
 from importlib import import_module
 
 import pytest
@@ -50,6 +52,9 @@ REFUSED = {
         (["--ckpt", "nowhere.ckpt"], "nowhere.ckpt"),
         (["--adapter", "none"], "no student without"),
         (["--methods", "euler-4"], "unknown"),
+        (["--negative_prompt", "a\udcff"], "The negative prompt 'a\\udcff' is not UTF-8"),
+        (["--methods", "teacher-4", "--guidance_scale", "1", "--negative_prompt", "blur"], "no effect"),
+        (["--words", "a\nb"], "The text of --words 'a\\nb' holds control characters"),
         (["--font", "nowhere.ttf"], "nowhere.ttf"),
         (["--font", "{folder}/pointer.ttf"], "pointer.ttf cannot be read"),
     ],
@@ -72,6 +77,11 @@ REFUSED = {
         (["preview", "--mock", "3", "--fonts", "no.ttf"], "--fonts has no effect on mock data"),
         (["preview", "--mock", "3", "--edit_share", "2"], "--edit_share has no effect on mock data"),
         (["preview", "--data_list", "no.json", "--rich"], "--rich has no effect on records"),
+        (["preview", "--mock", "3", "--image_size", "4104"], "at most 4096"),
+        (["preview", "--mock", "3", "--count", "101"], "--count must be at most 100, not 101"),
+        (["preview", "--mock", str(2**63)], "--mock must be at most"),
+        (["convert", "--mock", str(2**63), "--output", "x"], "--mock must be at most"),
+        (["benchmark", "--records", str(2**63)], "--records must be at most"),
         (["preview", "--mock", "3", "--count", "0"], "--count: must be a whole number from 1 on, not '0'"),
         (["convert", "--output", "x"], "--mock N"),
         (["convert", "--mock", "2", "--output", "x", "--format", "gif"], "choose png or jpg"),
@@ -89,10 +99,13 @@ REFUSED = {
         (["--adapter", "{folder}/adapter", "a={folder}/adapter", "a={folder}/adapter"], "label"),
         (["--comparison", "--methods", "real"], "names the methods itself"),
         (["--sampling_seeds", "0"], "1 to 10"),
+        (["--negative_prompt", "a\nb"], "The negative prompt 'a\\nb' holds control characters"),
     ],
     "export": [
         (["--adapter", "none"], "nothing to export"),
         (["--report", "nowhere.json"], "cannot be read"),
+        (["--report", "{folder}/pipe.txt"], "pipe.txt cannot be read"),
+        (["--report", "{folder}/deep.json"], "deep.json cannot be read"),
         (["--mix", "a@b"], "no number"),
         (["--adapter_scale", "nan"], "must lie in"),
     ],
@@ -130,6 +143,7 @@ REFUSED = {
         (["--width", "6400000"], "--width must be at most 2048 pixels"),
         (["--count", "1000000"], "--count must be at most 1000"),
         (["--fit"], "nothing to fit"),
+        (["--mask_order", "right"], "--mask_order is of a mask's regions"),
         (["--image", "{folder}/large.png"], "is 100 x 80 pixels, not 64 x 64: say --fit"),
         (["--guidance_scale", "1", "--negative_prompt", "blur"], "no effect"),
         (["--w", "1", "--guidance_scale", "2"], "say the same"),
@@ -174,6 +188,8 @@ REFUSED = {
         (["--output_dir", "x" * 300], "--output_dir is longer than a file system allows"),
         (["--output_dir", "a\0b"], "--output_dir has a NUL character"),
         (["--data_list", "x" * 300, "--no-use_mock_dataset"], "--data_list is longer than a file system allows"),
+        *((["--lora_targets", f"{{folder}}/{name}.txt"], "cannot be read") for name in ("nowhere", "pipe")),
+        (["--no-use_mock_dataset", "--data_list", "a.json", "--dataset_size", "5"], "no effect on records"),
         (["--fonts", "nope.ttf"], "--fonts has no effect on mock data"),
         (["--edit_share", "2"], "--edit_share must be a number, at least 0 and at most 1"),
         (["--edit_share", "0.5", "--strict"], "--edit_share, --strict has no effect on mock data"),
@@ -225,6 +241,8 @@ def folder(teacher):
     """The folder of the micro network, with an adapter, a benchmark of one picture and a yaml of something else."""
     save_adapter(attach(micro_network(), 2, 2), teacher / "adapter")
     (teacher / "test1k.json").write_text(json.dumps({"data_root": ".", "data_list": [RECORD]}))
+    os.mkfifo(teacher / "pipe.txt")
+    (teacher / "deep.json").write_text("[" * 99_999)
     (teacher / "wrong.yaml").write_text("colour: red\n")
     Image.new("RGB", (100, 80)).save(teacher / "large.png")
     (teacher / "pointer.ttf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
@@ -272,6 +290,14 @@ def test_exit_codes(capsys):
     assert command.run(parser, fail(command.AlreadyReported()), []) == 2 and capsys.readouterr().err == ""
     with pytest.raises(KeyError):  # a fault of the program keeps its traceback
         command.run(parser, fail(KeyError("bug")), [])
+
+
+@pytest.mark.parametrize("encoding, said", [("ascii", rb"in \xe9/\udcff"), ("utf-8", b"in \xc3\xa9/\\udcff")])
+def test_a_path_that_the_terminal_cannot_show_is_escaped(encoding, said, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr("sys.stdout", out)
+    assert command.run(command.new_parser("none", "Does nothing."), lambda args: "in é/\udcff", []) == 0
+    assert out.buffer.getvalue() == said + b"\n"
 
 
 def test_the_sentence_of_a_worker():

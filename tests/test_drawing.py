@@ -385,16 +385,19 @@ def test_missing_files(tmp_path, monkeypatch):
         lora.resolve_adapter(tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         defaults_for(tmp_path / "x.yaml")
-    (tmp_path / "x.yaml").write_text("model: {}")
-    with pytest.raises(ValueError, match="image_size"):
-        defaults_for(tmp_path / "x.yaml")
+    rest = "unet_config: {params: {channel_mult: [1, 1]}}"
+    for text in ("model: {}", *(f"model: {{params: {{image_size: {n}, {rest}}}}}" for n in ("0", "-1", "9" * 30))):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(ValueError, match="image_size"):
+            defaults_for(tmp_path / "x.yaml")
 
 
 def test_defaults_and_adapters(model, tmp_path):
     unet = AnyText2.from_config(EMBEDDED_CONFIG, device="meta").model.diffusion_model
     multiple = 8 * unet.downsampling
     weights = networks.EMBEDDED_CHECKPOINT.resolve()
-    assert defaults_for(EMBEDDED_CONFIG) == Defaults((128, 128), 2, networks.EMBEDDED_GUIDANCE, "", multiple, weights)
+    wanted = Defaults((128, 128), 2, networks.EMBEDDED_GUIDANCE, "", multiple, weights)
+    assert replace(defaults_for(EMBEDDED_CONFIG), line_colours=True) == wanted
     full = defaults_for(EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml"))
     assert full.size == (512, 512) and full.guidance_scale == 7.5 and full.multiple == 64
     assert full.max_lines == 20 and full.negative_prompt.startswith("low-res") and full.checkpoint is None
@@ -433,12 +436,15 @@ def test_a_copied_yaml_keeps_its_defaults_and_its_weights_are_looked_for_beside_
     ("defaults", "words"),
     [
         ({"guidance": 4}, "has no guidance; it may set guidance_scale, "),
-        ({"guidance_scale": "four"}, "guidance_scale must be a number, not 'four'"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be a number, not nan"),
-        ({"guidance_scale": True}, "guidance_scale must be a number, not True"),
+        ({"guidance_scale": "four"}, "guidance_scale must be a number in 1..100, not 'four'"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a number in 1..100, not nan"),
+        ({"guidance_scale": True}, "guidance_scale must be a number in 1..100, not True"),
+        ({"guidance_scale": 0}, "guidance_scale must be a number in 1..100, not 0"),
+        ({"line_colours": 1}, "line_colours must be true or false, not 1"),
         ({"negative_prompt": None}, "negative_prompt must be a string, not None"),
-        ({"max_lines": 0}, "max_lines must be a positive integer, not 0"),
-        ({"max_lines": 2.0}, "max_lines must be a positive integer, not 2.0"),
+        ({"max_lines": 0}, "max_lines must be an integer in 1..100, not 0"),
+        ({"max_lines": 10**9}, "max_lines must be an integer in 1..100, not 1000000000"),
+        ({"max_lines": 2.0}, "max_lines must be an integer in 1..100, not 2.0"),
         ({"checkpoint": ""}, "checkpoint must be the path of a file"),
         (["max_lines"], "must map names to values"),
     ],

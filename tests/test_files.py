@@ -87,6 +87,42 @@ def test_what_a_killed_run_left_is_swept_and_a_live_one_is_not(tmp_path):
         assert not (tmp_path / name).exists()
 
 
+def killed_writing(target):
+    with files.atomic_file(target) as file:
+        file.write_text("half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", ["sample.png", 110 * "é" + ".png"])
+def test_the_file_of_a_killed_run_is_swept_by_the_next(tmp_path, name):
+    target = tmp_path / name
+    start(killed_writing, target).join()
+    [left] = tmp_path.iterdir()
+    assert left != target and left.suffix == ".png"
+    bystanders = [tmp_path / ".sample.png.mine", tmp_path / ".sample.far-1.x.png"]
+    for file in bystanders:
+        file.touch()
+    with files.atomic_file(target) as file:
+        assert not left.exists()
+        file.write_text("whole")
+    assert target.read_text() == "whole" and set(tmp_path.iterdir()) == {target, *bystanders}
+
+
+def test_a_refusal_leaves_no_folders(tmp_path):
+    target = tmp_path / "a" / "b" / "c"
+    assert files.check_writable(target) == target.parent and list(tmp_path.iterdir()) == []
+    for atomic in (files.atomic_file, files.atomic_folder):
+        with pytest.raises(ValueError, match="refused"), atomic(target):
+            raise ValueError("refused")
+        assert list(tmp_path.iterdir()) == []
+        with atomic(target) as temporary:
+            assert temporary.exists()
+        assert target.exists() and [path.name for path in target.parent.iterdir()] == ["c"]
+        target.rmdir() if target.is_dir() else target.unlink()
+        target.parent.rmdir()
+        target.parent.parent.rmdir()
+
+
 def test_printable_text_is_one_line():
     assert files.printable("a b é 文 |") == "a b é 文 |"
     assert files.printable("x\n\x1b[2J\t\u202e\ud800\x7f") == r"x\n\x1b[2J\t\u202e\ud800\x7f"

@@ -101,6 +101,16 @@ def test_an_index_that_was_rebuilt_is_not_taken_for_the_one_that_was_sent(tmp_pa
         pickle.loads(sent)
 
 
+@pytest.mark.parametrize(
+    "change", [{"kept": "2"}, {"kept": 3}, {"kept": True}, {"problems": []}, {"records": None}], ids=str
+)
+def test_an_index_that_says_something_else_is_built_again(tmp_path, change):
+    path = write_set(tmp_path / "data.json", "OPEN", 2)
+    about = open_index(path).folder / "about.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | change))
+    assert len(open_index(path)) == 2 and open_index(path).about.problems == {}
+
+
 @pytest.mark.parametrize("name", ["about.json", "records.arrow", "problems.arrow"])
 def test_a_damaged_index_is_built_again(tmp_path, name):
     path = write_set(tmp_path / "data.json", "OPEN", 2)

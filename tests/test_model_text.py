@@ -5,6 +5,8 @@ embedded teacher's vocabulary.
 """
 
 import html
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ftfy
@@ -153,6 +155,24 @@ def test_the_tower_is_causal_and_each_row_stands_alone(model):
 
 
 # --- the tokenizer --------------------------------------------------------------------------------------
+
+
+def test_threads_do_not_cut_each_others_captions():
+    tokenizer, caption = Tokenizer(TOKENIZER), "red wall " * 60
+    wanted = tokenizer.image_ids([caption]), tokenizer.text_ids([caption])
+    assert wanted[0].shape[1] > 77 == wanted[1].shape[1]
+
+    def ask(number):
+        kind = number % 2
+        return torch.equal(wanted[kind], (tokenizer.text_ids if kind else tokenizer.image_ids)([caption]))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(ask, range(400)))
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_tokenizer_pads_and_truncates():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from micro_network import SIDE, micro_network
+from omegaconf import OmegaConf
 from PIL import Image
 
 from anytext_lcm import sample
@@ -65,6 +66,21 @@ def test_teacher_and_student_pictures(micro, tmp_path, capsys):
     assert pictures[0].shape == (SIDE, SIDE, 3)
     assert np.array_equal(pictures[1], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["again.png", "s.png", "t.png"]
+
+
+def test_a_network_that_does_not_know_line_colours_says_so(micro, tmp_path, capsys):
+    config, out = OmegaConf.load(micro[1]), ["--steps", 1, "--output", tmp_path / "a.png"]
+    config.model.defaults = {"line_colours": False}
+    OmegaConf.save(config, tmp_path / "own.yaml")
+    own = ["--config", tmp_path / "own.yaml", *micro[2:], *out]
+    for flags, said in (
+        ([*micro, *out, "--line", "CAT@4,10,60,40#red"], ""),
+        ([*own, "--line", "CAT@4,10,60,40"], ""),
+        ([*own, "--line", "CAT@4,10,60,40#red"], "note: this network knows colours from the prompt alone"),
+    ):
+        assert run(*flags) == 0
+        printed = capsys.readouterr().err
+        assert printed.startswith(said) and printed.count("\n") == bool(said)
 
 
 def test_editing(micro, tmp_path):

@@ -1,6 +1,5 @@
 """A saved adapter, read and checked: the one way in for every folder in PEFT's format. Next: `lora.py`."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from anytext_lcm.adapter.choices import MAX_RANK
+from anytext_lcm.files import read_json
 from anytext_lcm.model.checkpoint import DAMAGE
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -43,9 +43,9 @@ def read_adapter(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
             raise FileNotFoundError(f"{directory / name} does not exist; name a directory that holds a saved adapter.")
     path = directory / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin files with a BOM
+        config = read_json(path)
         config = {"r": config["r"], "lora_alpha": config["lora_alpha"], **config}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the configuration of a LoRA adapter ({error!r}).") from error
     check_config(config, path)
     for key in ("use_rslora", "rank_pattern", "alpha_pattern"):

@@ -1,6 +1,7 @@
 """Which layers an adapter changes: groups of them by name, and lists in files. Next: `lora.py`."""
 
 from collections.abc import Iterator, Sequence
+from errno import ENOENT
 from pathlib import Path
 
 from torch import nn
@@ -84,13 +85,17 @@ def find_unet_decoder(model: nn.Module) -> list[str]:
     return [name for name in groups["unet_attention"] + groups["unet_attnx"] if name.startswith(blocks)]
 
 
-def _read_lists(targets: Sequence[str]) -> Iterator[str]:
-    """The targets, with the content of a list file in the place of its name."""
+def read_lists(targets: Sequence[str]) -> Iterator[str]:
+    """The targets, with the content of a list file in the place of its name. Raises ValueError for one that cannot be
+    read and an empty one.
+    """
     for target in targets:
         if not target.endswith(".txt"):
             yield target
             continue
         try:
+            if not Path(target).is_file():  # reading a pipe would wait for a writer
+                raise FileNotFoundError(ENOENT, "there is no such file")
             lines = Path(target).read_text(encoding="utf-8-sig").split()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
@@ -112,7 +117,7 @@ def resolve_targets(model: nn.Module, targets: Sequence[str] | None = None) -> l
     defaults = tuple(groups)
     groups |= {"unet_rest": find_unet_rest(model), "unet_decoder": find_unet_decoder(model)}
     chosen: set[str] = set()
-    for target in defaults if targets is None else _read_lists(targets):
+    for target in defaults if targets is None else read_lists(targets):
         if target in groups:
             if not groups[target]:
                 raise ValueError(f"This network has nothing in the target group {target!r}; leave it out.")

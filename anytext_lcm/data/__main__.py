@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anytext_lcm.command import finite, natural, new_parser, positive, run
+from anytext_lcm.files import printable
 
 if TYPE_CHECKING:
     from anytext_lcm.data.anyword import AnyWordDataset
     from anytext_lcm.data.mock import MockDataset
+
+
+MOST_ITEMS, MOST_ROWS = 100_000_000, 100  # of a data set; of a sheet
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,6 +69,12 @@ def _add_source(parser: argparse.ArgumentParser, records: bool = True) -> None:
         parser.add_argument("--strict", action="store_true", help="make the first bad record an error")
 
 
+def _check_numbers(args: argparse.Namespace, **limits: int) -> None:
+    for name, most in limits.items():
+        if (getattr(args, name) or 0) > most:
+            raise ValueError(f"--{name} must be at most {most}, not {getattr(args, name)}.")
+
+
 def _mock(args: argparse.Namespace) -> MockDataset:
     from anytext_lcm.data.lettering import varied_text
     from anytext_lcm.data.mock import MockDataset
@@ -94,6 +104,7 @@ def preview(args: argparse.Namespace) -> str:
     from anytext_lcm.data.preview import COLUMNS, sheet
     from anytext_lcm.files import atomic_file
 
+    _check_numbers(args, count=MOST_ROWS, mock=MOST_ITEMS)
     if (args.mock is None) == (args.data_list is None):
         raise ValueError("Name one data set: --mock N or --data_list FILE.")
     of_records = ("data_root", "index_dir", "fonts", "edit_share", "strict", "check_pictures")
@@ -109,7 +120,7 @@ def preview(args: argparse.Namespace) -> str:
     lines += [validate(batch), f"an item leaves a worker with {item_bytes(items[0]) / 1e6:.2f} MB"]
     with atomic_file(args.output) as path:
         Image.fromarray(sheet(batch)).save(path)
-    return "\n".join([*lines, f"The sheet is in {args.output}: {', '.join(COLUMNS)}, one row per item"])
+    return "\n".join([*lines, printable(f"The sheet is in {args.output}: {', '.join(COLUMNS)}, one row per item")])
 
 
 def _describe(dataset: AnyWordDataset, check_pictures: bool) -> Iterator[str]:
@@ -129,15 +140,18 @@ def convert(args: argparse.Namespace) -> str:
     """Write the mock data as JSON and pictures."""
     from anytext_lcm.data.convert import write_anyword
 
+    _check_numbers(args, mock=MOST_ITEMS)
     if args.mock is None:
         raise ValueError("Say how many items to write: --mock N.")
-    return f"{args.mock} records are in {write_anyword(_mock(args), args.output, image_format=args.format)}"
+    path = write_anyword(_mock(args), args.output, image_format=args.format)
+    return printable(f"{args.mock} records are in {path}")
 
 
 def benchmark(args: argparse.Namespace) -> str:
     """Measure items, and a large index in a fresh process, whose memory holds nothing of what made the index."""
     from anytext_lcm.data.benchmark import example_set, large_set, measure_items
 
+    _check_numbers(args, items=MOST_ITEMS, records=MOST_ITEMS)
     script = "import json, sys; from anytext_lcm.data.index_memory import index_memory; "
     script += "print(json.dumps(index_memory(sys.argv[1])))"
     with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ from anytext_lcm.data.fonts import PLAIN_FONT, DrawingError, check_fonts, coveri
 from anytext_lcm.data.glyphs import draw_position
 from anytext_lcm.data.index import BadRecord, open_index, problem_sentence
 from anytext_lcm.data.masks import ignore_mask, jitter_position
-from anytext_lcm.data.pictures import open_picture
+from anytext_lcm.data.pictures import check_side, open_picture
 from anytext_lcm.data.placing import FITS, Placing, place_picture
 from anytext_lcm.data.records import Annotation, Problem, Record
 from anytext_lcm.data.slots import Slots
@@ -83,8 +83,7 @@ class ReadingRules:
     phrases: tuple[str, ...] = TEXT_PHRASES
 
     def __post_init__(self) -> None:
-        if self.image_size < 64 or self.image_size % 8:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of 8 and at least 64.")
+        check_side(self.image_size)
         if self.fit not in FITS:
             raise ValueError(f"fit must be one of {', '.join(FITS)}, not {self.fit!r}.")
         if self.max_lines < 1:

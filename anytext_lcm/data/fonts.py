@@ -7,6 +7,7 @@ importing matplotlib, because that import takes longer than drawing many picture
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -104,6 +105,7 @@ def characters(font: str | Path) -> frozenset[int]:
     from fontTools.ttLib import TTFont  # slow to import, needed once per font
 
     path = font_path(font)
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # its warnings are of damage, which is said below
     try:
         with TTFont(path, lazy=True, fontNumber=0) as file:
             known = frozenset(file.getBestCmap() or ())

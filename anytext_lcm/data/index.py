@@ -30,7 +30,7 @@ from filelock import FileLock
 
 from anytext_lcm.data.json_stream import read_records
 from anytext_lcm.data.records import Annotation, Problem, Record, clean
-from anytext_lcm.files import atomic_folder, check_writable, printable
+from anytext_lcm.files import atomic_folder, check_writable, printable, read_json
 
 VERSION = 2
 """Goes up when the columns or the rules of `records` change; an index of another version is rebuilt."""
@@ -110,6 +110,13 @@ class RecordIndex:
             for entry in row["annotations"]
         )
         return Record(row["number"], row["img_name"], row["caption"], row["wm_score"], annotations)
+
+    def is_whole(self) -> bool:
+        """Whether the columns are RECORDS, and as many rows are there as about.json says."""
+        reader = self._reader
+        rows = sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
+        counts = isinstance(self.about.problems, dict) and isinstance(self.about.records, int)
+        return reader.schema == RECORDS and type(self.about.kept) is int and rows == self.about.kept and counts
 
     def batch(self, number: int) -> pa.RecordBatch:
         """Map the batch of records `number` as it lies on disk: ROWS records, fewer at the end."""
@@ -267,7 +274,7 @@ class _Table:
 
 
 def _read_about(folder: Path) -> About:
-    return About(**json.loads((folder / "about.json").read_text(encoding="utf-8")))
+    return About(**read_json(folder / "about.json"))
 
 
 def _stamp(source: Path) -> list[int]:
@@ -284,10 +291,11 @@ def _digest(source: Path) -> str:
 def _is_current(folder: Path, source: Path) -> bool:
     """Whether the folder holds a whole index of what the JSON holds now."""
     try:
-        about = RecordIndex(folder).about
+        index = RecordIndex(folder)
+        about, whole = index.about, index.is_whole()
     except (OSError, ValueError, TypeError):  # missing, damaged, or of another version
         return False
-    if about.version != VERSION or not (folder / "problems.arrow").is_file():
+    if about.version != VERSION or not whole or not (folder / "problems.arrow").is_file():
         return False
     return about.stamp == _stamp(source) or about.digest == _digest(source)
 
@@ -298,7 +306,7 @@ def _sweep(folder: Path, source: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     former = folder.parent / f"{source.stem}.index"
     try:
-        about = json.loads((former / "about.json").read_text(encoding="utf-8"))
+        about = read_json(former / "about.json")
     except (OSError, ValueError):
         return
     if isinstance(about, dict) and (about.get("version"), about.get("source")) == (1, source.name):

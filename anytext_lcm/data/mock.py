@@ -29,6 +29,7 @@ from anytext_lcm.data.layout import (
     pick,
     place_lines,
 )
+from anytext_lcm.data.pictures import check_side
 from anytext_lcm.data.scene import Scene, TextLine, article, to_float
 from anytext_lcm.data.words import WORDS_OF
 
@@ -74,8 +75,7 @@ class MockDataset(torch.utils.data.Dataset):
             raise ValueError(f"A data set needs at least one item, size is {size}.")
         if split not in WORDS_OF:
             raise ValueError(f"Split {split!r} is unknown: choose 'train' or 'test'.")
-        if image_size < 64 or image_size % 8:
-            raise ValueError(f"image_size {image_size} must be a multiple of 8 and at least 64.")
+        check_side(image_size)
         if max_lines < 1:
             raise ValueError(f"max_lines is {max_lines}, at least one line slot is needed.")
         self.size, self.seed, self.split = size, seed, split

@@ -18,6 +18,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 40_000_000
 """A larger picture is refused before it is decoded. At this size the worst kind stays below 500 MB of memory."""
 
+MAX_SIDE = 4096
+"""Pixels of a side of the pictures that a data set makes; eight times what AnyText2 was trained at."""
+
 _STRIP = 2**20  # pixels converted at a time, so that a large picture is not held three times
 
 
@@ -54,6 +57,12 @@ def open_picture(source: str | Path | bytes, turned: bool = True, backing: str =
         raise ValueError(f"Picture {name} cannot be read ({_too_large()}).") from error
     except Exception as error:  # damaged files make Pillow raise nearly anything
         raise ValueError(f"Picture {name} cannot be read ({error}).") from error
+
+
+def check_side(side: int) -> None:
+    """Raise ValueError for a side of a data set's pictures, in pixels, that is no multiple of 8 in 64..MAX_SIDE."""
+    if not 64 <= side <= MAX_SIDE or side % 8:
+        raise ValueError(f"image_size {side} must be a multiple of 8, at least 64 and at most {MAX_SIDE}.")
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:

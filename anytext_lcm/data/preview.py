@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow.compute as pc
 
 from anytext_lcm.data.anyword import AnyWordDataset
-from anytext_lcm.data.index import RecordIndex
+from anytext_lcm.data.index import RecordIndex, problem_sentence
 from anytext_lcm.data.pictures import open_picture, picture_size
+from anytext_lcm.data.records import Problem
 from anytext_lcm.data.usable import first_problems
 from anytext_lcm.figures.contact_sheet import contact_sheet
+from anytext_lcm.files import printable
 
 COLUMNS = ("picture", "masked_img", "glyphs", "positions", "font_hint", "inv_mask")  # of a sheet, from left to right
 
@@ -38,7 +40,7 @@ def sheet(batch: Mapping[str, Any]) -> np.ndarray:
 def counts(dataset: AnyWordDataset) -> str:
     """Count records, lines, languages and problems of each JSON, in a line of text per JSON."""
     return "\n".join(
-        f"{source}: {_counts(index)}" for source, index in zip(dataset.sources, dataset.indices, strict=True)
+        printable(f"{source}: {_counts(index)}") for source, index in zip(dataset.sources, dataset.indices, strict=True)
     )
 
 
@@ -85,7 +87,7 @@ def unreadable_pictures(dataset: AnyWordDataset) -> list[str]:
         try:
             open_picture(path, turned=False)
         except (OSError, ValueError) as error:
-            broken.append(f"{dataset.sources[source]}, record {record.number}, picture: {error}")
+            broken.append(problem_sentence(dataset.sources[source], Problem(record.number, "picture", str(error))))
     return broken
 
 

@@ -49,7 +49,7 @@ RULES = {
     "language": "missing or unknown: by the script of the text",
     "valid": "neither true nor false: the loss does not look there",
     "color": "not three numbers 0..255 (or 500, 500, 500): unspecified",
-    "picture": "missing or broken: the next record that has one is taken",
+    "picture": "missing, broken or of more than 40 megapixels: the next record that has one is taken",
     "outside": "a polygon wholly outside the picture: the line is left out",
     "glyph": "no font holds the text, or it has no room: the loss does not look there",
 }

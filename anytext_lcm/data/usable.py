@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from anytext_lcm.data.anyword import AnyWordDataset
 from anytext_lcm.data.fonts import DrawingError, covering_fonts
 from anytext_lcm.data.index import RecordIndex, problem_sentence
+from anytext_lcm.files import printable
 
 TRIED = 1000
 """So many lines of each JSON are tried against the fonts."""
@@ -31,7 +32,7 @@ def complaints(dataset: AnyWordDataset) -> list[str]:
     for source, index in zip(dataset.sources, dataset.indices, strict=True):
         if found := index.about.problems:
             kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(found.items()))
-            counted.append(f"{source}: problems in {index.about.records} records: {kinds}")
+            counted.append(printable(f"{source}: problems in {index.about.records} records: {kinds}"))
     return [*counted, *first_problems(dataset, each=1)] if counted else []
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -29,8 +30,13 @@ def use_available_cores() -> None:
         torch.set_num_threads(available_cores())
 
 
-def spread_over_cores(work: Callable[[slice], Any], chunks: list[slice], device: torch.device) -> list[Any]:
-    """Return work(chunk) of every chunk, in order and without gradients; on a CPU several at once, one thread each."""
+def spread_over_cores(
+    work: Callable[[slice], Any], chunks: list[slice], device: torch.device, stop: Event | None = None
+) -> list[Any]:
+    """Return work(chunk) of every chunk, in order and without gradients; on a CPU several at once, one thread each.
+
+    stop: set when one fails or the wait is interrupted, so that work that looks at it need not go on.
+    """
     # Threads inside an operation wait for each other several hundred times per network call, and for a long time when
     # another program keeps a core busy. Whole chunks side by side do not wait at all.
 
@@ -46,7 +52,12 @@ def spread_over_cores(work: Callable[[slice], Any], chunks: list[slice], device:
         # Holds for this thread and for those that begin from here on.
         torch.set_num_threads(1)
         with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
-            return list(pool.map(quietly, chunks))
+            try:
+                return list(pool.map(quietly, chunks))
+            except BaseException:
+                if stop is not None:
+                    stop.set()  # the pool waits for what has begun
+                raise
     finally:
         torch.set_num_threads(threads)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import guide
 from anytext_lcm.model.anytext2 import AnyText2, Conditioning, is_blank
 from anytext_lcm.model.networks import Defaults
+from anytext_lcm.model.text_encoder import Tokenizer
 
 BATCH_SIZE = 8  # pictures per network call; fixed, because rounding depends on it
 
@@ -83,13 +84,13 @@ def prepare(model: AnyText2, batch: dict[str, Any], seeds: Sequence[int], negati
     count = len(batch["img_caption"])
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} pictures: give one each.")
-    masked = batch["masked_img"]
+    masked, tokenizer = batch["masked_img"], model.tokenizer  # read here: threads that import a library at once fail
     blank = model.blank_moments(*masked.shape[-2:]) if bool(is_blank(masked).any()) else None
 
     def encode(rows: slice) -> tuple[Conditioning, Conditioning]:
         part = {name: value[rows] for name, value in batch.items()}
         part["masked_latents"] = _masked_latents(model, part["masked_img"], seeds[rows], blank)
-        conditional = _conditional(model, part)
+        conditional = _conditional(model, tokenizer, part)
         return conditional, model.uncondition(conditional, negative_prompt)
 
     parts = spread_over_cores(encode, _chunks(count), model.device)
@@ -110,13 +111,13 @@ def _masked_latents(
     return model.scale_factor * (mean + torch.exp(0.5 * logvar) * noise.to(mean))
 
 
-def _conditional(model: AnyText2, batch: dict[str, Any]) -> Conditioning:
+def _conditional(model: AnyText2, tokenizer: Tokenizer, batch: dict[str, Any]) -> Conditioning:
     """Condition a batch, captions grouped by their number of 77-token chunks: padding a short caption to more chunks
     would change its context.
     """
     places: dict[int, list[int]] = {}
     for place, caption in enumerate(batch["img_caption"]):
-        chunks = model.cond_stage_model.chunk(model.tokenizer.image_ids([caption]).to(model.device)).shape[1]
+        chunks = model.cond_stage_model.chunk(tokenizer.image_ids([caption]).to(model.device)).shape[1]
         places.setdefault(chunks, []).append(place)
     groups = list(places.values())
     conditioning = Conditioning.cat([model.condition(_pick(batch, group)) for group in groups])
@@ -236,11 +237,13 @@ def draw_prepared(
     The time of denoising includes WriteNet, which runs once per branch, and excludes `prepare`. Raises ValueError as
     `denoise` and `decode`.
     """
-    clock, lock = Clock(), Lock()
+    clock, lock, stop = Clock(), Lock(), Event()
     hidden = None if show else True  # None: shown on a terminal only
     with tqdm(total=len(prepared) * method.steps, desc=method.name, leave=False, disable=hidden) as bar:
 
         def progress(count: int) -> None:
+            if stop.is_set():
+                raise KeyboardInterrupt  # in a thread: the reason is raised where the pictures are waited for
             with lock:
                 bar.update(count)
 
@@ -249,7 +252,7 @@ def draw_prepared(
 
         # Chunks that run side by side share the model: the switch is thrown here, around all of them.
         with clock("denoise", model.device), adapter_switch(model, method, merge=True):
-            latents = torch.cat(spread_over_cores(work, _chunks(len(prepared)), model.device))
+            latents = torch.cat(spread_over_cores(work, _chunks(len(prepared)), model.device, stop))
     with clock("decode", model.device):
         images = decode(model, latents, truncate)
     return Drawing(images, latents, clock, method.evaluations)

@@ -1,6 +1,5 @@
 """What `python -m anytext_lcm.sample` draws: prompts from flags or from a JSON, each with its seed and its file."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from anytext_lcm.drawing.editing import BRIGHT, boxes_of_mask, fit_picture, past
 from anytext_lcm.drawing.methods import Method
 from anytext_lcm.drawing.png import describe, save_picture
 from anytext_lcm.drawing.prompts import Prompt, parse_line
+from anytext_lcm.files import read_json
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.networks import Defaults
 
@@ -66,10 +66,8 @@ def read_batch(path: str, seed: int, hint_font: str | None) -> list[tuple[Prompt
     `seed` plus its place. Raises ValueError, also for keys that an entry does not have and seeds that are no integers.
     """
     try:
-        if not Path(path).is_file():  # reading a pipe would wait for a writer
-            raise OSError("there is no such file")
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # -sig: some editors write a BOM
-    except (OSError, ValueError, RecursionError) as error:
+        entries = read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"The batch {path} cannot be read ({error}).") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"The batch {path} must be a list of at least one picture.")

@@ -64,7 +64,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
             return json.loads(picture.text[KEY])
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, KeyError, SyntaxError, RecursionError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} carries no settings of this program ({error!r}).") from error
 
 

@@ -19,7 +19,7 @@ from anytext_lcm.data.records import clean
 from anytext_lcm.drawing.draw import draw_prepared, prepare
 from anytext_lcm.drawing.methods import Method
 from anytext_lcm.figures.text_table import text_table
-from anytext_lcm.files import atomic_file
+from anytext_lcm.files import atomic_file, read_json
 from anytext_lcm.judging import intervals, reading
 from anytext_lcm.judging.benchmark_lines import ENGLISH, is_chinese, upstream_crop, upstream_ned
 from anytext_lcm.judging.defaults import ADDED_WORDS
@@ -191,8 +191,8 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         return {key: value for key, value in found.items() if key not in ("names", "contents")} | found["contents"]
 
     try:
-        earlier = flat(json.loads(note.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        earlier = flat(read_json(note))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{note} does not say what its pictures were drawn from; name another --output.") from None
     wanted = flat(json.loads(json.dumps(settings)))
     if other := sorted(key for key in earlier.keys() | wanted.keys() if earlier.get(key) != wanted.get(key)):

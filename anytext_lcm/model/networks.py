@@ -1,6 +1,5 @@
 """Which networks there are, and what each is drawn with unless a flag says otherwise. It imports no torch."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ class Defaults:
     negative_prompt: str
     multiple: int = 64  # height and width must be a multiple of it: the UNet halves latents once per level
     checkpoint: Path | None = None  # the weights that come with the yaml
+    line_colours: bool = True  # whether the network learnt to follow the colours given with lines, as AnyText2 did
 
 
 def find_config(config: str | Path) -> Path:
@@ -63,6 +63,8 @@ def defaults_for(config: str | Path) -> Defaults:
         raise ValueError(
             f"Configuration {path} does not say model.params.image_size and unet_config.params.channel_mult."
         ) from error
+    if not (8 <= side <= 4096 and 1 <= levels <= 8):
+        raise ValueError(f"Configuration {path}: image_size must lie in 1..512, channel_mult have 1 to 8 levels.")
     multiple = 8 * 2 ** (levels - 1)
     given = _stated(OmegaConf.to_container(model).get("defaults"), f"Configuration {path}: model.defaults")
     checkpoint = given.get("checkpoint")
@@ -73,6 +75,7 @@ def defaults_for(config: str | Path) -> Defaults:
         given.get("negative_prompt", FULL_NEGATIVE_PROMPT),
         multiple,
         None if checkpoint is None else (path.parent / checkpoint).resolve(),
+        given.get("line_colours", True),
     )
 
 
@@ -93,9 +96,10 @@ def is_anytext2(config: str | Path) -> bool:
 def _stated(given: Any, where: str) -> dict[str, Any]:
     """Check `model.defaults` of a yaml and return it. where: how the sentence of the ValueError begins."""
     kinds = {
-        "guidance_scale": (int | float, math.isfinite, "a number"),
+        "guidance_scale": (int | float, lambda scale: 1 <= scale <= 100, "a number in 1..100"),
         "negative_prompt": (str, lambda _: True, "a string"),
-        "max_lines": (int, lambda lines: lines > 0, "a positive integer"),
+        "max_lines": (int, lambda lines: 0 < lines <= 100, "an integer in 1..100"),
+        "line_colours": (bool, lambda _: True, "true or false"),
         "checkpoint": (str, bool, "the path of a file, relative to the yaml"),
     }
     given = {} if given is None else given
@@ -105,7 +109,7 @@ def _stated(given: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} has no {', '.join(unknown)}; it may set {', '.join(kinds)}.")
     for name, value in given.items():
         kind, fits, words = kinds[name]
-        if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind) or not fits(value):
             raise ValueError(f"{where}.{name} must be {words}, not {value!r}.")
     return given
 

@@ -193,5 +193,7 @@ class Tokenizer:
 
     def text_ids(self, captions: list[str]) -> Tensor:
         """Tokenize text captions, cut or padded with the end token to 77: int64 (B, 77)."""
-        rows = [self._bpe(clean(c), truncation=True, max_length=CONTEXT_LENGTH)["input_ids"] for c in captions]
+        # Not by the tokenizer's own truncation, which is a state of it that threads would change for each other.
+        rows = [self._bpe(clean(c))["input_ids"] for c in captions]
+        rows = [r if len(r) <= CONTEXT_LENGTH else [*r[: CONTEXT_LENGTH - 1], self.end_id] for r in rows]
         return torch.tensor([r + [self.end_id] * (CONTEXT_LENGTH - len(r)) for r in rows], dtype=torch.int64)

@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from torch import nn
 
-from anytext_lcm.files import atomic_folder, check_writable
+from anytext_lcm.files import atomic_folder, check_writable, printable, read_json
 from anytext_lcm.training.processes import raise_everywhere
 from anytext_lcm.training.settings import TrainSettings
 from anytext_lcm.training.state_file import STATE_FILE, read_state
@@ -70,7 +70,7 @@ def checkpoints(output_dir: str | Path) -> dict[int, Path]:
 def what_is_wrong_with(directory: Path, contents: bool = True) -> str | None:
     """Why a folder is no complete checkpoint, or None. contents: compare checksums and look into the state, too."""
     try:
-        files = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        files = read_json(directory / MANIFEST_FILE)["files"]
         for name, expected in files.items():
             path = directory / name
             if not path.is_file():
@@ -84,7 +84,7 @@ def what_is_wrong_with(directory: Path, contents: bool = True) -> str | None:
     except FileNotFoundError:
         missing = MANIFEST_FILE if (directory / STATE_FILE).is_file() else STATE_FILE
         return f"{missing} is not in it"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST_FILE} cannot be read ({error!r})"
     if contents:
         try:
@@ -113,7 +113,7 @@ def find_resume(settings: TrainSettings) -> Path | None:
             problem = what_is_wrong_with(path)
             if problem is None:
                 return path
-            print(f"{path} is passed over: {problem}.", file=sys.stderr)
+            print(printable(f"{path} is passed over: {problem}."), file=sys.stderr)
         if not existing and was_started(settings.output_dir):
             print(f"{settings.output_dir} holds no complete checkpoint; it starts anew.", file=sys.stderr)
             return None
@@ -200,7 +200,7 @@ def new_checkpoint(directory: Path) -> Iterator[Path]:
     if directory.exists() and (problem := what_is_wrong_with(directory)) is not None:
         aside = directory.with_name(f"{directory.name}.damaged-{time.time_ns()}")
         os.replace(directory, aside)
-        print(f"{directory} is now {aside.name}: {problem}.", file=sys.stderr)
+        print(printable(f"{directory} is now {aside.name}: {problem}."), file=sys.stderr)
     with atomic_folder(directory, mark=STATE_FILE) as temporary:
         yield temporary
         files = sorted(path for path in temporary.rglob("*") if path.is_file())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from anytext_lcm.adapter.choices import MAX_RANK
+from anytext_lcm.data.pictures import MAX_SIDE
 from anytext_lcm.model.networks import EMBEDDED_GUIDANCE, checkpoint_for, defaults_for, find_config
 from anytext_lcm.training.bounds import check_value, setting
 
@@ -19,7 +20,6 @@ PHASED = ("pcm", "path")
 LOSSES = ("huber", "l2")
 FITS = ("stretch", "crop", "pad")  # data.placing.FITS, which needs cv2
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # accelerate's names: torch's dtypes
-MAX_SIDE = 4096  # pixels; eight times the network's own
 # Settings of earlier versions that changed what is trained, and the value that every run has now.
 REMOVED = {"loss_gain": 1.0, "guidance_spread": 0.0, "solver_steps": 50, "optimizer": "adamw"}
 
@@ -272,7 +272,8 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
 
     def check(self) -> None:
         """Raise ValueError or FileNotFoundError for the first wrong value, before anything is loaded."""
-        from anytext_lcm.lcm.schedule import lcm_timesteps  # imports torch
+        from anytext_lcm.adapter.targets import read_lists  # imports torch
+        from anytext_lcm.lcm.schedule import lcm_timesteps
 
         self.check_values()
         check_picture_size(self.image_size, self.config)
@@ -283,6 +284,8 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
                 raise ValueError(f"{', '.join(names)} has no effect on mock data; leave it out or name --data_list.")
         elif self.scenery and self.paths is None:
             raise ValueError("--scenery has no effect without --use_mock_dataset; leave one out or give both.")
+        elif self.dataset_size != _DEFAULTS["dataset_size"] and self.paths is None:
+            raise ValueError("--dataset_size has no effect on records, all are used; leave it out.")
         self.check_held_out()
         if self.panel_prompts == 1:
             raise ValueError("--panel_prompts must be 0 or 2 or more: one prompt is no panel.")
@@ -291,6 +294,7 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         if self.patience and self.data_list and not self.holds_out:
             raise ValueError("--patience needs a panel to go by; hold records out with --validation_list or _share.")
         lcm_timesteps(self.num_inference_steps)
+        list(read_lists(self.lora_targets or ()))
         find_config(self.config)
         if not Path(self.teacher_ckpt).is_file():
             raise FileNotFoundError(f"--teacher_ckpt {self.teacher_ckpt} does not exist.")
