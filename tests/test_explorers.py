@@ -1,9 +1,11 @@
 """Explorers without a browser: a control that moves changes the picture, and a refusal is said in words."""
 
 import base64
+import io
 
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from anytext_lcm.teaching import explorers
 
@@ -43,10 +45,12 @@ def test_a_refusal_is_shown_and_the_picture_stays():
 
 def test_stored_output_is_steady_and_has_a_picture():
     found = explorer()
-    bundle = found._repr_mimebundle_()
+    bundle, metadata = found._repr_mimebundle_()
     assert bundle["text/plain"] == repr(found) == "Explorer(height, sign)"
     assert base64.b64decode(bundle["image/png"]) == found.picture.value
     assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert metadata == {"image/png": {"width": 576}}  # a page without a kernel shows it as wide as other figures
+    assert Image.open(io.BytesIO(found.picture.value)).size == (2 * 200, 2 * 100)  # drawn at twice that
 
 
 def test_controls():

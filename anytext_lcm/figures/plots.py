@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from anytext_lcm.figures.style import COLORS, HATCHES, as_array, curve_style, finish, legend_beside, new_figure
 
@@ -19,7 +20,7 @@ def lines(
     marks: bool = False,
     height: float = 3.0,
 ) -> Figure:
-    """Curves by name, each (x, y); a None for x counts from 1."""
+    """Curves by name, each (x, y); a None for x counts from 1. A log axis is marked at the x there are, if few."""
     figure, axes = new_figure(height)
     axis: Axes = axes[0, 0]
     for name, (x, y) in curves.items():
@@ -29,6 +30,13 @@ def lines(
     finish(axis, x_label, y_label, title, len(curves) > 1)
     axis.set_xscale(x_scale)
     axis.set_yscale(y_scale)
+    places = sorted({float(place) for line in axis.lines for place in line.get_xdata()})
+    if x_scale == "log" and len(places) <= 12:
+        axis.set_xticks(places, [f"{place:g}" for place in places])
+        axis.xaxis.set_minor_locator(NullLocator())
+    if y_scale == "log":
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
