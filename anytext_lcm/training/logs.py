@@ -1,7 +1,10 @@
 """What a run logged, read back from its event files."""
 
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -17,3 +20,13 @@ def read_curves(output_dir: str | Path) -> dict[str, tuple[list[int], list[float
         for tag in log.Tags()["scalars"]:
             points.setdefault(tag, {}).update((event.step, event.value) for event in log.Scalars(tag))
     return {tag: (sorted(found), [found[step] for step in sorted(found)]) for tag, found in points.items()}
+
+
+def read_pictures(output_dir: str | Path, tag: str) -> dict[int, np.ndarray]:
+    """Sample pictures of a run, as `samples/student-4`: by update, (H, B W, 3) uint8, the B pictures side by side."""
+    found: dict[int, np.ndarray] = {}
+    for folder in sorted({file.parent for file in (Path(output_dir) / "logs").rglob("events.out.tfevents.*")}):
+        log = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+        for event in log.Images(tag) if tag in log.Tags()["images"] else ():
+            found[event.step] = np.asarray(Image.open(BytesIO(event.encoded_image_string)).convert("RGB"))
+    return dict(sorted(found.items()))
