@@ -88,7 +88,7 @@ class Live(ipywidgets.VBox):
             if time.monotonic() - drawn >= seconds:
                 self._redraw()
                 drawn = time.monotonic()
-            time.sleep(min(seconds, 0.05))
+            time.sleep(min(seconds, 0.5))
         self._redraw()
 
     def _redraw(self) -> None:

@@ -1,9 +1,9 @@
 """Several training processes from a notebook without a hang; notebook 04 shows it.
 
 accelerate's `notebook_launcher` forks the notebook's process, so what that process did before decides whether the
-children can work. Before torch is imported, set OMP_NUM_THREADS=1: a child with several OpenMP threads waits forever for
-threads that stayed in the parent. Set PYTORCH_NVML_BASED_CUDA_CHECK=1 as well: a parent that has touched CUDA cannot
-fork, and asking whether there is a GPU touches it, unless the driver is asked (NVML).
+children can work. Before torch is imported, set OMP_NUM_THREADS=1: a child with several OpenMP threads waits forever
+for threads that stayed in the parent. Set PYTORCH_NVML_BASED_CUDA_CHECK=1 as well: a parent that has touched CUDA
+cannot fork, and asking whether there is a GPU touches it, unless the driver is asked (NVML).
 """
 
 import contextlib
