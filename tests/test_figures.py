@@ -117,7 +117,7 @@ def test_error_bars_reach_from_low_to_high():
     drawn = [(line.get_xdata(), line.get_ydata()) for line in axis.lines]
     assert [tuple(map(list, line)) for line in drawn[::2]] == [([0.4, 0.7], [0, 0]), ([0.1, 0.3], [1, 1])]
     assert [float(np.ravel(x)[0]) for x, _ in drawn[1::2]] == [0.5, 0.2]
-    assert [text.get_text() for text in axis.texts] == ["0.50 [0.40, 0.70]", "0.20 [0.10, 0.30]"]
+    assert [text.get_text() for text in axis.texts] == ["0.500 [0.400, 0.700]", "0.200 [0.100, 0.300]"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"] and axis.yaxis_inverted()
 
 
