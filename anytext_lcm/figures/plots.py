@@ -124,7 +124,8 @@ def error_bars(rows: Mapping[str, object], x_label: str, title: str = "") -> Fig
         axis.plot([row.low, row.high], [i, i], color=COLORS[0], linewidth=2)
         axis.plot(row.value, i, "o", color=COLORS[0])
         axis.annotate(
-            f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"(1.02, i),  # two digits would hide whether 0 is inside,
+            f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]",  # two digits would hide whether 0 is inside
+            (1.02, i),
             fontsize=8,
             va="center",
             xycoords=("axes fraction", "data"),
