@@ -3,11 +3,13 @@
 import base64
 import io
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from anytext_lcm.teaching import explorers
+from anytext_lcm.teaching.watched import sharpness, training_figure
 
 
 def draw(height, sign="+"):
@@ -75,3 +77,22 @@ def test_a_live_figure_is_drawn_until_it_ends():
     live = explorers.Live(figure)
     live.follow(goes_on, seconds=0)
     assert len(drawn) == 3 and live.picture.value == explorers.png(drawn[-1]) and live.message.value == ""
+
+
+def test_a_training_is_drawn_from_its_first_moment_on():
+    """The figure keeps its size while pictures arrive; the teacher's own sharpness is the unit."""
+    strip = np.random.default_rng(0).integers(0, 255, (8, 32, 3)).astype(np.uint8)
+    updates = (0, 5, 10)
+    empty = training_figure({}, {"student-1": {}, "student-4": {}}, None, updates)
+    curves = {"loss": ([1, 2], [0.5, 0.4]), "panel/ned": ([0], [0.8])}
+    students = {"student-1": {0: strip // 2}, "student-4": {0: strip, 5: strip}}
+    full = training_figure(curves, students, strip, updates)
+    assert explorers.png(empty)[16:24] == explorers.png(full)[16:24]  # width and height of the PNG
+    assert len(empty.axes) == len(full.axes) == 3 + 4 * 4
+    loss, read, sharp = full.axes[:3]
+    assert list(loss.lines[0].get_ydata()) == [0.5, 0.4] and list(read.lines[0].get_ydata()) == [0.8]
+    one, four = (list(line.get_ydata()) for line in sharp.lines)
+    assert four == [1, 1] and 0.4 < one[0] < 0.6
+    shown = full.axes[3 + 2 * 4 + 1]  # student-4, first picture, after five updates
+    assert np.array_equal(shown.images[0].get_array(), strip[:, :8])
+    assert sharpness(np.tile(np.uint8([[[0], [10]]]), (4, 4, 3))) == 10
