@@ -1,7 +1,8 @@
 """The notebooks as a reader meets them: a real JupyterLab in a real browser. `make test-browser`.
 
 Each notebook is opened, run from top to bottom, and every explorer's first slider is moved: the picture below
-it has to change. The playground is opened in a notebook of its own, over a network that draws in milliseconds.
+it has to change. Its first exercise is done wrongly and rightly, and a cell in the middle runs again. The playground is
+opened in a notebook of its own, over a network that draws in milliseconds.
 Screenshots are left in outputs/browser. Servers listen on the loopback alone.
 """
 
@@ -15,14 +16,22 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
+from test_exercises import SOLUTION, exercises
+from test_notebooks import read
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-WITH_EXPLORERS = {"01_inspect_modules.ipynb": 1, "03_lcm_maths.ipynb": 5, "04_launch_distillation.ipynb": 1}
+WITH_EXPLORERS = {
+    "01_inspect_modules.ipynb": 1,
+    "03_lcm_maths.ipynb": 3,
+    "04_launch_distillation.ipynb": 1,
+    "06_beyond_lcm.ipynb": 3,
+}
 SCREENSHOTS = ROOT / "outputs" / "browser"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Nothing outside is to be asked for; root, as in a container, cannot have the sandbox.
@@ -48,6 +57,16 @@ RUN_ALL = """async () => {
     await panel.sessionContext.session.kernel.info;
     await app.commands.execute('notebook:run-all-cells');
     return panel.context.model.toJSON();
+}"""
+# Runs the first cell whose text holds `words`, with `source` in place of its text if one is given; returns its outputs.
+RUN_ONE = """async ([words, source]) => {
+    const app = window.jupyterapp, notebook = app.shell.currentWidget.content;
+    const place = notebook.widgets.findIndex((cell) => cell.model.sharedModel.getSource().includes(words));
+    const cell = notebook.widgets[place];
+    if (source !== null) cell.model.sharedModel.setSource(source);
+    notebook.activeCellIndex = place;
+    await app.commands.execute('notebook:run-cell');
+    return cell.model.toJSON().outputs;
 }"""
 DIGEST = """async (image) => {
     const bytes = await (await fetch(image.src)).arrayBuffer();
@@ -178,6 +197,27 @@ def run_all(browser, lab, name):
     return page
 
 
+def said(outputs):
+    """What a cell printed, without an error."""
+    assert not [output for output in outputs if output["output_type"] == "error"], outputs
+    return "".join("".join(output.get("text", "")) for output in outputs)
+
+
+def check_exercise(page, path, name):
+    """A wrong answer is refused in words, the solution is right; the first is the solution with one change."""
+    stub, _, answer, _, below = exercises(path)[name]
+    [solution], call = SOLUTION.findall(below), f'check("{name}", {answer})'
+    text, replacement, words = import_module(f"wrong_answers_{path.stem[:2]}").WRONG[name][0]
+    for code, wanted in ((solution.replace(text, replacement), words), (solution, f"{name}: right. ")):
+        assert wanted in said(page.evaluate(RUN_ONE, [call, f"{code}\n\n\n{call}"]))
+
+
+def again(page, name):
+    """A cell in the middle runs once more after all others."""
+    cells = [source for source, _ in read(ROOT / "notebooks" / name, "code")]
+    said(page.evaluate(RUN_ONE, [cells[len(cells) // 2], None]))
+
+
 def test_the_playground_draws(lab, browser):
     """Both buttons' pictures appear with what they took, a changed text changes the student's, and an empty one is
     refused in words.
@@ -221,5 +261,8 @@ def test_notebook_in_jupyterlab(name, lab, browser):
         assert move(page, explorer), f"explorer {number + 1}: the slider moved and the picture did not change"
         explorer.screenshot(path=SCREENSHOTS / f"{name[:2]}_explorer_{number + 1}.png")
     page.screenshot(path=SCREENSHOTS / f"{name[:2]}_page.png")
+    for exercise in list(exercises(ROOT / "notebooks" / name))[:1]:
+        check_exercise(page, ROOT / "notebooks" / name, exercise)
+    again(page, name)
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     page.close()

@@ -16,8 +16,8 @@ NOTEBOOKS = Path(anytext_lcm.__file__).parents[1] / "notebooks"
 def start(preset: str, needed: Iterable[str] = (), presets: Iterable[str] = ("tiny", "full")) -> None:
     """Prepare a notebook: its folder is the working folder, figures have 144 dpi and one width, torch one thread.
 
-    needed: files and folders that the preset "full" reads, relative to the folder of the notebooks. Raises ValueError for another
-    preset, FileNotFoundError for a file that is missing, before anything is loaded.
+    needed: files and folders that the preset "full" reads, relative to the notebooks' folder. Raises ValueError for
+    another preset, FileNotFoundError for what is missing, before anything is loaded.
     """
     if preset not in presets:
         raise ValueError(f"PRESET {preset!r} is unknown: choose {' or '.join(map(repr, presets))}.")

@@ -100,6 +100,14 @@ class Mixture:
         alpha, u = self._level(timesteps, x)
         return self._velocity(x / alpha, u)
 
+    def velocity(self, x: Tensor, angle: Tensor) -> Tensor:
+        """dx/d(angle) of the exact paths (B, D), at any angle = atan(sigma / alpha) (B, 1), between timesteps too.
+
+        With x = cos(angle) x_0 + sin(angle) noise this is the prediction v, averaged over all x_0 that x may come from.
+        """
+        alpha, sigma = angle.cos(), angle.sin()
+        return (self._velocity(x / alpha, sigma / alpha) - sigma * x) / alpha
+
     def flow(
         self,
         x: Tensor,

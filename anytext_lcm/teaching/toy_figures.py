@@ -153,16 +153,20 @@ def toy_guidance(data: Mixture, cond: Mixture, timestep: int, guidance_scale: fl
 
 
 def toy_clouds(data: Mixture, clouds: Mapping[str, object], title: str = "") -> Figure:
-    """Samples side by side, each (N, 2) by name, over the modes of a mixture in the plane."""
-    figure, axes = new_figure(WIDTH / len(clouds) + 0.9, 1, len(clouds), sharex=True, sharey=True)
-    for axis, (name, points) in zip(axes[0], clouds.items(), strict=True):
+    """Samples side by side, each (N, 2) by name, over the modes of a mixture in the plane; up to four in a row."""
+    columns, rows = min(4, len(clouds)), -(-len(clouds) // 4)
+    figure, axes = new_figure(rows * (WIDTH / columns + 0.5) + 0.4, rows, columns, sharex=True, sharey=True)
+    for spare in axes.flat[len(clouds) :]:
+        spare.axis("off")
+    for axis, (name, points) in zip(axes.flat, clouds.items(), strict=False):
         axis.plot(*as_array(points).T, ".", color=COLORS[0], markersize=2)
         axis.plot(*data.means.T, "o", color="black", markersize=9, fillstyle="none")
         axis.set_aspect("equal")
         axis.set_xlim(-1.6, 1.6)
         axis.set_ylim(-1.6, 1.6)
         narrow = name.replace(", ", ",\n")  # a panel is too narrow for one line
-        finish(axis, "first coordinate", "second coordinate" if axis is axes[0, 0] else "", narrow, False)
+        below, left = axis in axes[-1], axis in axes[:, 0]
+        finish(axis, "first coordinate" * below, "second coordinate" * left, narrow, False)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
