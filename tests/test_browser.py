@@ -28,8 +28,9 @@ NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*
 WITH_EXPLORERS = {  # at least so many
     "01_inspect_modules.ipynb": 1,
     "02_mock_dataset.ipynb": 1,
-    "03_lcm_maths.ipynb": 5,
+    "03_lcm_maths.ipynb": 3,
     "04_launch_distillation.ipynb": 1,
+    "06_beyond_lcm.ipynb": 3,
 }
 SCREENSHOTS = ROOT / "outputs" / "browser"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

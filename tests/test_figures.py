@@ -193,8 +193,11 @@ def test_toy_figures_with_several_settings():
         *(toy_figures.toy_skip(line, skip, t) for skip, t in ((100, 259), (500, 999))),
         *(toy_figures.toy_guidance(ring, ring.condition((0, 1)), t, s) for t, s in ((19, 1.0), (999, 7.5))),
         toy_figures.toy_clouds(ring, {"a": torch.zeros(3, 2), "b": torch.ones(3, 2)}, "t"),
+        toy_figures.training_step(),
+        toy_figures.over_time({"a": (T, T)}, "y"),
     ]
-    assert [len(figure.axes) for figure in figures] == [2, 2, 2, 2, 1, 1, 1, 1, 2, 2, 2]
+    assert [len(figure.axes) for figure in figures] == [2, 2, 2, 2, 1, 1, 1, 1, 2, 2, 2, 1, 1]
+    assert figures[-1].axes[0].xaxis_inverted()  # from noise to data
     for figure in figures:
         figure.draw_without_rendering()
         assert all(axis.get_xlabel() or axis is figure.axes[0] for axis in figure.axes)

@@ -6,7 +6,7 @@ WRONG = {
         ("sigma * x_t + alpha * v", "sigma * x_t - alpha * v", "noise has the wrong sign before v"),
         ("return x0, noise", "return noise, x0", "in the wrong order"),
         ("return x0, noise", "return x0", "does not return two tensors"),
-        ("x0 = alpha * x_t - sigma * v", "x0 = (x_t - sigma * (sigma * x_t + alpha * v)) / alpha", "small number"),
+        ("x0 = alpha * x_t - sigma * v", "x0 = (x_t - sigma * v) / alpha", "not the data that x_t was made from"),
     ],
     "ddim": [
         ("alpha_s * x0 + sigma_s * eps", "alpha_s * x_t + sigma_s * eps", "estimate the clean data first"),
@@ -22,7 +22,7 @@ WRONG = {
     ],
     "target": [
         ("    with torch.no_grad():\n        ", "    ", "a gradient passes"),
-        ("consistency_function(x_s, student(x_s, s), s, noise_schedule)", "x_s", "which is noisy"),
+        ("consistency.consistency_function(x_s, student(x_s, s), s, noise_schedule)", "x_s", "which is noisy"),
         (
             "consistency.consistency_function(x_s, student(x_s, s), s, noise_schedule)",
             "noise_schedule.x0_from_eps(x_s, student(x_s, s), s)",

@@ -31,9 +31,7 @@ def velocity(answer) -> str:
     require(same(found[0], x0), "x0 is not the data that x_t was made from")
     require(not same(found[1], 2 * SCHEDULE.alpha_sigma(t, x_t)[1] * x_t - noise), "noise has the wrong sign before v")
     require(same(found[1], noise), "x0 is right, noise is not the noise that x_t was made from")
-    off = (answer(x_t, v + 0.01, t)[0] - x0).abs().max()
-    require(off < 0.011, f"an error of 0.01 in v becomes {off:.2f} in x0: a division by a small number is left")
-    return "Both come back at six timesteps, and an error of 0.01 in v stays below 0.01."
+    return "Both come back at six timesteps, from 0 to 999."
 
 
 def ddim(answer) -> str:

@@ -16,14 +16,14 @@ NOTEBOOKS = Path(anytext_lcm.__file__).parents[1] / "notebooks"
 def start(preset: str, needed: Iterable[str] = (), presets: Iterable[str] = ("tiny", "full")) -> None:
     """Prepare a notebook: its folder is the working folder, figures have 144 dpi and one width, torch one thread.
 
-    needed: files that the preset "full" reads, relative to the folder of the notebooks. Raises ValueError for another
-    preset, FileNotFoundError for a file that is missing, before anything is loaded.
+    needed: files and folders that the preset "full" reads, relative to the notebooks' folder. Raises ValueError for
+    another preset, FileNotFoundError for what is missing, before anything is loaded.
     """
     if preset not in presets:
         raise ValueError(f"PRESET {preset!r} is unknown: choose {' or '.join(map(repr, presets))}.")
     if NOTEBOOKS.is_dir():  # in a checkout; paths in the cells are relative to it
         os.chdir(NOTEBOOKS)
-    missing = [name for name in needed if preset == "full" and not Path(name).is_file()]
+    missing = [name for name in needed if preset == "full" and not Path(name).exists()]
     if missing:
         raise FileNotFoundError(f'PRESET = "full" needs {", ".join(missing)}: put it there, or change the path above.')
     if get_ipython() is not None:
