@@ -3,7 +3,7 @@
 A trained teacher's few steps may be legible because the network is good or because the task leaves nothing open. Here
 no network is involved: all pictures that a condition allows are drawn, so that the mean of the clean latents given
 noisy ones is a formula (`anytext_lcm.teaching.toy.Mixture`). DDIM along it draws what a perfect network would, without
-guidance. Section 9 of notebook 03 shows one condition; `python notebooks/perfect_teacher.py --help` measures many.
+guidance. Section 4 of notebook 06 shows one condition; `python notebooks/perfect_teacher.py --help` measures many.
 """
 
 import argparse
@@ -149,7 +149,7 @@ def measure(
 
     The shares are `Interval`s by a bootstrap over conditions. `noises` pictures are drawn of each condition.
     """
-    from anytext_lcm.drawing.noise import initial_noise  # here, since notebook 03 does not measure
+    from anytext_lcm.drawing.noise import initial_noise  # here, since notebook 06 does not measure
     from anytext_lcm.judging.intervals import bootstrap_mean
     from anytext_lcm.judging.reading import LineReader, score_lines
 

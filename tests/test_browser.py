@@ -1,9 +1,9 @@
 """The notebooks and the site as a reader meets them: a real JupyterLab and a real browser. `make test-browser`.
 
-Each notebook is opened, run from top to bottom, and every explorer's first slider is moved: the picture below
-it has to change. The playground is opened in a notebook of its own, over a network that draws in milliseconds. The
-site is built, and each of its pages opened. Screenshots are left in outputs/browser. Servers listen on the loopback
-alone.
+Each notebook is opened and run from top to bottom. Every slider of its explorers is moved: the picture below it has to
+change. One exercise is answered wrongly and rightly, and a cell in the middle is run again. The playground is opened in
+a notebook of its own, over a network that draws in milliseconds. The site is built, and each of its pages opened.
+Screenshots at 1280 and 700 pixels in both themes are left in outputs/browser. Servers listen on the loopback alone.
 """
 
 import json
@@ -20,14 +20,22 @@ import urllib.parse
 import urllib.request
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
+from test_exercises import CALL, SOLUTION, exercises
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-WITH_EXPLORERS = {"01_inspect_modules.ipynb": 1, "03_lcm_maths.ipynb": 5, "04_launch_distillation.ipynb": 1}
+WITH_EXPLORERS = {  # at least so many
+    "01_inspect_modules.ipynb": 1,
+    "02_mock_dataset.ipynb": 1,
+    "03_lcm_maths.ipynb": 3,
+    "04_launch_distillation.ipynb": 1,
+    "06_beyond_lcm.ipynb": 3,
+}
 SCREENSHOTS = ROOT / "outputs" / "browser"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Nothing outside is to be asked for; root, as in a container, cannot have the sandbox.
@@ -54,6 +62,14 @@ RUN_ALL = """async () => {
     await app.commands.execute('notebook:run-all-cells');
     return panel.context.model.toJSON();
 }"""
+RUN_CELL = """async ([index, source]) => {
+    const app = window.jupyterapp, panel = app.shell.currentWidget;
+    panel.content.activeCellIndex = index;
+    if (source !== null) panel.content.activeCell.model.sharedModel.setSource(source);
+    await app.commands.execute('notebook:run-cell');
+    return panel.context.model.toJSON().cells[index].outputs;
+}"""
+THEME = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
 DIGEST = """async (image) => {
     const bytes = await (await fetch(image.src)).arrayBuffer();
     return Array.from(new Uint8Array(await crypto.subtle.digest('SHA-256', bytes))).join();
@@ -164,19 +180,67 @@ def browser():
         chromium.close()
 
 
-def move(page, explorer):
-    """Moves the explorer's first slider by one place, either way, until its picture is another one."""
-    image, handle = explorer.locator("img.explorer-picture"), explorer.locator(".noUi-handle").first
+def move(page, explorer, number):
+    """Moves a handle of the explorer by one place, either way, until its picture is another one."""
+    image, handle = explorer.locator("img.explorer-picture"), explorer.locator(".noUi-handle").nth(number)
     before = image.evaluate(DIGEST)
     handle.scroll_into_view_if_needed()
     for key in ("ArrowRight", "ArrowLeft", "ArrowLeft"):  # it may stand at one end
         handle.focus()
         page.keyboard.press(key)
-        for _ in range(200):
+        for _ in range(100):
             if image.evaluate(DIGEST) != before:
                 return True
             time.sleep(0.3)
     return False
+
+
+def run_cell(page, index, source=None):
+    """Runs one cell, with another source if it is given; the text that it prints. Errors fail."""
+    outputs = page.evaluate(RUN_CELL, [index, source])
+    errors = [(out["ename"], out["evalue"]) for out in outputs if out["output_type"] == "error"]
+    assert not errors, f"cell {index}: {errors}"
+    return "".join("".join(out.get("text", "")) for out in outputs)
+
+
+def answer_an_exercise(page, path):
+    """The first exercise of the notebook: a wrong answer is refused in words, the solution is right."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    found = [i for i, cell in enumerate(cells) if "exercise" in cell["metadata"].get("tags", ())]
+    if not found:
+        return
+    name, (stub, _, _, _, below) = next(iter(exercises(path).items()))
+    [solution], call = SOLUTION.findall(below), CALL.search(stub)[0]
+    text, replacement, words = import_module(f"wrong_answers_{path.name[:2]}").WRONG[name][0]
+    wrong = run_cell(page, found[0], f"{solution.replace(text, replacement)}\n\n\n{call}")
+    assert wrong.startswith(f"{name}: not yet: ") and words in wrong, wrong
+    assert run_cell(page, found[0], f"{solution}\n\n\n{call}").startswith(f"{name}: right. ")
+
+
+def run_a_middle_cell_again(page, path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    plain = [
+        i
+        for i, cell in enumerate(cells)
+        if cell["cell_type"] == "code"
+        and "exercise" not in cell["metadata"].get("tags", ())
+        and "launch(" not in "".join(cell["source"])
+    ]
+    run_cell(page, plain[len(plain) // 2])
+
+
+def take_screenshots(page, name, element=None):
+    """At both widths and in both themes, with the element in sight."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        page.evaluate(THEME, theme)
+        for width in (1280, 700):
+            page.set_viewport_size({"width": width, "height": 900})
+            if element is not None:
+                element.scroll_into_view_if_needed()
+            time.sleep(0.5)  # the page settles
+            page.screenshot(path=SCREENSHOTS / f"{name}_{width}_{theme.split()[1].lower()}.png")
+    page.set_viewport_size({"width": 1200, "height": 900})
 
 
 def run_all(browser, lab, name):
@@ -203,19 +267,26 @@ def test_the_playground_draws(lab, browser):
         image.wait_for(state="visible")
         page.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
     page.get_by_text("4 evaluations").wait_for()
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / "playground.png")
-    before = student.evaluate(DIGEST)
+    take_screenshots(page, "playground")
     text = page.get_by_placeholder("empty").first  # of line 1
+    page.set_viewport_size({"width": 700, "height": 900})
+    assert text.bounding_box()["width"] > 100, "at 700 pixels nobody can write into the field"
+    page.set_viewport_size({"width": 1280, "height": 900})
+    for name in ("Draw (student)", "Side by side"):
+        assert page.get_by_role("button", name=name).bounding_box()["width"] > 60
+    before = student.evaluate(DIGEST)
     text.fill("oak")
     text.press("Tab")
+    old = page.get_by_text("out of date")
+    old.nth(1).wait_for()
+    grey = student.evaluate(DIGEST)
+    assert grey != before
     page.get_by_role("button", name="Draw (student)").click()
     for _ in range(200):
-        if student.evaluate(DIGEST) != before:
+        if old.count() == 1:  # the teacher's alone
             break
         time.sleep(0.3)
-    else:
-        pytest.fail("another text drew the same picture")
+    assert old.count() == 1 and student.evaluate(DIGEST) not in (before, grey), "another text, the same picture"
     text.fill("")
     text.press("Tab")
     page.get_by_role("button", name="Draw (student)").click()
@@ -229,12 +300,15 @@ def test_notebook_in_jupyterlab(name, lab, browser):
     page = run_all(browser, lab, name)
     explorers = page.locator(".widget-vbox:has(> img.explorer-picture)")
     assert explorers.count() >= WITH_EXPLORERS.get(name, 0)
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for number in range(explorers.count()):
         explorer = explorers.nth(number)
-        assert move(page, explorer), f"explorer {number + 1}: the slider moved and the picture did not change"
-        explorer.screenshot(path=SCREENSHOTS / f"{name[:2]}_explorer_{number + 1}.png")
-    page.screenshot(path=SCREENSHOTS / f"{name[:2]}_page.png")
+        for handle in range(explorer.locator(".noUi-handle").count()):
+            assert move(page, explorer, handle), f"explorer {number + 1}: slider {handle + 1} changes no picture"
+        take_screenshots(page, f"{name[:2]}_explorer_{number + 1}", explorer)
+    answer_an_exercise(page, ROOT / "notebooks" / name)
+    run_a_middle_cell_again(page, ROOT / "notebooks" / name)
+    playground = page.locator("img.playground-student")
+    take_screenshots(page, name[:2], playground if playground.count() else None)
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     page.close()
 

@@ -1,11 +1,15 @@
 """Explorers without a browser: a control that moves changes the picture, and a refusal is said in words."""
 
 import base64
+import io
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from anytext_lcm.teaching import explorers
+from anytext_lcm.teaching.watched import sharpness, training_figure
 
 
 def draw(height, sign="+"):
@@ -43,10 +47,12 @@ def test_a_refusal_is_shown_and_the_picture_stays():
 
 def test_stored_output_is_steady_and_has_a_picture():
     found = explorer()
-    bundle = found._repr_mimebundle_()
+    bundle, metadata = found._repr_mimebundle_()
     assert bundle["text/plain"] == repr(found) == "Explorer(height, sign)"
     assert base64.b64decode(bundle["image/png"]) == found.picture.value
     assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert metadata == {"image/png": {"width": 576}}  # a page without a kernel shows it as wide as other figures
+    assert Image.open(io.BytesIO(found.picture.value)).size == (2 * 200, 2 * 100)  # drawn at twice that
 
 
 def test_controls():
@@ -71,3 +77,22 @@ def test_a_live_figure_is_drawn_until_it_ends():
     live = explorers.Live(figure)
     live.follow(goes_on, seconds=0)
     assert len(drawn) == 3 and live.picture.value == explorers.png(drawn[-1]) and live.message.value == ""
+
+
+def test_a_training_is_drawn_from_its_first_moment_on():
+    """The figure keeps its size while pictures arrive; the teacher's own sharpness is the unit."""
+    strip = np.random.default_rng(0).integers(0, 255, (8, 32, 3)).astype(np.uint8)
+    updates = (0, 5, 10)
+    empty = training_figure({}, {"student-1": {}, "student-4": {}}, None, updates)
+    curves = {"loss": ([1, 2], [0.5, 0.4]), "panel/ned": ([0], [0.8])}
+    students = {"student-1": {0: strip // 2}, "student-4": {0: strip, 5: strip}}
+    full = training_figure(curves, students, strip, updates)
+    assert explorers.png(empty)[16:24] == explorers.png(full)[16:24]  # width and height of the PNG
+    assert len(empty.axes) == len(full.axes) == 3 + 4 * 4
+    loss, read, sharp = full.axes[:3]
+    assert list(loss.lines[0].get_ydata()) == [0.5, 0.4] and list(read.lines[0].get_ydata()) == [0.8]
+    one, four = (list(line.get_ydata()) for line in sharp.lines)
+    assert four == [1, 1] and 0.4 < one[0] < 0.6
+    shown = full.axes[3 + 2 * 4 + 1]  # student-4, first picture, after five updates
+    assert np.array_equal(shown.images[0].get_array(), strip[:, :8])
+    assert sharpness(np.tile(np.uint8([[[0], [10]]]), (4, 4, 3))) == 10

@@ -85,6 +85,9 @@ def test_lines_and_panels_draw_their_values():
     assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
     assert {line.get_marker() for line in axis.lines} == {"o"}
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
+    axis = lines({"a": ([1, 4, 50], [0.02, 0.2, 2]), "b": ([2, 4], [1, 1])}, "x", "y", "", "log", "log").axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "4", "50"]
+    assert "0.1" in {label.get_text() for label in axis.get_yticklabels()}
     assert lines({"a": (T, T)}, "x", "y").axes[0].get_legend() is None  # one curve needs no name
     figure = panels({"loss": {"a": (T, T)}, "gap": {"a": (T, -T)}}, "step", "t")
     assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "gap"]
@@ -114,7 +117,7 @@ def test_error_bars_reach_from_low_to_high():
     drawn = [(line.get_xdata(), line.get_ydata()) for line in axis.lines]
     assert [tuple(map(list, line)) for line in drawn[::2]] == [([0.4, 0.7], [0, 0]), ([0.1, 0.3], [1, 1])]
     assert [float(np.ravel(x)[0]) for x, _ in drawn[1::2]] == [0.5, 0.2]
-    assert [text.get_text() for text in axis.texts] == ["0.50 [0.40, 0.70]", "0.20 [0.10, 0.30]"]
+    assert [text.get_text() for text in axis.texts] == ["0.500 [0.400, 0.700]", "0.200 [0.100, 0.300]"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"] and axis.yaxis_inverted()
 
 
@@ -190,8 +193,11 @@ def test_toy_figures_with_several_settings():
         *(toy_figures.toy_skip(line, skip, t) for skip, t in ((100, 259), (500, 999))),
         *(toy_figures.toy_guidance(ring, ring.condition((0, 1)), t, s) for t, s in ((19, 1.0), (999, 7.5))),
         toy_figures.toy_clouds(ring, {"a": torch.zeros(3, 2), "b": torch.ones(3, 2)}, "t"),
+        toy_figures.training_step(),
+        toy_figures.over_time({"a": (T, T)}, "y"),
     ]
-    assert [len(figure.axes) for figure in figures] == [2, 2, 2, 2, 1, 1, 1, 1, 2, 2, 2]
+    assert [len(figure.axes) for figure in figures] == [2, 2, 2, 2, 1, 1, 1, 1, 2, 2, 2, 1, 1]
+    assert figures[-1].axes[0].xaxis_inverted()  # from noise to data
     for figure in figures:
         figure.draw_without_rendering()
         assert all(axis.get_xlabel() or axis is figure.axes[0] for axis in figure.axes)

@@ -72,6 +72,32 @@ def test_killed_in_the_background_and_resumed(teacher, tmp_path):
         launch.BackgroundRun(mock(teacher, tmp_path / "killed", resume_from_checkpoint="latest"), 2).wait()
 
 
+def started_and_left(settings, folder):
+    """A notebook's process that starts a run and is killed."""
+    run = launch.BackgroundRun(settings, 2, on_sample=None)
+    (folder / "pid").write_text(str(run._process.pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_run_ends_with_the_notebook(teacher, tmp_path):
+    settings = mock(teacher, tmp_path, max_train_steps=10_000, checkpointing_steps=10_000)
+    notebook = multiprocessing.get_context("fork").Process(target=started_and_left, args=(settings, tmp_path))
+    notebook.start()
+    notebook.join(60)
+    run = int((tmp_path / "pid").read_text())
+    for _ in range(300):
+        try:
+            os.kill(run, 0)
+        except ProcessLookupError:
+            break
+        if Path(f"/proc/{run}/stat").exists() and Path(f"/proc/{run}/stat").read_text().split()[2] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        os.killpg(run, signal.SIGKILL)
+        pytest.fail("the training went on without its notebook")
+
+
 def tell_when_free(place, line, count, limit):
     await_younger_siblings(place, count, limit)
     line.send(time.monotonic())

@@ -26,6 +26,7 @@ NOTEBOOKS = [
         "03_lcm_maths",
         "04_launch_distillation",
         "05_few_step_sampling",
+        "06_beyond_lcm",
     )
 ]
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|mnt|private)/\S+|site-packages|:\\Users")

@@ -1,4 +1,4 @@
-"""The exact teacher of notebook 03 on pictures: what a condition allows, and what no network could improve on."""
+"""The exact teacher of notebook 06 on pictures: what a condition allows, and what no network could improve on."""
 
 import sys
 from pathlib import Path

@@ -215,7 +215,42 @@ def test_a_refusal_is_said_in_words(form):
     assert form.message.value == ""
 
 
-def test_stored_output_is_steady(form):
-    bundle = form._repr_mimebundle_()
+def test_stored_output_is_steady_and_has_the_pictures(form, model):
+    bundle, metadata = form._repr_mimebundle_()
     assert bundle["text/plain"] == repr(form) == "Playground(5 lines)"
-    assert base64.b64decode(bundle["image/png"]) == form.sketch.value
+    assert metadata == {"image/png": {"width": 576}}
+    both = Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
+    empty = playground_form.Playground(model, DEFAULTS, Echo())
+    alone = Image.open(BytesIO(base64.b64decode(empty._repr_mimebundle_()[0]["image/png"])))
+    assert not empty.drawn and both.size[0] == alone.size[0] == 2 * 576
+    drawn = playground_form.Playground(model, DEFAULTS, Echo(), first="student")
+    assert set(drawn.drawn) == {"student"} and not drawn.stale("student")
+
+
+def test_a_picture_that_is_out_of_date_is_greyed(form):
+    form.press("both")
+    fresh = {name: bytes(picture.value) for name, picture in form.pictures.items()}
+    form.teacher_steps.value = 4  # concerns the teacher alone
+    assert form.stale("teacher") and not form.stale("student")
+    assert form.pictures["student"].value == fresh["student"] and form.pictures["teacher"].value != fresh["teacher"]
+    assert "out of date" in form.headings["teacher"].value and form.reports["teacher"].value == ""
+    form.rows[0].text.value = "oak"
+    assert form.stale("student") and "out of date" in form.headings["student"].value
+    form.teacher_steps.value, form.rows[0].text.value = 2, "maple"
+    assert {name: bytes(picture.value) for name, picture in form.pictures.items()} == fresh
+    assert (
+        form.headings["student"].value == "<b>student, 2 steps</b>" and "evaluations" in form.reports["student"].value
+    )
+
+
+def test_no_control_is_there_in_vain(form, model):
+    assert form.upload.layout.display == "none"  # nothing is edited
+    form.mode.value = "edit"
+    assert form.upload.layout.display == ""
+    form.mode.value = "generate"
+    assert form.rows[0].color in form.rows[0].children
+    plain = playground_form.Playground(model, DEFAULTS, colours=False)
+    assert plain.rows[0].color not in plain.rows[0].children and plain.boxes()[0].color == "any"
+    assert (
+        plain.rows[0].across.description == f"across {plain.rows[0].across.value[0]} to {plain.rows[0].across.value[1]}"
+    )

@@ -1,4 +1,4 @@
-"""What a command imports before it does anything: each `--help` in a fresh process, and what notebooks 01 to 03 load.
+"""What a command imports before it does anything: each `--help` in a fresh process, and what notebooks load.
 
 Measured as seconds of CPU on one core of an AVX2 machine, each alone: torch 1.4, accelerate 1.8, diffusers 3.4,
 peft 4.8, matplotlib.pyplot 0.5, transformers 0.7 (its argument parser alone). A `--help` is to take less than one
@@ -32,9 +32,14 @@ HEAVY = {
 }
 # A module takes about 1.3 ms to import, so that this many stay well below a second on a slow machine, too.
 MOST_MODULES = 500
-# What a notebook may load of the two rooms that draw pictures and judge them. Notebook 03 draws: its sections 8 and 9
-# sample from the embedded network, whose conditioning and noise come from `drawing`.
-NOTEBOOKS = {"01_inspect_modules": (), "02_mock_dataset": (), "03_lcm_maths": ("drawing",)}
+# What a notebook may load of the two rooms that draw pictures and judge them. Notebooks 03 and 06 draw with the
+# embedded network, whose conditioning and noise come from `drawing`.
+NOTEBOOKS = {
+    "01_inspect_modules": (),
+    "02_mock_dataset": (),
+    "03_lcm_maths": ("drawing",),
+    "06_beyond_lcm": ("drawing",),
+}
 HELP = """
 import json, runpy, sys, time
 name = sys.argv.pop(1)

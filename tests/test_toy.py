@@ -12,7 +12,7 @@ from anytext_lcm.lcm.consistency import l2
 from anytext_lcm.lcm.objectives import OBJECTIVES
 from anytext_lcm.lcm.samplers import finish, sample
 from anytext_lcm.lcm.steps import DDIMSolver
-from anytext_lcm.teaching import toy
+from anytext_lcm.teaching import family, toy
 
 LINE, RING = toy.Mixture.line(), toy.Mixture.ring()
 SCHEDULE = LINE.schedule
@@ -232,3 +232,39 @@ def test_wasserstein_of_a_shift():
     assert toy.wasserstein(x, x.flip(0)) == 0
     with pytest.raises(ValueError, match="as many points"):
         toy.wasserstein(x, x[:10])
+
+
+def test_velocity_turns_a_point_along_its_path():
+    """Against the flow by differences, and against v of the prediction at a timestep."""
+    x = RING.sample(16, torch.Generator().manual_seed(3)).double()
+    t = torch.full((16,), 500)
+    before, after = (RING.flow(x, 500, end, steps=8) for end in (501, 499))
+    angles = [family.angle(torch.tensor([place]), x[:1]).double() for place in (501, 499)]
+    slope = (before - after) / (angles[0] - angles[1])
+    found = RING.velocity(x, family.angle(t, x).double())
+    assert torch.allclose(found, slope, atol=1e-4)
+    x0 = SCHEDULE.x0_from_eps(x, RING.predict(x, t), t)
+    assert torch.allclose(found.float(), SCHEDULE.v_from_x0_eps(x0, RING.predict(x, t), t), atol=1e-5)
+
+
+def test_a_two_time_student_starts_as_the_teacher_and_learns():
+    """Untrained, its jumps are Euler steps of the exact velocity; `fit` lowers its loss and repeats itself."""
+    student, x = family.TwoTimeStudent(RING), torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
+    start, end = (family.angle(torch.full((8,), t), x) for t in (999, 0))
+    euler = x - (start - end) * RING.velocity(x, start)
+    assert torch.allclose(family.jumps(student, x, 1), euler)
+
+    def loss(network, generator):
+        points = torch.randn(32, 2, generator=generator)
+        angles = torch.full((32, 1), 0.7)
+        return (network(points, angles, angles) ** 2).mean()
+
+    before = loss(student, torch.Generator().manual_seed(9)).item()
+    again = family.fit(family.twin(student), loss, 20)
+    family.fit(student, loss, 20)
+    assert loss(student, torch.Generator().manual_seed(9)) < 0.5 * before
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), again.parameters(), strict=True))
+
+
+def test_interval_is_two_standard_errors():
+    assert toy.interval(torch.tensor([1.0, 2.0, 3.0, 4.0])) == "2.500 ± 1.291"

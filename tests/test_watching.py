@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from anytext_lcm.adapter.stored import read_adapter
 from anytext_lcm.drawing.draw import to_uint8
-from anytext_lcm.training.logs import read_curves
+from anytext_lcm.training.logs import read_curves, read_pictures
 from anytext_lcm.training.loop import run_distillation
 from anytext_lcm.training.state_file import Progress
 from anytext_lcm.training.watching import problem_counts, report_problems, sample_pictures
@@ -118,6 +118,18 @@ def test_in_half_precision_the_average_draws_pictures_of_its_own(teacher, tmp_pa
     run_distillation(settings, look, NoisyPictures())
     assert [step for step, _ in looks] == [0, 2, 2]
     assert not np.array_equal(looks[1][1], looks[2][1])
+
+
+def test_sample_pictures_are_read_back_side_by_side(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (3, 8, 6, 3)).astype(np.uint8)
+    writer = SummaryWriter(tmp_path / "logs" / "distill")
+    for step in (4, 2):
+        writer.add_images("samples/student-4", pictures + np.uint8(step), step, dataformats="NHWC")
+    writer.close()
+    found = read_pictures(tmp_path, "samples/student-4")
+    assert list(found) == [2, 4]
+    assert np.array_equal(found[4], np.concatenate(list(pictures + np.uint8(4)), axis=1))  # PNG loses nothing
+    assert read_pictures(tmp_path, "samples/teacher-20") == read_pictures(tmp_path / "nowhere", "loss") == {}
 
 
 def test_pictures_that_are_not_numbers_do_not_end_the_run(teacher, tmp_path, capsys):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from anytext_lcm.figures.style import COLORS, HATCHES, as_array, curve_style, finish, legend_beside, new_figure
 
@@ -19,7 +20,7 @@ def lines(
     marks: bool = False,
     height: float = 3.0,
 ) -> Figure:
-    """Curves by name, each (x, y); a None for x counts from 1."""
+    """Curves by name, each (x, y); a None for x counts from 1. A log axis is marked at the x there are, if few."""
     figure, axes = new_figure(height)
     axis: Axes = axes[0, 0]
     for name, (x, y) in curves.items():
@@ -29,6 +30,13 @@ def lines(
     finish(axis, x_label, y_label, title, len(curves) > 1)
     axis.set_xscale(x_scale)
     axis.set_yscale(y_scale)
+    places = sorted({float(place) for line in axis.lines for place in line.get_xdata()})
+    if x_scale == "log" and len(places) <= 12:
+        axis.set_xticks(places, [f"{place:g}" for place in places])
+        axis.xaxis.set_minor_locator(NullLocator())
+    if y_scale == "log":
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
@@ -116,7 +124,7 @@ def error_bars(rows: Mapping[str, object], x_label: str, title: str = "") -> Fig
         axis.plot([row.low, row.high], [i, i], color=COLORS[0], linewidth=2)
         axis.plot(row.value, i, "o", color=COLORS[0])
         axis.annotate(
-            f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]",
+            f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]",  # two digits would hide whether 0 is inside
             (1.02, i),
             fontsize=8,
             va="center",

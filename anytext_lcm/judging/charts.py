@@ -98,7 +98,7 @@ def _report_panel(axis: Axes, report: Mapping[str, Any], x: str, measure: str, t
         label = "evaluations of the UNet for a picture (guided steps count twice)"
     else:
         unit = "core seconds" if report["hardware"]["device"] == "cpu" else "seconds"
-        label = f"{unit} a whole picture"
+        label = f"{unit} per whole picture"
         axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()

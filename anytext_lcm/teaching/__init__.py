@@ -1,5 +1,5 @@
-"""What only notebooks import: the exact toy and its figures, maps of the network, explorers, the playground's form.
+"""What only notebooks import: the exact toy and its figures, maps of the network, explorers, checks of exercises.
 
-It imports matplotlib and ipywidgets, and the rooms lcm, model, data, figures and drawing.
+It imports matplotlib, IPython and ipywidgets, and the rooms lcm, model, data, figures and drawing.
 Read `toy.py` first.
 """

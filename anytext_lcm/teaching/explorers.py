@@ -14,12 +14,21 @@ from typing import Any
 import ipywidgets
 from matplotlib.figure import Figure
 
+from anytext_lcm.figures.style import DPI, WIDTH
+
+SCALE = 2  # pixels of a picture for each of the page
+
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, at its own resolution."""
+    """The figure as a PNG file, at twice its resolution, for screens with small pixels."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=SCALE * figure.dpi, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def picture_below() -> ipywidgets.Image:
+    """An empty picture that is shown as wide as the figures of other cells, or as the page where that is narrower."""
+    return ipywidgets.Image(format="png", layout=ipywidgets.Layout(width=f"{WIDTH * DPI:.0f}px", max_width="100%"))
 
 
 class Explorer(ipywidgets.VBox):
@@ -32,8 +41,7 @@ class Explorer(ipywidgets.VBox):
 
     def __init__(self, draw: Callable[..., Figure], controls: Mapping[str, ipywidgets.Widget]):
         self.draw, self.controls = draw, dict(controls)
-        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
-        self.message = ipywidgets.Label()
+        self.picture, self.message = picture_below(), ipywidgets.Label()
         self.picture.add_class("explorer-picture")
         super().__init__([*self.controls.values(), self.message, self.picture])
         for control in self.controls.values():
@@ -55,9 +63,10 @@ class Explorer(ipywidgets.VBox):
         # Names alone, so that stored outputs of notebooks do not change with the picture.
         return f"Explorer({', '.join(self.controls)})"
 
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
         bundle = super()._repr_mimebundle_(**options)
-        return {**bundle, "text/plain": repr(self), "image/png": base64.b64encode(self.picture.value).decode()}
+        picture = {"image/png": base64.b64encode(self.picture.value).decode()}
+        return {**bundle, "text/plain": repr(self), **picture}, {"image/png": {"width": round(WIDTH * DPI)}}
 
 
 def explore(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> Explorer:
@@ -69,8 +78,7 @@ class Live(ipywidgets.VBox):
     """A figure that is drawn again and again while something runs; a ValueError of `draw` is shown as its sentence."""
 
     def __init__(self, draw: Callable[[], Figure]):
-        self.draw, self.message = draw, ipywidgets.Label()
-        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        self.draw, self.message, self.picture = draw, ipywidgets.Label(), picture_below()
         super().__init__([self.message, self.picture])
 
     def follow(self, goes_on: Callable[[], bool], seconds: float = 1.0) -> None:
@@ -80,7 +88,7 @@ class Live(ipywidgets.VBox):
             if time.monotonic() - drawn >= seconds:
                 self._redraw()
                 drawn = time.monotonic()
-            time.sleep(min(seconds, 0.05))
+            time.sleep(min(seconds, 0.5))
         self._redraw()
 
     def _redraw(self) -> None:

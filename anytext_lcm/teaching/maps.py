@@ -18,24 +18,30 @@ from anytext_lcm.model.unet import UNetModel
 
 GREY, BLUE, ORANGE = "#d7d7d7", "#8fb8de", "#f2a65a"
 _PLACES = {  # x and y of each part
-    "recogniser": (0.9, 2.6),
-    "embedding manager": (3.2, 2.6),
-    "text tower": (5.5, 2.6),
-    "WriteNet": (3.2, 0.9),
-    "UNet": (5.5, 0.9),
-    "VAE": (7.8, 0.9),
+    "recogniser": (1.75, 3.0),
+    "embedding manager": (4.4, 3.0),
+    "text tower": (7.15, 3.0),
+    "WriteNet": (4.4, 1.35),
+    "UNet": (7.15, 1.35),
+    "VAE": (9.55, 1.35),
 }
-_FLOWS = (  # from, to, what flows
-    ((-0.9, 2.6), (0.35, 2.6), "glyph\nlines"),
-    ((1.5, 2.6), (2.3, 2.6), "what it\nreads"),
-    ((4.1, 2.6), (4.95, 2.6), "one token\na line"),
-    ((5.5, 2.15), (5.5, 1.35), "context"),
-    ((1.2, 0.9), (2.65, 0.9), "placed glyphs, positions,\nmasked latents"),
-    ((3.75, 0.9), (5.0, 0.9), "residuals"),
-    ((6.0, 0.9), (7.35, 0.9), "latents"),
-    ((8.25, 0.9), (9.3, 0.9), "picture"),
-    ((4.95, 2.35), (3.75, 1.3), "text context"),
+_FLOWS = (  # from, to, what flows, where that is written
+    ((0.55, 3.0), (1.17, 3.0), "glyph\nline", (0.2, 3.0)),
+    ((2.33, 3.0), (3.37, 3.0), "features", (2.85, 3.17)),
+    ((4.4, 3.75), (4.4, 3.3), "position, font, colour", (4.4, 3.9)),
+    ((5.43, 3.0), (6.58, 3.0), "a token\nper line", (6.0, 3.27)),
+    ((7.15, 3.75), (7.15, 3.3), "two captions", (7.15, 3.9)),
+    ((6.8, 2.7), (4.75, 1.65), "context with *", (5.8, 2.2)),
+    ((7.15, 2.7), (7.15, 1.65), "context", (7.15, 2.2)),
+    ((2.2, 1.35), (3.9, 1.35), "placed glyphs,\npositions", (1.6, 1.35)),
+    ((4.9, 1.35), (6.67, 1.35), "residuals", (5.85, 1.5)),
+    ((7.15, 0.66), (7.15, 1.06), "$x_t$, $t$", (7.15, 0.53)),
+    ((7.63, 1.35), (9.12, 1.35), "latents", (8.4, 1.5)),
+    ((9.55, 2.1), (9.55, 1.65), "masked picture", (9.55, 2.25)),
+    ((9.98, 1.35), (10.5, 1.35), "picture", (10.95, 1.35)),
+    ((4.4, 0.2), (4.4, 1.06), "", (0, 0)),
 )
+_MASKED = ([9.55, 9.55, 4.4], [1.08, 0.2, 0.2])  # from the VAE's encoder, below the UNet, to WriteNet
 
 
 def network_map(parameters: Mapping[str, int], title: str = "") -> Figure:
@@ -44,17 +50,17 @@ def network_map(parameters: Mapping[str, int], title: str = "") -> Figure:
     parameters: their number by the name of each part, as `census.part_parameters` counts them. Orange parts are those
     that an adapter changes.
     """
-    figure, axes = new_figure(3.4)
+    figure, axes = new_figure(3.6)
     axis: Axes = axes[0, 0]
     for name, (x, y) in _PLACES.items():
         color = ORANGE if name in ("UNet", "WriteNet") else GREY
         _box(axis, x, y, f"{name}\n{parameters[name] / 1e6:.1f} M", color, pad=0.45, fontsize=9, ha="center")
-    for start, end, label in _FLOWS:
-        axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.35"})
-        x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-        shift = 0.42 if start[1] == end[1] else 0
-        _label(axis, x, y + shift, label, color="0.2", fontsize=7.5)
-    _frame(axis, (-1.1, 9.5), (0.2, 3.4), title)
+    axis.plot(*_MASKED, color="0.35", linewidth=1)
+    _label(axis, 8.2, 0.2, "masked latents", color="0.2", fontsize=7.5)
+    for start, end, label, (x, y) in _FLOWS:
+        axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.35", "shrinkA": 0, "shrinkB": 0})
+        _label(axis, x, y, label, color="0.2", fontsize=7.5)
+    _frame(axis, (-0.2, 11.4), (0, 4.1), title)
     return figure
 
 

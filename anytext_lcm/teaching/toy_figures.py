@@ -1,4 +1,7 @@
-"""Figures of notebook 03: the exact mixture on a line and in the plane."""
+"""Figures of notebooks 03 and 06: the exact mixture on a line and in the plane.
+
+Where time is an axis it falls from left to right, from noise to data, as in sampling.
+"""
 
 from collections.abc import Mapping
 
@@ -6,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from anytext_lcm.figures.plots import lines
 from anytext_lcm.figures.style import COLORS, WIDTH, as_array, curve_style, finish, legend_beside, new_figure
 from anytext_lcm.lcm.samplers import sample
 from anytext_lcm.lcm.steps import DDIMSolver
@@ -30,7 +34,7 @@ def toy_targets(data: Mixture, timestep: int, students: Mapping[str, object] | N
         upper[0].plot(x[:, 0], as_array(y)[:, 0], label=name, **curve_style(upper[0], len(curves)))
     lower[0].fill_between(x[:, 0], as_array(data.log_density(x, t).exp()), color="0.7")
     title = f"What $x_t$ at $t = {timestep}$ says about the clean data (grey: where data are)"
-    finish(upper[0], "", "answer $x_0$", title, True)
+    finish(upper[0], "", "clean data $x_0$", title, True)
     finish(lower[0], "$x_t$", "$p_t(x_t)$", "", False)
     return figure
 
@@ -59,6 +63,46 @@ def toy_paths(data: Mixture, steps: int, count: int = 9) -> Figure:
     return figure
 
 
+def over_time(curves: Mapping[str, tuple], y_label: str, title: str = "", y_scale: str = "linear") -> Figure:
+    """`plots.lines` of values by name, each (timesteps, values), with time falling from left to right."""
+    figure = lines(curves, "$t$, from noise to data", y_label, title, y_scale=y_scale, height=2.6)
+    figure.axes[0].invert_xaxis()
+    return figure
+
+
+def training_step() -> Figure:
+    """One training step of latent consistency distillation as a drawing, with the numbers of `training/step.py`."""
+    along = torch.linspace(0, 1, 101)  # of the way from noise to data
+    path = 0.15 + 0.8 * torch.sigmoid(9 * (along - 0.62))
+    figure, axes = new_figure(3.4)
+    axis: Axes = axes[0, 0]
+    axis.plot(along, path, color=COLORS[1], linewidth=4, alpha=0.4)
+    x_t, x_s, pred, target = (0.3, float(path[30])), (0.5, float(path[50]) - 0.03), (1.0, 0.5), (1.0, 0.86)
+    ways = ((x_t, x_s, "-", COLORS[1]), (x_t, pred, "-", COLORS[0]), (x_s, target, "--", "0.35"))
+    for tail, head, dashes, color in ways:
+        style = {"arrowstyle": "-|>", "linestyle": dashes, "color": color, "linewidth": 1.8}
+        axis.annotate("", head, tail, arrowprops={**style, "shrinkA": 4, "shrinkB": 1})
+    axis.annotate("", (1.02, pred[1]), (1.02, target[1]), arrowprops={"arrowstyle": "<->", "color": COLORS[3]})
+    axis.plot(*zip(x_t, x_s, strict=True), "o", color="black", markersize=6)
+    words = (
+        ("5. $x_t$", 0.25, 0.26, "black"),
+        ("6, 7. teacher, solver", 0.31, 0.1, COLORS[3]),
+        ("$x_s$", 0.465, 0.44, "black"),
+        ("8. target $f(x_s, s)$\n(stop-gradient)", 0.52, 0.72, "0.35"),
+        ("9. student $f(x_t, t)$\n(gradient)", 0.72, 0.26, COLORS[0]),
+        ("10. loss", 1.035, 0.68, COLORS[3]),
+        ("path of the ODE", 0.02, 0.22, COLORS[1]),
+    )
+    for text, across, up, color in words:
+        axis.text(across, up, text, color=color, fontsize=10, va="center")
+    axis.set_xlim(0, 1.16)
+    axis.set_ylim(0, 1.02)
+    axis.set_yticks([])
+    axis.set_xticks([0, 0.3, 0.5, 1], ["$t = 999$", "$t$", "$s = t - 20$", "$t = 0$"])
+    finish(axis, "from noise to data", "", "One training step: two estimates of the same end", False)
+    return figure
+
+
 def toy_skip(data: Mixture, skip: int, timestep: int = 999) -> Figure:
     """x_0 over 301 values of x_t at a grid timestep, by a perfect student of the `lcm` objective with this skip.
 
@@ -77,7 +121,7 @@ def toy_skip(data: Mixture, skip: int, timestep: int = 999) -> Figure:
     }
     for name, y in curves.items():
         axis.plot(x[:, 0], as_array(y)[:, 0], label=name, **curve_style(axis, len(curves)))
-    finish(axis, f"$x_t$ at $t = {timestep}$", "answer $x_0$", "The skip decides what is learnt, even perfectly", True)
+    finish(axis, f"$x_t$ at $t = {timestep}$", "clean data $x_0$", "Where a perfect student ends", True)
     return figure
 
 
@@ -104,21 +148,25 @@ def toy_guidance(data: Mixture, cond: Mixture, timestep: int, guidance_scale: fl
         axis.set_xlim(-2, 2)
         axis.set_ylim(-2, 2)
         finish(axis, "first coordinate", "second coordinate", title, axis is right)
-    figure.suptitle(f"Guidance scale s = {guidance_scale:g} (w = {guidance_scale - 1:g})", fontsize=11)
+    figure.suptitle(f"Guidance scale $s_g$ = {guidance_scale:g} ($w$ = {guidance_scale - 1:g})", fontsize=11)
     return figure
 
 
 def toy_clouds(data: Mixture, clouds: Mapping[str, object], title: str = "") -> Figure:
-    """Samples side by side, each (N, 2) by name, over the modes of a mixture in the plane."""
-    figure, axes = new_figure(WIDTH / len(clouds) + 0.9, 1, len(clouds), sharex=True, sharey=True)
-    for axis, (name, points) in zip(axes[0], clouds.items(), strict=True):
+    """Samples side by side, each (N, 2) by name, over the modes of a mixture in the plane; up to four in a row."""
+    columns, rows = min(4, len(clouds)), -(-len(clouds) // 4)
+    figure, axes = new_figure(rows * (WIDTH / columns + 0.5) + 0.4, rows, columns, sharex=True, sharey=True)
+    for spare in axes.flat[len(clouds) :]:
+        spare.axis("off")
+    for axis, (name, points) in zip(axes.flat, clouds.items(), strict=False):
         axis.plot(*as_array(points).T, ".", color=COLORS[0], markersize=2)
         axis.plot(*data.means.T, "o", color="black", markersize=9, fillstyle="none")
         axis.set_aspect("equal")
         axis.set_xlim(-1.6, 1.6)
         axis.set_ylim(-1.6, 1.6)
         narrow = name.replace(", ", ",\n")  # a panel is too narrow for one line
-        finish(axis, "first coordinate", "second coordinate" if axis is axes[0, 0] else "", narrow, False)
+        below, left = axis in axes[-1], axis in axes[:, 0]
+        finish(axis, "first coordinate" * below, "second coordinate" * left, narrow, False)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

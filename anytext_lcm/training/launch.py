@@ -1,7 +1,9 @@
 """Several training processes from a notebook without a hang; notebook 04 shows it.
 
 accelerate's `notebook_launcher` forks the notebook's process, so what that process did before decides whether the
-children can work.
+children can work. Before torch is imported, set OMP_NUM_THREADS=1: a child with several OpenMP threads waits forever
+for threads that stayed in the parent. Set PYTORCH_NVML_BASED_CUDA_CHECK=1 as well: a parent that has touched CUDA
+cannot fork, and asking whether there is a GPU touches it, unless the driver is asked (NVML).
 """
 
 import contextlib
@@ -18,6 +20,8 @@ import torch
 from accelerate import notebook_launcher
 
 from anytext_lcm.training.loop import run_distillation
+from anytext_lcm.training.processes import end_with_parent
+from anytext_lcm.training.watching import OnSample, sample_pictures
 
 _cpu_is_ours = False  # whether ACCELERATE_USE_CPU stands in the environment because `launch_options` put it there
 
@@ -49,17 +53,18 @@ def launch_options(processes: int) -> dict[str, Any]:
 
 
 class BackgroundRun:
-    """A training beside the notebook, to be watched or killed. It prints to output_dir/logs/launch.txt.
+    """A training beside the notebook, to be watched or killed. It prints to output_dir/logs/launch.txt, and ends with
+    the notebook's process.
 
-    Raises ValueError as `launch_options`.
+    on_sample: as for `run_distillation`. Raises ValueError as `launch_options`.
     """
 
-    def __init__(self, settings: Mapping[str, Any], processes: int):
+    def __init__(self, settings: Mapping[str, Any], processes: int, on_sample: OnSample | None = sample_pictures):
         options = launch_options(processes)
         self.log = Path(settings["output_dir"]) / "logs" / "launch.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         fork = multiprocessing.get_context("fork")
-        self._process = fork.Process(target=_launch, args=(dict(settings), processes, options, self.log))
+        self._process = fork.Process(target=_launch, args=(dict(settings), processes, options, self.log, on_sample))
         self._process.start()
 
     @property
@@ -82,14 +87,17 @@ class BackgroundRun:
         self._process.join()
 
 
-def _launch(settings: dict[str, Any], processes: int, options: Mapping[str, Any], log: Path) -> None:
+def _launch(
+    settings: dict[str, Any], processes: int, options: Mapping[str, Any], log: Path, on_sample: OnSample | None
+) -> None:
     os.setsid()  # one group, so that one signal reaches all processes
+    end_with_parent()
     with log.open("a", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file
         try:
-            notebook_launcher(run_distillation, (settings,), num_processes=processes, **options)
+            notebook_launcher(run_distillation, (settings, on_sample), num_processes=processes, **options)
         except BaseException:
             traceback.print_exc()
             file.flush()
