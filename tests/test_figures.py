@@ -87,7 +87,9 @@ def test_lines_and_panels_draw_their_values():
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
     axis = lines({"a": ([1, 4, 50], [0.02, 0.2, 2]), "b": ([2, 4], [1, 1])}, "x", "y", "", "log", "log").axes[0]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "4", "50"]
-    assert "0.1" in {label.get_text() for label in axis.get_yticklabels()}
+    assert {"0.1", "0.2", "0.5"} <= {label.get_text() for label in axis.get_yticklabels()}
+    many = lines({str(i): (T, T + i) for i in range(9)}, "x", "y").axes[0]  # the ninth has the first one's colour
+    assert [line.get_linestyle() for line in many.lines] == ["-"] * 8 + ["--"]
     assert lines({"a": (T, T)}, "x", "y").axes[0].get_legend() is None  # one curve needs no name
     figure = panels({"loss": {"a": (T, T)}, "gap": {"a": (T, -T)}}, "step", "t")
     assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "gap"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from anytext_lcm.figures.style import COLORS, HATCHES, as_array, curve_style, finish, legend_beside, new_figure
 
@@ -27,7 +27,9 @@ def lines(
         y = as_array(y)
         x = np.arange(1, len(y) + 1) if x is None else as_array(x)
         axis.plot(x, y, label=name, marker="o" if marks else None, markersize=4, **curve_style(axis, len(curves)))
-    finish(axis, x_label, y_label, title, len(curves) > 1)
+    finish(axis, x_label, y_label, title, 1 < len(curves) <= 6)
+    if len(curves) > 6:
+        legend_beside(axis)
     axis.set_xscale(x_scale)
     axis.set_yscale(y_scale)
     places = sorted({float(place) for line in axis.lines for place in line.get_xdata()})
@@ -35,6 +37,9 @@ def lines(
         axis.set_xticks(places, [f"{place:g}" for place in places])
         axis.xaxis.set_minor_locator(NullLocator())
     if y_scale == "log":
+        low, high = axis.get_ylim()
+        if high < 300 * low:  # few powers of ten: mark their halves and fifths, too
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
     return figure

@@ -24,9 +24,10 @@ def as_array(values) -> np.ndarray:
 
 
 def curve_style(axis: Axes, curves: int) -> dict[str, str]:
-    """Colour and dashes of the next curve; many curves are a bundle and stay solid."""
+    """Colour and dashes of the next curve; many curves are a bundle and stay solid until the colours are used up."""
     i = len(axis.lines)
-    return {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i] if curves <= len(DASHES) else "-"}
+    dashes = i if curves <= len(DASHES) else i // len(COLORS)
+    return {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[dashes % len(DASHES)]}
 
 
 def legend_beside(axis: Axes) -> None:
