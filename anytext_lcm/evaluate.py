@@ -173,12 +173,7 @@ def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
             f"{', '.join(given)} names no held-out records: say --validation_list, or --data_list with the "
             "--validation_share that was not trained on."
         )
-    if Path(args.config).name != EMBEDDED_CONFIG.name:
-        print(
-            "The panel is the embedded network's own task; --validation_list or --prompts measure on one's own.",
-            file=sys.stderr,
-        )
-    return Panel.build(
+    panel = Panel.build(
         lines=lines,
         seed=args.seed,
         image_size=defaults.size[0],
@@ -187,6 +182,12 @@ def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
         edit_share=args.edit_share,
         hint_share=args.hint_share,
     )
+    if defaults.checkpoint is None:  # a network of one's own
+        print(
+            "The panel is the embedded network's own task; --validation_list or --prompts measure on one's own.",
+            file=sys.stderr,
+        )
+    return panel
 
 
 def choose_methods(args: argparse.Namespace, suits: "MadeFor | None") -> Sequence[str]:
