@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anytext_lcm.judging.panel import Panel
 
 LINES = 256
+OTHER_TASK = "The panel is the embedded network's own task; --validation_list or --prompts measure on one's own data."
 OWN_DATA = ("validation_list", "data_list", "validation_share", "data_root", "index_dir", "wm_thresh", "fit", "fonts")
 
 
@@ -90,6 +91,8 @@ def work(args: argparse.Namespace) -> str:
     names = [name for name in names if panel.has_pictures or name not in (REAL, RECONSTRUCTION)]
     precision = chosen_precision(args.device, args.precision)
     with atomic_folder(args.output) as folder:
+        if panel.source == "scenes" and Path(args.config).name != EMBEDDED_CONFIG.name:
+            print(OTHER_TASK, file=sys.stderr)
         use_available_cores()
         model = load_chosen(args.config, args.ckpt, args.device, precision)
         if adapter is not None:
@@ -160,11 +163,6 @@ def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
         raise ValueError(
             f"{', '.join(given)} names no held-out records: say --validation_list, or --data_list with the "
             "--validation_share that was not trained on."
-        )
-    if Path(args.config).name != EMBEDDED_CONFIG.name:
-        print(
-            "The panel is the embedded network's own task; --validation_list or --prompts measure on one's own.",
-            file=sys.stderr,
         )
     return Panel.build(lines=lines, seed=args.seed, image_size=defaults.size[0], repeats=args.sampling_seeds)
 

@@ -61,10 +61,10 @@ class PanelJudge:
         """
         if self.panel.source == "scenes":
             pictures = real_pictures(2 * len(self.panel), self.panel.images.shape[1], self.panel.seed)
+        elif self.panel.others is None or len(self.panel.others) < 2 * DISTRIBUTION_FROM:
+            return None
         else:
             pictures = self.panel.others
-        if pictures is None or len(pictures) < 2 * DISTRIBUTION_FROM:
-            return None
         return likeness.RealFeatures(self.features(pictures))
 
     def __call__(self, images: np.ndarray, reference: np.ndarray | None = None) -> Judgement:
