@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anytext_lcm.judging.panel import Panel
 
 LINES = 256
+OTHER_TASK = "The panel is the embedded network's own task; --validation_list or --prompts measure on one's own data."
 OWN_DATA = ("validation_list", "data_list", "validation_share", "data_root", "index_dir", "wm_thresh", "fit", "fonts")
 
 
@@ -102,6 +103,8 @@ def work(args: argparse.Namespace) -> str:
     precision = chosen_precision(args.device, args.precision)
     require_network(args.config, args.ckpt)
     with atomic_folder(args.output) as folder:
+        if panel.source == "scenes" and defaults.checkpoint is None:  # a network of one's own
+            print(OTHER_TASK, file=sys.stderr)
         use_available_cores()
         model = load_chosen(args.config, args.ckpt, args.device, precision)
         if adapter is not None:
@@ -173,7 +176,7 @@ def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
             f"{', '.join(given)} names no held-out records: say --validation_list, or --data_list with the "
             "--validation_share that was not trained on."
         )
-    panel = Panel.build(
+    return Panel.build(
         lines=lines,
         seed=args.seed,
         image_size=defaults.size[0],
@@ -182,12 +185,6 @@ def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
         edit_share=args.edit_share,
         hint_share=args.hint_share,
     )
-    if defaults.checkpoint is None:  # a network of one's own
-        print(
-            "The panel is the embedded network's own task; --validation_list or --prompts measure on one's own.",
-            file=sys.stderr,
-        )
-    return panel
 
 
 def choose_methods(args: argparse.Namespace, suits: "MadeFor | None") -> Sequence[str]:

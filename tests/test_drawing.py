@@ -464,7 +464,7 @@ def test_loaded_model_keeps_its_schedule_in_fp32(tmp_path):
 
     fresh = AnyText2.from_config(EMBEDDED_CONFIG)
     save_file({k: v.contiguous() for k, v in fresh.state_dict().items()}, tmp_path / "w.safetensors")
-    loaded = loading.load_model(EMBEDDED_CONFIG, tmp_path / "w.safetensors", "cpu", torch.bfloat16)
+    loaded = loading.load_model(EMBEDDED_CONFIG, tmp_path / "w.safetensors", "cpu", "bf16")
     assert loaded.dtype == torch.bfloat16
     assert torch.equal(loaded.alphas_cumprod, fresh.alphas_cumprod)
     assert not any(p.requires_grad for p in loaded.parameters())

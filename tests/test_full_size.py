@@ -46,6 +46,15 @@ def test_a_half_precision_checkpoint_loads_strictly_and_is_held_once(checkpoint)
     assert figures["peak_own_gb"] < 7.5  # the weights are 6.0 GB in fp32
 
 
+@pytest.mark.parametrize(("precision", "gigabytes"), [("fp32", 6.0), ("bf16", 3.0)])
+def test_the_command_holds_its_weights_once(checkpoint, precision, gigabytes):
+    """`python -m anytext_lcm.sample`, the largest resident set with all mapped pages."""
+    figures = measure("command", checkpoint, "--precision", precision, "--side", "64")
+    assert figures["code"] == 0 and figures["picture_bytes"] > 0
+    assert figures["weights_gb"] == pytest.approx(gigabytes, rel=0.01)
+    assert figures["loading_gb"] < 1.1 * figures["weights_gb"]
+
+
 def test_two_steps_draw_a_picture_of_512_pixels(checkpoint):
     figures = measure("sample", checkpoint)
     assert figures["image"] == [1, 3, 512, 512]

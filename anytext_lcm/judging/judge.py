@@ -77,10 +77,10 @@ class PanelJudge:
         panel = self.panel
         if panel.source == "scenes":
             pictures = real_pictures(2 * len(panel), panel.size[0], panel.seed, panel.task, panel.edit_share)
+        elif panel.others is None or len(panel.others) < 2 * DISTRIBUTION_FROM:
+            return None
         else:
             pictures = panel.others
-        if pictures is None or len(pictures) < 2 * DISTRIBUTION_FROM:
-            return None
         return likeness.RealFeatures(self.features(pictures))
 
     def __call__(self, images: np.ndarray, reference: np.ndarray | None = None) -> Judgement:

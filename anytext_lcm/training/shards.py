@@ -162,6 +162,7 @@ class ShardWriter:
         path = self.folder / MANIFEST
         check_folder(folder)
         check_writable(path)
+        self.folder.mkdir(parents=True, exist_ok=True)
         sweep_files(self.folder)
         if not path.is_file():
             with atomic_file(path) as temporary:

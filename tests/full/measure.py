@@ -1,12 +1,14 @@
 """Memory and time of full-size work, each in a process of its own: prints one line of JSON.
 
     python tests/full/measure.py load CHECKPOINT
+    python tests/full/measure.py command CHECKPOINT [--precision fp32] [--side 512] [--config YAML]
     python tests/full/measure.py sample CHECKPOINT [--dtype fp32|bf16] [--side 512]
     python tests/full/measure.py step CHECKPOINT [--dtype fp32|bf16] [--side 512] [--rank 64]
     python tests/full/measure.py export CHECKPOINT [--rank 64]
 
 `peak_gb` is the largest resident set, mapped file pages included; `peak_own_gb` leaves those out, since the
-system takes them back when it needs them. `seconds` is by the clock, `cpu_seconds` what the process computed.
+system takes them back when it needs them. `loading_gb` is by how much the former grows while `command`, which is
+`python -m anytext_lcm.sample`, reads its weights. `seconds` is by the clock, `cpu_seconds` what the process computed.
 """
 
 import argparse
@@ -69,6 +71,54 @@ def build(checkpoint: str, dtype: torch.dtype = torch.float32) -> AnyText2:
     config.model.params.cond_stage_config.params.version = str(ROOT / "anytext_lcm/assets/tokenizer")
     model = AnyText2.from_config(config, device="meta").to(dtype).load_checkpoint(checkpoint)
     return model.requires_grad_(False)
+
+
+class PeakWatch:
+    """By how much the largest resident set grows inside, mapped file pages included."""
+
+    @staticmethod
+    def read(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+    def __enter__(self) -> "PeakWatch":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self.before = self.read("VmRSS")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.grown = self.read("VmHWM") - self.before
+
+
+def command(arguments: argparse.Namespace) -> dict[str, object]:
+    """`sample` as it is called from a shell, without an adapter, one step; what its loading adds to the process."""
+    from anytext_lcm import sample as of_shell
+    from anytext_lcm.model import checkpoint, loading
+
+    checkpoint.MAPPED_BYTES = arguments.mapped_bytes or checkpoint.MAPPED_BYTES
+    load, found = loading.load_chosen, {}
+
+    def measured(*chosen: object) -> AnyText2:
+        AnyText2.from_config(chosen[0], "meta")  # torch imports 80 MB for its meta device, which are no weights
+        with PeakWatch() as peak:
+            model = load(*chosen)
+        found["loading_gb"] = round(peak.grown / 1e9, 3)
+        found["weights_gb"] = round(sum(value.nbytes for value in model.state_dict().values()) / 1e9, 3)
+        return model
+
+    loading.load_chosen = measured
+    side = str(arguments.side)
+    with tempfile.TemporaryDirectory(dir=Path(arguments.checkpoint).parent) as folder:
+        config = OmegaConf.load(arguments.config)
+        config.model.params.cond_stage_config.params.version = str(ROOT / "anytext_lcm/assets/tokenizer")
+        OmegaConf.save(config, Path(folder) / "network.yaml")
+        words = ["--config", f"{folder}/network.yaml", "--ckpt", str(arguments.checkpoint), "--adapter", "none"]
+        words += ["--precision", arguments.precision, "--width", side, "--height", side, "--device", "cpu"]
+        words += ["--prompt", "a wall", "--line", "TEXT@4,4,60,60", "--steps", "1", "--guidance_scale", "1"]
+        with Watch() as watch:
+            code = of_shell.main([*words, "--output", f"{folder}/sample.png"])
+        size = Path(folder, "sample.png").stat().st_size if code == 0 else 0
+    return watch.report(code=code, picture_bytes=size, precision=arguments.precision, side=arguments.side, **found)
 
 
 def example(side: int) -> dict:
@@ -181,7 +231,7 @@ def export(arguments: argparse.Namespace) -> dict[str, object]:
     return watch.report(rank=arguments.rank, errors=written["errors"], megabytes=sizes, keys=keys, left_out=left_out)
 
 
-WORK = {"load": load, "sample": sample, "step": step, "export": export}
+WORK = {"load": load, "command": command, "sample": sample, "step": step, "export": export}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -190,6 +240,9 @@ if __name__ == "__main__":
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--config", default=CONFIG)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--mapped_bytes", type=int, help="of a file at a time; default: as the package has it")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
