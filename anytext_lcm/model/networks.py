@@ -46,7 +46,9 @@ def find_config(config: str | Path) -> Path:
     if path.parent in (Path("."), Path(CONFIGS.name)) and own.is_file():
         return own
     known = ", ".join(sorted(found.name for found in CONFIGS.glob("*.yaml")))
-    raise FileNotFoundError(f"Configuration {path} does not exist; name a yaml file, or one of the package's: {known}.")
+    raise FileNotFoundError(
+        f"Configuration {path} does not exist or is not a file; name a yaml, or one of the package's: {known}."
+    )
 
 
 def defaults_for(config: str | Path) -> Defaults:
