@@ -105,12 +105,14 @@ def matched(model, steps=1, guidance=2.0):
 
 
 def test_the_fake_begins_as_the_bare_teacher_and_the_student_keeps_its_own():
-    model, alone = student(), student()
-    matching.add_fake(model)
-    match, cond = matched(model), model.condition(micro_batch(), torch.Generator().manual_seed(0))
-    x, t = match.noise(cond.masked_latents), torch.tensor([500, 700])
+    model = student()
+    cond, t = model.condition(micro_batch(), torch.Generator().manual_seed(0)), torch.tensor([500, 700])
+    x = matched(model).noise(cond.masked_latents)
     with torch.no_grad():
-        own, before = match.x0(x, t, cond), matched(alone).x0(x, t, cond)
+        before = matched(model).x0(x, t, cond)
+        matching.add_fake(model)
+        match = matched(model)
+        own = match.x0(x, t, cond)
         with match.wearing(matching.FAKE):
             fake = match.x0(x, t, cond)
         with lora.adapter_off(model):
