@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from IPython import get_ipython
-from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 import anytext_lcm
 
@@ -26,7 +25,9 @@ def start(preset: str, needed: Iterable[str] = (), presets: Iterable[str] = ("ti
     missing = [name for name in needed if preset == "full" and not Path(name).exists()]
     if missing:
         raise FileNotFoundError(f'PRESET = "full" needs {", ".join(missing)}: put it there, or change the path above.')
-    if get_ipython() is not None:
-        get_ipython().run_line_magic("matplotlib", "inline")
-        set_matplotlib_formats("retina", bbox_inches=None)  # twice the dpi, shown at the figure's own width
+    shell = get_ipython()
+    if shell is not None:  # twice the dpi, shown at the figure's own width
+        shell.run_line_magic("matplotlib", "inline")
+        shell.run_line_magic("config", "InlineBackend.figure_format = 'retina'")
+        shell.run_line_magic("config", "InlineBackend.print_figure_kwargs = dict(bbox_inches=None)")
     torch.set_num_threads(1)  # small tensors: threads would only wait for each other
