@@ -362,12 +362,13 @@ def test_generators_are_decided_by_all_keys():
 
 
 def options(teacher, output, **changes):
+    """Settings of a short run of the micro network, on mock data unless the changes name another set."""
+    size = {} if changes.get("data_list") else {"dataset_size": 5}
     return {
         "config": str(teacher / "micro.yaml"),
         "teacher_ckpt": str(teacher / "micro.safetensors"),
         "output_dir": str(output),
         "use_mock_dataset": True,
-        "dataset_size": 5,
         "train_batch_size": 2,
         "gradient_accumulation_steps": 2,
         "learning_rate": 1e-2,
@@ -382,7 +383,7 @@ def options(teacher, output, **changes):
         "mixed_precision": "no",
         "panel_prompts": 0,
         "progress": False,
-    } | changes
+    } | (size | changes)
 
 
 @pytest.fixture(scope="module")
@@ -403,7 +404,13 @@ def scalars(output):
 def test_what_a_run_leaves(straight):
     output = straight.parent
     assert straight.name == "checkpoint-2"
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-1", "checkpoint-2", "logs", "samples"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-2",
+        "logs",
+        "run.yaml",
+        "samples",
+    ]
     files = ["adapter_config.json", "adapter_model.safetensors", "manifest.json", "training_state.pt"]
     assert sorted(path.name for path in straight.iterdir()) == files
     events = scalars(output)

@@ -21,9 +21,6 @@ END = object()  # no record
 TRIED_RECORDS = 1000
 """So many records of each JSON are read."""
 
-LATENTS = {"manifest.json": "rows", "latents.json": "pictures"}
-"""Files that describe stored latents, and their field for the number of pictures."""
-
 TRIED_PICTURES = 20
 """So many pictures of each JSON are looked for."""
 
@@ -184,15 +181,16 @@ def look_at_latents(found: Findings, folder: str | None, records: int | None) ->
     """Look for stored latents and compare their number with the records'."""
     if folder is None:
         return
+    from anytext_lcm.training.shards import MANIFEST, read_layout
+
     with found.looking_at("latents"):
-        about = [Path(folder) / name for name in LATENTS]
-        if not any(path.is_file() for path in about):
+        about = Path(folder) / MANIFEST
+        if not about.is_file():
             raise FileNotFoundError(
-                f"{folder} holds no latents ({about[0].name} is missing); compute them with python -m "
+                f"{folder} holds no latents ({about.name} is missing); compute them with python -m "
                 "anytext_lcm.cache_latents, or leave --latents out."
             )
-        path = next(path for path in about if path.is_file())
-        stored = json.loads(path.read_text(encoding="utf-8")).get(LATENTS[path.name])
+        stored = read_layout(folder).rows
         words = f"{folder}: latents of {stored} pictures"
         if isinstance(records, int) and stored != records:
             found.note("latents", f"{words}, the data set has {records} records")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def look_at_inputs(settings: "TrainSettings", latents_to: str | None = None, data_needed: bool = True) -> Findings:
     """Look at all that a training reads, and at the machine it runs on; takes seconds and loads nothing.
 
-    latents_to: the folder that `cache_latents` is to fill, in place of a training. data_needed: whether it is a fault
-    when the settings name no data.
+    latents_to: the folder that `cache_latents` is to fill, in place of a training; it asks the disk itself, when it
+    knows what is there already. data_needed: whether it is a fault when the settings name no data.
     """
     found = Findings()
     model = look_at_network(found, settings.config, settings.teacher_ckpt, "--teacher_ckpt")
@@ -30,9 +30,9 @@ def look_at_inputs(settings: "TrainSettings", latents_to: str | None = None, dat
         look_at_memory(found, sum(p.numel() for p in model.parameters()), settings.num_processes or 1)
         if latents_to is not None and records is not None:
             need = latent_bytes(model, settings.picture_size, records)
-            look_at_disk(found, latents_to, need, f"latents of {records:,} pictures")
+            found.note("latents", f"{need / 1e9:.2f} GB for {records:,} pictures in half precision")
     if latents_to is None:
-        look_at_latents(found, settings.latents, records)
+        look_at_latents(found, settings.latents_folder, records)
     return found
 
 

@@ -61,7 +61,7 @@ def flops_per_picture(settings: "TrainSettings") -> dict[str, float]:
     model.parameterization = "eps"  # to convert v takes no product of matrices, and reads the schedule again
     parts = count(Training(variant, model, None, example_batch(options), options))
     parts.pop("autoencoder", None)
-    return parts if settings.latents else parts | {"autoencoder": encoder}
+    return parts if settings.latents_folder else parts | {"autoencoder": encoder}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The network: its yaml, its tokenizer, and its weights by their names and shapes."""
 
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,10 +31,6 @@ def look_at_network(found: Findings, config: str, checkpoint: str | None, flag: 
     with found.looking_at("tokenizer", published.TOKENIZER if foreign else ""):
         tokenizer = model.tokenizer
         found.ok("tokenizer", f"{model.tokenizer_folder}: '*' is {tokenizer.placeholder_id}")
-        if foreign and find_spec("ftfy") is None:
-            found.note(
-                "tokenizer", "ftfy is not installed: curly quotes and full-width letters get other ids than upstream's"
-            )
     with found.looking_at("weights", published.WEIGHTS if foreign else ""):
         path = Path(checkpoint) if checkpoint is not None else checkpoint_for(config, flag)
         if not path.is_file():

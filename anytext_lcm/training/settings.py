@@ -284,7 +284,7 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
                 raise ValueError(f"{', '.join(names)} has no effect on mock data; leave it out or name --data_list.")
         elif self.scenery and self.paths is None:
             raise ValueError("--scenery has no effect without --use_mock_dataset; leave one out or give both.")
-        elif self.dataset_size != _DEFAULTS["dataset_size"] and self.paths is None:
+        elif self.data_list and self.dataset_size != _DEFAULTS["dataset_size"]:
             raise ValueError("--dataset_size has no effect on records, all are used; leave it out.")
         self.check_held_out()
         if self.panel_prompts == 1:

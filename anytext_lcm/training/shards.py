@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anytext_lcm.files import atomic_file, check_writable, sweep_files
+from anytext_lcm.files import atomic_file, check_writable, read_json, sweep_files
 from anytext_lcm.model.checkpoint import DAMAGE
 
 MANIFEST, FORMAT = "manifest.json", 1
@@ -96,7 +96,7 @@ def read_layout(folder: str | Path) -> Layout:
     """Read a store's manifest. Raises FileNotFoundError for none, ValueError for one that is damaged."""
     path = Path(folder) / MANIFEST
     try:
-        return Layout.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Layout.from_json(read_json(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"{folder} holds no store of shards ({MANIFEST} is missing).") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
