@@ -29,6 +29,7 @@ from anytext_lcm.training import fitting, memory
 from anytext_lcm.training.data_order import build_dataset
 from anytext_lcm.training.loop import run_distillation
 from anytext_lcm.training.settings import TrainSettings
+from anytext_lcm.training.shards import Array, Layout, ShardWriter
 
 QUIET = ["--sample_steps", "0", "--no-progress", "--mixed_precision", "no"]
 
@@ -260,14 +261,12 @@ def test_latents(tmp_path):
     found = Findings()
     look_at_latents(found, str(tmp_path / "none"), 5)
     assert states(found) == {"latents": "missing"}
-    for name, key in (("manifest.json", "rows"), ("latents.json", "pictures")):
-        folder = tmp_path / name.partition(".")[0]
-        folder.mkdir()
-        (folder / name).write_text(json.dumps({key: 5}))
-        for count, state in ((5, "ok"), (6, "note"), (None, "ok")):
-            found = Findings()
-            look_at_latents(found, str(folder), count)
-            assert states(found) == {"latents": state}
+    kinds = {"moments": Array(torch.float16, (8, 8, 8))}
+    ShardWriter(tmp_path / "store", Layout(rows=5, arrays=kinds, settings={}))
+    for count, state in ((5, "ok"), (6, "note"), (None, "ok")):
+        found = Findings()
+        look_at_latents(found, str(tmp_path / "store"), count)
+        assert states(found) == {"latents": state}
 
 
 # -- the machine ------------------------------------------------------------------------------------------

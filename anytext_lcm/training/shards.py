@@ -120,6 +120,8 @@ def shard_path(folder: str | Path, shard: int) -> Path:
 def what_is_wrong_with(folder: str | Path, layout: Layout, shard: int) -> str | None:
     """Why a file of the store is not whole, or None. Reads its header and its size, not its numbers."""
     path, count = shard_path(folder, shard), len(layout.rows_of(shard))
+    if path.exists() and not path.is_file():  # reading a pipe would wait for a writer
+        return f"{path.name} is no regular file"
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
