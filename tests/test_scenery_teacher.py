@@ -82,10 +82,28 @@ def test_decoder_and_fonts_leave_latents_and_reading_alone_and_the_diffusion_tak
         assert torch.equal(state["average"][f"module.embedding_manager.font_predictor.{name}"], value)
     assert torch.equal(state["raw"]["text_predictor.head.fc.weight"], before_letters(work))
 
-    stages.stage_export(work, tmp_path / "teacher.safetensors")
+    stages.stage_export(work, tmp_path / "teacher.safetensors", "scenery")
     model = AnyText2.from_config(EMBEDDED).load_checkpoint(tmp_path / "teacher.safetensors")
     decoder = torch.load(work / "decoder.pt", weights_only=True)["average"]["module.decoder.linear.weight"]
     torch.testing.assert_close(model.first_stage_model.decoder.linear.weight, decoder, atol=1e-3, rtol=1e-3)
+
+
+def test_weights_go_on_with_their_own_colours_and_fonts(work, tmp_path):
+    """Weights of another task get colours that can be learned; those of the same task keep what they learned."""
+    torch.save(torch.load(work / "recogniser.pt", weights_only=True), work / "fonts.pt")
+    stages.stage_export(work, tmp_path / "teacher.safetensors", "scenery")
+    again = tmp_path / "again"
+    again.mkdir()
+    stages.start_from(tmp_path / "teacher.safetensors", again, TINY)
+    name = "embedding_manager.color_proj.0.weight"
+    before, after = (torch.load(folder / "diffusion.pt", weights_only=True)["raw"] for folder in (work, again))
+    shipped = AnyText2.from_config(EMBEDDED).load_checkpoint(EMBEDDED_CHECKPOINT).state_dict()
+    assert not torch.allclose(before[name], shipped[name], atol=1e-3)
+    torch.testing.assert_close(after[name], before[name], atol=1e-3, rtol=1e-3)
+    fonts = torch.load(again / "fonts.pt", weights_only=True)
+    for key, value in torch.load(work / "fonts.pt", weights_only=True).items():
+        torch.testing.assert_close(fonts[key], value, atol=1e-3, rtol=1e-3)
+    (work / "fonts.pt").unlink()
 
 
 def before_letters(work):

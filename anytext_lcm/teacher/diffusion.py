@@ -110,13 +110,11 @@ def train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
     """Stage `diffusion`: writes diffusion.pt."""
     torch.manual_seed(recipe.seed)
     model = scaled_parts(work, rank.device)
+    if recipe.task == "scenery" and not (work / "diffusion.pt").exists():  # `start_from` has seen to weights of before
+        spread_colors(model.embedding_manager.color_proj, recipe.seed)
     state = diffusion_state(model, recipe, rank, recipe.ema, work / "diffusion.pt")
-    networks = (model, state.average.module)
-    for network in networks:
+    for network in (model, state.average.module):
         load_frozen(network, work)  # the checkpoint may be older than their stages' last run
-    if state.step == 0 and recipe.task == "scenery":
-        for network in networks:
-            spread_colors(network.embedding_manager.color_proj, recipe.seed)
     batches = Batches(work, recipe, rank.device, model.scale_factor)
     loss = parallel(DiffusionLoss(model, recipe.noise_levels_per_picture, recipe.text_weight), rank)
 
