@@ -28,6 +28,7 @@ ZOOM = 3  # screen pixels per pixel of a picture of 128 px
 FORM = {"flex": "1 1 22em", "min_width": "0", "max_width": "34em"}
 RESULTS = {"flex": "1 1 20em", "min_width": "0", "flex_flow": "row wrap"}
 PICTURE = {"width": "100%", "max_width": "20em"}
+SKETCH = {"width": "12em", "max_width": "100%"}  # above the pictures, which stand side by side
 
 
 def _field() -> dict[str, Any]:
@@ -117,7 +118,7 @@ class Playground(ipywidgets.VBox):
         self.attnx_scale = _steps(WEIGHTS, 1.0, "extra attention")
         self.strength = _steps(WEIGHTS, 1.0, "strength of the text")
         self.seed = ipywidgets.BoundedIntText(value=0, min=0, max=2**31 - 1, description="seed", **_field())
-        width = ipywidgets.Layout(width="auto", flex="1 1 8em")
+        width = ipywidgets.Layout(width="auto", flex="1 1 9.5em")
         self.buttons = {
             name: ipywidgets.Button(description=words, tooltip=tip, layout=width)
             for name, words, tip in (
@@ -140,7 +141,7 @@ class Playground(ipywidgets.VBox):
 
     def _results(self) -> list[ipywidgets.Widget]:
         """Make the places of the sketch, of the pictures, and of their headings and reports."""
-        self.sketch = ipywidgets.Image(format="png", layout=ipywidgets.Layout(**PICTURE))
+        self.sketch = ipywidgets.Image(format="png", layout=ipywidgets.Layout(**SKETCH))
         self.pictures = {name: ipywidgets.Image(format="png", layout=ipywidgets.Layout(**PICTURE)) for name in DRAWERS}
         self.headings = {name: ipywidgets.HTML(f"<b>{name}</b>") for name in DRAWERS}
         self.reports = {name: ipywidgets.HTML() for name in DRAWERS}
@@ -149,8 +150,9 @@ class Playground(ipywidgets.VBox):
             picture.add_class(f"playground-{name}")
             picture.layout.display = "none"  # until there is one
             places.append([self.headings[name], picture, self.reports[name]])
-        layout = {"flex": "0 1 20em", "min_width": "10em", "margin": "0 0.5em 0 0"}
-        return [ipywidgets.VBox(place, layout=ipywidgets.Layout(**layout)) for place in places]
+        whole, half = {"flex": "1 1 100%"}, {"flex": "1 1 12em", "min_width": "0", "margin": "0 0.5em 0 0"}
+        layouts = [ipywidgets.Layout(**layout) for layout in (whole, half, half)]
+        return [ipywidgets.VBox(place, layout=layout) for place, layout in zip(places, layouts, strict=True)]
 
     def _connect(self) -> None:
         """Draw the sketch again when a line changes, grey pictures that are out of date, and let the buttons draw."""
