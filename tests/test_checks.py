@@ -462,7 +462,10 @@ def test_doctor_and_dry_run_when_all_is_there(given, tmp_path, capsys, nothing_i
         assert out.endswith("Nothing is missing.\n") and not (tmp_path / "run").exists()
     cache = [flag for flag in flags if "lora" not in flag and "output_dir" not in flag]
     assert cache_latents.main([*cache, "--latents", str(tmp_path / "latents"), "--dry_run"]) == 0
-    assert "latents of 10,000 pictures" in capsys.readouterr().out and not (tmp_path / "latents").exists()
+    assert (
+        "0.01 GB for 10,000 pictures in half precision" in capsys.readouterr().out
+        and not (tmp_path / "latents").exists()
+    )
 
 
 def test_estimate_says_time_disk_and_cards(given, capsys):

@@ -85,7 +85,7 @@ def test_cached_latents_say_that_they_go_on(teacher, tmp_path):
     interrupt([process])
     assert finish([process], 60) == [130]
     *before, said = (tmp_path / "said").read_text().splitlines()
-    assert said == f"stopped: {folder} keeps what is done; the same command goes on."
+    assert said == f"stopped: {folder} keeps the whole files; the same command goes on."
     assert "1000000 pictures of 64 x 64, fp16: 1.03 GB in 3907 files; 1.03 GB to write." in before
     assert any(line.startswith("About ") and "pictures a second" in line for line in before)
     assert all(path.name.startswith(("shard-", "manifest")) for path in folder.iterdir())

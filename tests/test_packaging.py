@@ -141,7 +141,9 @@ def test_every_import_is_declared():
                 else:
                     continue
                 for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names):
-                    beside = [path.parent] + [ROOT / "tests", ROOT / "notebooks"] * (folder == "tests")
+                    beside = [path.parent] + [ROOT / "tests", ROOT / "notebooks", ROOT / "notebooks" / "measured"] * (
+                        folder == "tests"
+                    )
                     local = top == "anytext_lcm" or any((place / f"{top}.py").exists() for place in beside)
                     if not local and not {canonical(owner) for owner in owners.get(top, [])} & declared:
                         yield f"{path.relative_to(ROOT)}: {top}"

@@ -170,7 +170,12 @@ def kill_and_resume(teacher, folder, unbroken, kills, seed=0):
         assert finish([start(train, options(teacher, output, resume_from_checkpoint="latest"))]) == [0]
         assert_same_checkpoint(wanted, output / wanted.name)
         left = sorted(path.name for path in output.iterdir())
-        assert left == [f"checkpoint-{STEPS - 1}", f"checkpoint-{STEPS}", "logs"]  # nothing half-written is left
+        assert left == [
+            f"checkpoint-{STEPS - 1}",
+            f"checkpoint-{STEPS}",
+            "logs",
+            "run.yaml",
+        ]  # nothing half-written is left
 
 
 def test_ten_kills(teacher, tmp_path, unbroken):
@@ -349,7 +354,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(teacher, tmp_path, unbroken)
     with os.fdopen(read) as pipe:
         said = pipe.read()
     assert "checkpoint-2 could not be written" in said and "the last good one is checkpoint-1" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "logs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "logs", "run.yaml"]
     assert finish([start(train, options(teacher, tmp_path, resume_from_checkpoint="latest"))]) == [0]
     assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
 
@@ -361,7 +366,7 @@ def test_no_space_left_is_said_in_words(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(ValueError, match=r"checkpoint-1 could not be written \(No space left.*no earlier one"):
         train(options(teacher, tmp_path, max_train_steps=1))
-    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "run.yaml"]
 
 
 # -- runs that are not this one ---------------------------------------------------------------------------

@@ -91,6 +91,7 @@ def test_decoder_and_fonts_leave_latents_and_reading_alone_and_the_diffusion_tak
 def test_weights_go_on_with_their_own_colours_and_fonts(work, tmp_path):
     """Weights of another task get colours that can be learned; those of the same task keep what they learned."""
     torch.save(torch.load(work / "recogniser.pt", weights_only=True), work / "fonts.pt")
+    features.finish_features(work)  # the scale factor
     stages.stage_export(work, tmp_path / "teacher.safetensors", "scenery")
     again = tmp_path / "again"
     again.mkdir()
@@ -103,7 +104,8 @@ def test_weights_go_on_with_their_own_colours_and_fonts(work, tmp_path):
     fonts = torch.load(again / "fonts.pt", weights_only=True)
     for key, value in torch.load(work / "fonts.pt", weights_only=True).items():
         torch.testing.assert_close(fonts[key], value, atol=1e-3, rtol=1e-3)
-    (work / "fonts.pt").unlink()
+    for name in ("fonts.pt", "features.done"):
+        (work / name).unlink()
 
 
 def before_letters(work):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from anytext_lcm.checks import published
 from anytext_lcm.checks.found import Findings
+from anytext_lcm.training.shards import MANIFEST, read_layout
 
 if TYPE_CHECKING:
     from anytext_lcm.data.records import Record
@@ -29,6 +30,12 @@ def look_at_data(found: Findings, settings: "TrainSettings", needed: bool = True
     """Look at the data set that the settings name. Returns its records, estimated where no index is there; None if
     they cannot be counted. needed: whether it is a fault when none is named.
     """
+    if settings.paths is not None:
+        with found.looking_at("data"):
+            count = read_layout(settings.paths).rows
+            found.ok("data", f"{settings.paths}: {count} paths of the teacher")
+            return count
+        return None
     if settings.use_mock_dataset and settings.data_list:
         found.missing("data", "Both data sets were named; pass --use_mock_dataset or --data_list.")
         return None
@@ -181,8 +188,6 @@ def look_at_latents(found: Findings, folder: str | None, records: int | None) ->
     """Look for stored latents and compare their number with the records'."""
     if folder is None:
         return
-    from anytext_lcm.training.shards import MANIFEST, read_layout
-
     with found.looking_at("latents"):
         about = Path(folder) / MANIFEST
         if not about.is_file():

@@ -139,14 +139,18 @@ def ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def worker_death(error: BaseException) -> re.Match | None:
+    """Torch's words for a DataLoader's dead worker, (pid), reason; None for another error."""
+    return re.match(r"DataLoader worker (\(pid.*?\)) (.*)", str(error))
+
+
 @contextmanager
 def worker_deaths_in_words() -> Iterator[None]:
     """Raise OSError with a sentence when a DataLoader's worker dies inside; torch raises RuntimeError anywhere."""
     try:
         yield
     except RuntimeError as error:
-        found = re.match(r"DataLoader worker (\(pid.*?\)) (.*)", str(error))
-        if not found:
+        if not (found := worker_death(error)):
             raise
         raise OSError(
             f"A process that prepares batches {found[1]} {found[2].strip().rstrip('.')}: memory may have run out. "

@@ -26,7 +26,7 @@ from anytext_lcm.training.checkpoints import (
     new_checkpoint,
     prune,
 )
-from anytext_lcm.training.processes import raise_everywhere
+from anytext_lcm.training.processes import raise_everywhere, worker_death
 from anytext_lcm.training.settings import REMOVED, TrainSettings
 from anytext_lcm.training.state_file import MOMENTS, STATE_FILE, Progress, read_state
 
@@ -67,6 +67,8 @@ def save_checkpoint(state: TrainingState, settings: TrainSettings) -> Path:
         try:
             _write(directory, state, settings)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            if worker_death(error):  # torch raises it wherever the signal comes
+                raise
             last = list(checkpoints(settings.output_dir).values())
             kept = f"the last good one is {last[-1].name}" if last else "there is no earlier one"
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

@@ -9,6 +9,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from campaign import Attempt
@@ -36,9 +37,9 @@ class Warm:
 
 def draws(warm: Warm, *flags: str) -> int:
     """`sample` with the micro network, which is not loaded again, in one step."""
-    loading.load_model = lambda *_, **__: warm.model
     network = ["--config", f"{warm.folder}/micro.yaml", "--ckpt", f"{warm.folder}/micro.safetensors", "--steps", "1"]
-    return sample.main([*network, *flags])
+    with patch.object(loading, "load_model", lambda *_, **__: warm.model):  # undone: the parent warms up by it, too
+        return sample.main([*network, *flags])
 
 
 def preview(*flags: str) -> int:
@@ -140,9 +141,9 @@ def lists(rng: random.Random, here: Path, warm: Warm) -> Attempt:
         raise ValueError("the network was reached")
 
     def use() -> int:
-        loading.load_model = reached
         network = ["--config", f"{warm.folder}/micro.yaml", "--ckpt", f"{warm.folder}/micro.safetensors"]
-        return benchmark.main([*network, "--adapter", f"{warm.folder}/adapter", "--data", "data.json"])
+        with patch.object(loading, "load_model", reached):
+            return benchmark.main([*network, "--adapter", f"{warm.folder}/adapter", "--data", "data.json"])
 
     return Attempt(f"benchmark {what}", use)
 
