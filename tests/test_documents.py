@@ -8,6 +8,7 @@ import importlib.util
 import keyword
 import pkgutil
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -163,6 +164,16 @@ def test_what_a_document_names_exists(path):
     unknown = [name for span in documents.spans(path) for name in unknown_in_span(path, span)]
     unknown += [name for line in documents.shell_lines(path) for name in unknown_in_command(line)]
     assert sorted(set(unknown)) == GONE.get(str(path.relative_to(ROOT)), [])
+
+
+@pytest.mark.parametrize("path", [*readme_parts.READMES.values(), readme_parts.CARD], ids=lambda path: path.name)
+def test_commands_can_be_parsed(path):
+    """With all that they need, and values of the right kind."""
+    lines = [line for line in documents.shell_lines(path) if "-m anytext_lcm" in line and not PLACEHOLDER.search(line)]
+    assert lines
+    for line in lines:
+        _, module, *words = shlex.split(line[line.index("-m anytext_lcm") :])
+        parsers()[f"-m {module}"].parse_args(words)
 
 
 @pytest.mark.parametrize(
