@@ -1,4 +1,4 @@
-"""Tables, numbers and settings of the documents are made here: `python tests/readme_parts.py [FOLDER ...]`.
+"""Tables and numbers of the documents are made here: `python tests/readme_parts.py [FOLDER ...]`.
 
 A FOLDER is what an evaluation, ablations or the speed benchmark wrote. Its numbers are stored in notebooks/measured,
 its pictures in notebooks/images; NAME=FOLDER stores the numbers alone, as NAME.json. Then all documents are made anew
@@ -13,8 +13,9 @@ A table of an evaluation names rows and columns, or has all of them:
     <!-- methods comparison | teacher-50, student-4 | method, lines right -->
     <!-- /methods -->
 
-The other blocks are `all_methods REPORT`, `legend REPORT`, `speed REPORT`, `ablations REPORT` and `settings`. A column
-whose heading has a comma is named in a list with semicolons.
+The other blocks are `all_methods REPORT`, `legend REPORT`, `speed REPORT` and `ablations REPORT`. A column whose
+heading has a comma is named in a list with semicolons. No line begins with the mark of a number: Markdown would take
+the line for HTML.
 """
 
 import json
@@ -22,7 +23,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from anytext_lcm.judging import tables
 from anytext_lcm.model.networks import FULL_CONFIG
 from anytext_lcm.timing.report import format_report
 from anytext_lcm.training.ablation import format_table
-from anytext_lcm.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
@@ -42,27 +41,6 @@ PICTURES = ("grid", "zoom", "chart", "speed")
 
 FIGURE = re.compile(r"(<!-- = (\S+)(?: (\S+))? -->)(.*?)(<!-- / -->)", re.S)
 BLOCK = re.compile(r"(<!-- ([a-z_]+)(?: ([^>]*?))? -->\n)(.*?)(<!-- /\2 -->)", re.S)
-
-FIRST_PAGE = (
-    "real",
-    "reconstruction",
-    "teacher-50",
-    "teacher-50-eta1",
-    "teacher-8",
-    "teacher-4",
-    "teacher-2",
-    "teacher-2-dpm++",
-    "teacher-2-unipc",
-    "untrained-4",
-    "student-1",
-    "student-2",
-    "student-4",
-    "student-8",
-    "student-4-deterministic",
-    "student-4@seed1",
-    "student-4@x0",
-)
-FIRST_COLUMNS = ("method", "evaluations", "faster, denoising / whole", "lines right", "retention", "distance to real")
 
 
 def documents() -> list[Path]:
@@ -129,39 +107,6 @@ def all_methods(report: str) -> str:
     return "\n\n".join(blocks)
 
 
-def first_page(report: str) -> str:
-    """Conditions, the methods that matter most, and what was to be reached."""
-    found = stored(report)
-    table = tables.cost_and_reading(found, FIRST_PAGE, FIRST_COLUMNS)
-    return "\n\n".join([tables.legend(found), table, tables.targets(found)])
-
-
-def settings(path: Path, old: str) -> str:
-    """A row for each training setting. The Chinese reasons are kept, line by line."""
-    head = old.splitlines()[:2]
-    return "\n".join(head + settings_rows(reasons_of(old) if path == READMES["zh"] else None))
-
-
-def default_of(setting) -> str:
-    """A field's default as the table shows it."""
-    if setting.default is MISSING:
-        return "needed"
-    return "–" if setting.default is None else f"`{setting.default}`"
-
-
-def settings_rows(reasons: dict[str, str] | None = None) -> list[str]:
-    """A row for each training setting: flag, default, reason. reasons: others than those of the package, by name."""
-    return [
-        f"| `--{s.name}` | {default_of(s)} | {(reasons or {}).get(s.name, s.metadata['help']).replace('|', '/')} |"
-        for s in fields(TrainSettings)
-    ]
-
-
-def reasons_of(table: str) -> dict[str, str]:
-    """The reasons in a table of settings, by name."""
-    return dict(re.findall(r"^\| `--(\w+)` \| [^|]* \| ([^|]*) \|$", table, re.M))
-
-
 MADE: dict[str, Callable[..., str]] = {
     "methods": methods,
     "all_methods": all_methods,
@@ -173,10 +118,8 @@ MADE: dict[str, Callable[..., str]] = {
 
 def block(path: Path, name: str, arguments: str, old: str) -> str:
     """What stands between a pair of marks in the document at `path`. Raises ValueError where nothing can."""
-    if name == "settings":
-        return settings(path, old)
     if name == "results":
-        return first_page("comparison") if path in READMES.values() else all_methods("comparison")
+        return all_methods("comparison")
     if name in ("speed", "ablations", "full_size") and not arguments:
         return old  # of before their numbers were stored
     if name not in MADE:
@@ -188,10 +131,12 @@ def block(path: Path, name: str, arguments: str, old: str) -> str:
 
 
 def check_pairs(path: Path, text: str) -> None:
-    """Raise ValueError when a mark lacks its partner."""
-    for name in {"settings", "results", *MADE, *re.findall(r"<!-- /([a-z_]+) -->", text), ""}:
+    """Raise ValueError when a mark lacks its partner, or when a number's mark begins a line."""
+    for name in {"results", *MADE, *re.findall(r"<!-- /([a-z_]+) -->", text), ""}:
         if len(re.findall(f"<!-- {name or '='} ", text)) != text.count(f"<!-- /{name or ''} -->"):
             raise ValueError(f"{path.name}: the marks of {name or 'a number'} are not in pairs.")
+    if re.search(r"^<!-- = ", text, re.M):
+        raise ValueError(f"{path.name}: a line begins with the mark of a number, so Markdown takes it for HTML.")
 
 
 def renew(path: Path, text: str) -> str:

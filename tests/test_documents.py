@@ -2,17 +2,21 @@
 
 import argparse
 import ast
+import dataclasses
 import functools
 import importlib.util
 import keyword
 import pkgutil
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import documents
 import pytest
 import readme_parts
+
+from anytext_lcm.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "anytext_lcm"
@@ -30,8 +34,7 @@ FOREIGN_FLAGS = {"--multi_gpu"}  # of `accelerate launch`
 ENDINGS = "py|md|json|png|ipynb|yaml|yml|toml|lock|txt|ckpt|safetensors|cfg|ttf|pt"
 PLACEHOLDER = re.compile(r"-m anytext_lcm\.(…|\.\.\.|NAME)")
 # What a document names although it is gone. An entry goes with the sentence that names it.
-GONE = {name: ["anytext_lcm.sample.read_settings"] for name in ("README.md", "README.zh-CN.md")}
-GONE["RESULTS.md"] = ["--second_reader"]
+GONE = {"RESULTS.md": ["--second_reader"]}
 
 
 @functools.cache
@@ -44,10 +47,15 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
             name = module.__name__.removesuffix(".__main__")
             found[f"-m {name}"] = module.build_parser()
     script = ROOT / "notebooks" / "perfect_teacher.py"
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    sys.modules[script.stem] = module = importlib.util.module_from_spec(spec)  # its dataclasses look themselves up
+    return found | {f"notebooks/{script.name}": load(script).build_parser()}
+
+
+def load(path: Path):
+    """The module in a file that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)  # its dataclasses look themselves up
     spec.loader.exec_module(module)
-    return found | {f"notebooks/{script.name}": module.build_parser()}
+    return module
 
 
 def flags(parser: argparse.ArgumentParser) -> set[str]:
@@ -158,6 +166,16 @@ def test_what_a_document_names_exists(path):
     assert sorted(set(unknown)) == GONE.get(str(path.relative_to(ROOT)), [])
 
 
+@pytest.mark.parametrize("path", [*readme_parts.READMES.values(), readme_parts.CARD], ids=lambda path: path.name)
+def test_commands_can_be_parsed(path):
+    """With all that they need, and values of the right kind."""
+    lines = [line for line in documents.shell_lines(path) if "-m anytext_lcm" in line and not PLACEHOLDER.search(line)]
+    assert lines
+    for line in lines:
+        _, module, *words = shlex.split(line[line.index("-m anytext_lcm") :])
+        parsers()[f"-m {module}"].parse_args(words)
+
+
 @pytest.mark.parametrize(
     "span",
     [
@@ -188,3 +206,19 @@ def test_links_lead_somewhere(path):
         assert target.exists(), link
         if anchor:
             assert anchor in documents.anchors(target), link
+
+
+def test_every_flag_has_its_reason_in_the_help_and_on_the_site():
+    """The documents hold no list of settings: these two places do."""
+    page = load(ROOT / "docs" / "conf.py").settings_pages()
+    sections = {text.split("\n")[0].split(".")[-1]: text for text in page.split("\n## ")}
+    for command, parser in parsers().items():
+        if command.startswith("-m "):
+            section = sections[command.split(".")[-1]]
+            assert {flag for flag in flags(parser) - {"-h", "--help"} if f"`{flag}`" not in section} == set(), command
+            silent = [action.dest for action in parser._actions if action.option_strings and not action.help]
+            assert not silent, command
+    rows = {found[1]: found[2] for found in re.finditer(r"^\| `(--\w+)`[^|]* \| (.*) \|$", sections["train"], re.M)}
+    for setting in dataclasses.fields(TrainSettings):
+        reason = setting.metadata["help"]
+        assert reason and re.sub(r"\\(.)", r"\1", rows[f"--{setting.name}"]).startswith(reason), setting.name

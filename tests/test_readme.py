@@ -47,9 +47,3 @@ def test_both_languages_have_the_same_form():
     assert headings(english) == headings(chinese)
     for pattern in (r"!\[[^]]*\]\(([^)]*)\)", r"python -m anytext_lcm\.(\w+)", r"`(--\w+)"):
         assert set(re.findall(pattern, english)) == set(re.findall(pattern, chinese)), pattern
-
-
-def test_the_settings_are_translated():
-    """Where the Chinese README lists them at all; test_parts_are_made_anew holds the other columns."""
-    reasons = readme_parts.reasons_of(TEXTS["zh"])
-    assert all(re.search("[\u4e00-\u9fff]", reason) for reason in reasons.values()), "a reason is not translated"
