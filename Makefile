@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml requirements.lock
 demo: $(STAMP)  ## distil the small teacher in minutes, draw with both: outputs/demo
 	$(BIN)/python -m anytext_lcm.demo
 
-notebooks: $(STAMP)  ## run the five notebooks again and store their outputs
+notebooks: $(STAMP)  ## run the six notebooks again and store their outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.store_widget_state=False notebooks/[0-9][0-9]_*.ipynb
 	$(BIN)/python notebooks/tidy.py notebooks/[0-9][0-9]_*.ipynb

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class DemoSettings:
     """What fits a few minutes on two cores; the reason stands beside each number."""
 
-    steps: int = 200  # after 300 the pictures were sharper than real ones, and farther away (the card has the figures)
+    steps: int = 200  # after 300 the pictures were sharper than real ones, and farther away (the diary has the figures)
     batch: int = 8  # pictures an update, over all processes: many small steps beat few large ones here
     loss: str = "l2"  # with Huber fine channels of the latents drifted off, and pictures were sharper than real ones
     learning_rate: float = 3e-5  # with 2e-4 the text was lost after 200 updates, whichever the targets
@@ -29,7 +29,7 @@ class DemoSettings:
     ema: float = 0.98  # at most; it begins low, and after 200 updates is 0.957, an average of about the last 20
     rank: int = 32
     # AnyText2's own groups reach nothing at 16x16 but the control residuals, since the attention is at 8x8; with the
-    # rest of the UNet the pictures came nearer to real ones (the README has the figures).
+    # rest of the UNet the pictures came nearer to real ones (RESULTS.md has the figures).
     targets: tuple[str, ...] = (
         "zero_convs",
         "middle_block_out",
