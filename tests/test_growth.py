@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import gc
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -24,13 +26,16 @@ MOST_MB = 25  # of growth that an allocator may show without a leak
 
 
 def looked_at():
-    """MB of this process alone, threads, open files, children."""
+    """MB of this process that no file backs, threads, open files, children.
+
+    Mapped libraries do not count: what is shared of them depends on the other processes of the machine.
+    """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed, in amounts that vary by 60 MB
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    process = psutil.Process()
+    process, status = psutil.Process(), Path("/proc/self/status").read_text(encoding="utf-8")
     return (
-        process.memory_full_info().uss / 1e6,
+        int(re.search(r"^RssAnon:\s+(\d+) kB", status, re.M)[1]) / 1e3,
         process.num_threads(),
         process.num_fds(),
         len(process.children(recursive=True)),
