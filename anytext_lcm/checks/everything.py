@@ -81,6 +81,7 @@ def require_inputs(settings: Mapping[str, Any], latents_to: str | None = None) -
     """
     from anytext_lcm.training.settings import TrainSettings
 
+    TrainSettings(**settings).check_values()
     gone = None
     try:
         known = TrainSettings.from_dict(settings)

@@ -88,8 +88,9 @@ def wrong(name, arguments, must_refuse, folder, here, monkeypatch, capsys):
     printed = capsys.readouterr()
     if code == 0:
         return "exit code 0" if must_refuse else None
-    left = sorted(os.listdir(here))
-    if code != 2 or left or printed.err.count("\n") != 1 or not printed.err.startswith("error: "):
+    left, lines = sorted(os.listdir(here)), printed.err.splitlines()
+    # One sentence, or one for each thing that is missing.
+    if code != 2 or left or not 1 <= len(lines) <= 3 or not all(line.startswith("error: ") for line in lines):
         return f"exit code {code}, left {left}, said {printed.err!r}"
     return None
 
