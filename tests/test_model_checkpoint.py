@@ -258,6 +258,8 @@ def test_too_little_memory_is_said(model, original, source, tmp_path, monkeypatc
 
     path = saved(tmp_path / "large.ckpt", source)
     monkeypatch.setattr(torch, "load", full)
+    assert "is truncated or no weights file" in refused(model, path, original)  # small, it cannot hold so much
+    monkeypatch.setattr("anytext_lcm.model.checkpoint.SMALL_FILE", 1)
     assert "needs more memory than there is" in refused(model, path, original)
 
 

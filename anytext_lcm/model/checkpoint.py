@@ -21,6 +21,7 @@ DAMAGE = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, RuntimeError, TypeError),
     *(ValueError, SafetensorError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
 )
+SMALL_FILE = 256 << 20  # bytes that any machine can hold
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -45,7 +46,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             "save its state dict alone, best as .safetensors."
         ) from error
     except (MemoryError, *DAMAGE) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error):  # torch's is a RuntimeError
+        # Torch's is a RuntimeError. A small file that asks for much is damaged where it says how much it holds.
+        if (isinstance(error, MemoryError) or "memory" in str(error)) and path.stat().st_size > SMALL_FILE:
             raise ValueError(f"Checkpoint {path} needs more memory than there is; close other programs.") from error
         raise ValueError(_unreadable(path)) from error
     for _ in range(2):

@@ -57,7 +57,7 @@ def data_list(folder: Path, *records: dict) -> str:
 def picture_bytes(rng: random.Random) -> tuple[str, bytes]:
     """A picture of any kind, whole."""
     mode = rng.choice(("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "I", "F", "CMYK"))
-    kinds = {"RGB": "PNG JPEG WEBP BMP GIF TIFF", "CMYK": "JPEG TIFF", "F": "TIFF", "I": "TIFF PNG"}
+    kinds = {"RGB": "PNG JPEG WEBP BMP GIF TIFF", "CMYK": "JPEG TIFF", "F": "TIFF", "I": "TIFF"}
     kind = rng.choice(kinds.get(mode, "PNG TIFF").split())
     width, height = rng.choice(((SIDE, SIDE), (SIDE, SIDE), (1, 1), (1, 3000), (3000, 1), (100, 80), (700, 500)))
     levels = np.frombuffer(rng.randbytes(height * width), np.uint8).reshape(height, width)
