@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anytext_lcm.command import FAILURES, AlreadyReported, finite, new_parser, positive, run
-from anytext_lcm.training.settings import TrainSettings, add_flags, check_picture_size, collect
+from anytext_lcm.training.flags import add_flags, collect
+from anytext_lcm.training.settings import TrainSettings, check_picture_size
 
 FLAGS = (
     "config",

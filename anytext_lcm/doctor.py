@@ -9,7 +9,8 @@ from dataclasses import fields
 
 from anytext_lcm.command import add_rate, check_rate, new_parser, run
 from anytext_lcm.model.networks import FULL_CONFIG, defaults_for
-from anytext_lcm.training.settings import TrainSettings, add_flags, collect
+from anytext_lcm.training.flags import add_flags, collect
+from anytext_lcm.training.settings import TrainSettings
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,7 +15,8 @@ from anytext_lcm.data.text import checked
 from anytext_lcm.files import atomic_folder
 from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION, TASKS
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
-from anytext_lcm.training.settings import TrainSettings, add_flags
+from anytext_lcm.training.flags import add_flags
+from anytext_lcm.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from anytext_lcm.adapter.choices import MadeFor

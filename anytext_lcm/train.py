@@ -10,7 +10,8 @@ from dataclasses import fields
 from typing import Any
 
 from anytext_lcm.command import FAILURES, AlreadyReported, add_rate, check_rate, new_parser, run
-from anytext_lcm.training.settings import TrainSettings, add_flags, collect
+from anytext_lcm.training.flags import add_flags, collect
+from anytext_lcm.training.settings import TrainSettings
 
 FREE = ("--estimate", "--dry_run", "--run")  # flags beside which no other is required
 
