@@ -86,7 +86,8 @@ def work(args: argparse.Namespace) -> str | None:
     if given := [f"--{name}" for name in ("captions", "tflops", "estimate") if own[name]]:
         raise ValueError(f"{', '.join(given)} is of --draw N alone; add that or leave it out.")
     if dry_run:
-        return tell(look_at_inputs(TrainSettings(**chosen, output_dir=own["latents"]), latents_to=own["latents"]))
+        settings = TrainSettings(**chosen, output_dir=own["latents"])
+        return tell(look_at_inputs(settings, latents_to=own["latents"], ask_disk=True))
     settle()
     try:
         with fresh_accelerate_state(), one_voice():

@@ -462,10 +462,9 @@ def test_doctor_and_dry_run_when_all_is_there(given, tmp_path, capsys, nothing_i
         assert out.endswith("Nothing is missing.\n") and not (tmp_path / "run").exists()
     cache = [flag for flag in flags if "lora" not in flag and "output_dir" not in flag]
     assert cache_latents.main([*cache, "--latents", str(tmp_path / "latents"), "--dry_run"]) == 0
-    assert (
-        "0.01 GB for 10,000 pictures in half precision" in capsys.readouterr().out
-        and not (tmp_path / "latents").exists()
-    )
+    out = capsys.readouterr().out
+    assert "0.01 GB for 10,000 pictures in half precision" in out and "latents of 10,000 pictures" in out
+    assert not (tmp_path / "latents").exists()
 
 
 def test_estimate_says_time_disk_and_cards(given, capsys):

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from anytext_lcm.training.settings import TrainSettings
 
 
-def look_at_inputs(settings: "TrainSettings", latents_to: str | None = None, data_needed: bool = True) -> Findings:
+def look_at_inputs(
+    settings: "TrainSettings", latents_to: str | None = None, data_needed: bool = True, ask_disk: bool = False
+) -> Findings:
     """Look at all that a training reads, and at the machine it runs on; takes seconds and loads nothing.
 
-    latents_to: the folder that `cache_latents` is to fill, in place of a training; it asks the disk itself, when it
-    knows what is there already. data_needed: whether it is a fault when the settings name no data.
+    latents_to: the folder that `cache_latents` is to fill, in place of a training. data_needed: whether it is a fault
+    when the settings name no data. ask_disk: whether latents_to must have room for all; the command itself asks later,
+    when it knows what is there already.
     """
     found = Findings()
     model = look_at_network(found, settings.config, settings.teacher_ckpt, "--teacher_ckpt")
@@ -31,6 +34,8 @@ def look_at_inputs(settings: "TrainSettings", latents_to: str | None = None, dat
         if latents_to is not None and records is not None:
             need = latent_bytes(model, settings.picture_size, records)
             found.note("latents", f"{need / 1e9:.2f} GB for {records:,} pictures in half precision")
+            if ask_disk:
+                look_at_disk(found, latents_to, need, f"latents of {records:,} pictures")
     if latents_to is None:
         look_at_latents(found, settings.latents_folder, records)
     return found
