@@ -232,9 +232,5 @@ class ShardReader:
             path = shard_path(self.folder, shard)
             raise ValueError(f"Row {index} of {path} cannot be read ({error}); compute it again.") from error
 
-    def column(self, name: str) -> Tensor:
-        """One array of all rows, (rows, *shape); for small ones."""
-        return torch.cat([self._opened(shard).get_tensor(name).clone() for shard in range(self.layout.shards)])
-
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return (self.row(index) for index in range(len(self)))
