@@ -15,7 +15,6 @@ from anytext_lcm.files import atomic_folder
 from anytext_lcm.training.recipes import DEFAULTS
 
 METHODS = ("real", "teacher-50", "teacher-8", "teacher-4", "untrained-4", "student-4", "student-8")
-GRID_ROWS = 8
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,7 +61,7 @@ def work(args: argparse.Namespace) -> str:
         }
         guidance = networks.EMBEDDED_GUIDANCE
         report, results = compare_methods(model, panel, METHODS, guidance, settings=settings, table=False)
-        write_report(folder, report, results, panel, GRID_ROWS)
+        write_report(folder, report, results, panel)
     return closing(report, output, (time.monotonic() - began) / 60)
 
 

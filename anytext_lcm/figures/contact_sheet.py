@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-GAP, HEAD, LABEL = 6, 34, 150  # pixels: between pictures, above them, left of them
+GAP, HEAD, LABEL = 6, 34, 150  # between pictures, above them, left of them, beside pictures of SIDE pixels or less
+SIDE = 170  # larger pictures get larger writing
 
 
 def contact_sheet(columns: Mapping[str, np.ndarray], labels: Sequence[Sequence[str]], scale: int = 1) -> np.ndarray:
@@ -19,25 +20,31 @@ def contact_sheet(columns: Mapping[str, np.ndarray], labels: Sequence[Sequence[s
         if len(images) < len(labels):
             raise ValueError(f"{name!r} has {len(images)} pictures for {len(labels)} rows.")
     height, width = (scale * side for side in next(iter(columns.values())).shape[1:3])
-    size = LABEL + len(columns) * (width + GAP) + GAP, HEAD + len(labels) * (height + GAP) + GAP
+    unit = max(1.0, height / SIDE)
+    gap, head, label = (round(unit * pixels) for pixels in (GAP, HEAD, LABEL))
+    size = label + len(columns) * (width + gap) + gap, head + len(labels) * (height + gap) + gap
     sheet = Image.new("RGB", size, "white")
-    pen, bold, plain = ImageDraw.Draw(sheet), _font("DejaVuSans-Bold.ttf", 12), _font("DejaVuSans.ttf", 11)
+    pen, bold, plain = (
+        ImageDraw.Draw(sheet),
+        _font("DejaVuSans-Bold.ttf", 12 * unit),
+        _font("DejaVuSans.ttf", 11 * unit),
+    )
     for column, (name, images) in enumerate(columns.items()):
-        left = LABEL + GAP + column * (width + GAP)
+        left = label + gap + column * (width + gap)
         for line, text in enumerate(name.split("\n")[:2]):
             font = plain if line else bold
-            pen.text((left, 3 + 15 * line), _fit(pen, text, width, font), font=font, fill="black")
+            pen.text((left, (3 + 15 * line) * unit), _fit(pen, text, width, font), font=font, fill="black")
         for row in range(len(labels)):
             picture = Image.fromarray(images[row]).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(picture, (left, HEAD + row * (height + GAP)))
+            sheet.paste(picture, (left, head + row * (height + gap)))
     for row, texts in enumerate(labels):
         for line, text in enumerate(texts):
-            place = (GAP, HEAD + row * (height + GAP) + 4 + 16 * line)
-            pen.text(place, _fit(pen, text, LABEL - GAP, plain), font=plain, fill="black")
+            place = (gap, head + row * (height + gap) + (4 + 16 * line) * unit)
+            pen.text(place, _fit(pen, text, label - gap, plain), font=plain, fill="black")
     return np.asarray(sheet)
 
 
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+def _font(name: str, size: float) -> ImageFont.FreeTypeFont:
     """One of the fonts that come with matplotlib, the same on every machine."""
     import matplotlib  # here, so that `data --help` stays light
 

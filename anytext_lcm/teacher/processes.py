@@ -70,10 +70,16 @@ def _run_rank(index: int, world: int, port: int, stage: Stage, work: Path, recip
 
 def parallel(module: nn.Module, rank: Rank) -> nn.Module:
     """The module with gradients averaged over all processes; itself when there is one process."""
-    return DistributedDataParallel(module, gradient_as_bucket_view=True) if rank.world > 1 else module
+    return (
+        DistributedDataParallel(module, gradient_as_bucket_view=True, bucket_cap_mb=200) if rank.world > 1 else module
+    )
 
 
 def autocast(rank: Rank) -> AbstractContextManager:
-    """bfloat16 where the hardware multiplies it; without AVX512-BF16 a CPU takes ten times as long as in float32."""
-    fast = rank.device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.autocast(rank.device.type, torch.bfloat16, enabled=fast)
+    """bfloat16 where it is fast."""
+    return torch.autocast(rank.device.type, torch.bfloat16, enabled=fast_bfloat16(rank))
+
+
+def fast_bfloat16(rank: Rank) -> bool:
+    """Whether the hardware multiplies it; without AVX512-BF16 a CPU takes ten times as long as in float32."""
+    return rank.device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
