@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from anytext_lcm.command import add_guidance, add_network, add_precision, natural, new_parser, run
 from anytext_lcm.data.text import checked
 from anytext_lcm.files import atomic_folder
-from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION, TASKS
+from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
 from anytext_lcm.training.flags import add_flags
 from anytext_lcm.training.settings import TrainSettings
@@ -70,7 +70,6 @@ def build_parser() -> argparse.ArgumentParser:
         default=1,
         help="pictures of each prompt from different noise; from 2 on diversity is measured (default: %(default)s)",
     )
-    add("--task", choices=TASKS, default=TASKS[0], help="of the panel's prompts (default: %(default)s)")
     add("--edit_share", type=float, default=0.0, help="of prompts that edit a picture (default: %(default)s)")
     add("--hint_share", type=float, default=0.0, help="of prompts with a font hint (default: %(default)s)")
     add("--output", default="outputs/evaluation", help="folder for report, table and grid (default: %(default)s)")
@@ -182,7 +181,6 @@ def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
         seed=args.seed,
         image_size=defaults.size[0],
         repeats=args.sampling_seeds,
-        task=args.task,
         edit_share=args.edit_share,
         hint_share=args.hint_share,
     )

@@ -147,8 +147,6 @@ def work(args: argparse.Namespace) -> str:
     prompts_to_batch(prompts, defaults.size, defaults.max_lines, args.font)
     check_writable(args.output)
     precision = chosen_precision(args.device, args.precision)
-    if not defaults.line_colours and any(line.color for prompt in prompts for line in prompt.lines):
-        print("note: this network knows colours from the prompt alone; those of the lines do nothing.", file=sys.stderr)
 
     require_network(args.config, args.ckpt)
     use_available_cores()

@@ -11,7 +11,7 @@ from micro_network import SIDE, micro_network
 from PIL import Image
 
 from anytext_lcm.adapter.lora import adapter_state, attach
-from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.colours import COLORS
 from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.drawing import editing
 from anytext_lcm.drawing import play as play_module

@@ -12,7 +12,7 @@ from PIL import Image
 
 from anytext_lcm import sample
 from anytext_lcm.adapter.lora import adapter_state, attach, save_adapter
-from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.colours import COLORS
 from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.drawing import png, prompts
 from anytext_lcm.model import loading, networks

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.colours import COLORS
 from anytext_lcm.judging.reading import rectify
 
 Palette = Mapping[str, tuple[int, int, int]]

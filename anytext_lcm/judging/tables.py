@@ -57,7 +57,7 @@ _HEADINGS = {key: words if key == "kept_outside" else f"{words} obeyed" for key,
 
 
 def _obedience(report: Mapping[str, Any]) -> dict[str, str]:
-    """The measures of obedience that the panel's task has, with their headings."""
+    """The measures of obedience that the panel has, with their headings."""
     rows = report["methods"].values()
     return {key: words for key, words in _OBEDIENCE.items() if any(row.get(key) for row in rows)}
 

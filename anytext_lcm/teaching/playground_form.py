@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
-from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.colours import COLORS
 from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.drawing import play
 from anytext_lcm.drawing.methods import Method, student_method, teacher_method
