@@ -79,7 +79,7 @@ def closing(report: Mapping[str, Any], output: Path, minutes: float) -> str:
         cells = [f"{row[speed]['denoise']:.1f}x", "{value:.2f} [{low:.2f}, {high:.2f}]".format(**read)]
         rows.append([name, *cells, f"{real['kernel']['value']:.2f}" if real else "-"])
     table = text_table(["", "faster", "lines read", "distance to real pictures"], rows, align="lr")
-    draw = '--prompt "yellow text on a red background" --line "HELLO@10,40,118,80"'
+    draw = '--prompt "a blue background with a red circle, text" --line "OPEN@10,12,118,52#yellow"'
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
     return f"""

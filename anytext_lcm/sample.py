@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anytext_lcm.drawing.jobs import Job
     from anytext_lcm.drawing.methods import Method
 
-EXAMPLE = 'python -m anytext_lcm.sample --prompt "a red background" --line "HELLO@10,40,118,80#yellow"'
+EXAMPLE = 'python -m anytext_lcm.sample --prompt "a red background with text" --line "HELLO@10,40,118,80#yellow"'
 STUDENT_STEPS, TEACHER_STEPS, GAMMA = 4, 20, 0.3
 MOST_LINES, MOST_PICTURES = 100, 1000
 MOST_PIXELS = 2048  # of a side; four times what AnyText2 was trained at
