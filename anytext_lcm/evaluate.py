@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anytext_lcm.judging.panel import Panel
 
 LINES = 256
-OTHER_TASK = "The panel is the embedded network's own task; --validation_list or --prompts measure on one's own data."
+OTHER_PICTURES = "The panel has the embedded network's pictures; --validation_list or --prompts measure on one's own."
 OWN_DATA = ("validation_list", "data_list", "validation_share", "data_root", "index_dir", "wm_thresh", "fit", "fonts")
 
 
@@ -104,7 +104,7 @@ def work(args: argparse.Namespace) -> str:
     require_network(args.config, args.ckpt)
     with atomic_folder(args.output) as folder:
         if panel.source == "scenes" and defaults.checkpoint is None:  # a network of one's own
-            print(OTHER_TASK, file=sys.stderr)
+            print(OTHER_PICTURES, file=sys.stderr)
         use_available_cores()
         model = load_chosen(args.config, args.ckpt, args.device, precision)
         if adapter is not None:
@@ -142,7 +142,7 @@ def read_adapters(names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
 
 
 def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
-    """The panel of the flags: held-out records, prompts of a file, or the embedded network's own task.
+    """The panel of the flags: held-out records, prompts of a file, or the embedded network's own pictures.
 
     Raises ValueError or FileNotFoundError, also for flags that contradict each other.
     """
