@@ -10,7 +10,7 @@ average of the possibilities is a smudge that anybody sees.
     text     one or two lines of 2 to 7 characters: words, numbers, mixed strings, signs such as 50% and #7
     colour   of the text: named or any; given as numbers in most pictures, named by the caption in at most a third
     font     one of eight, which the glyph image does not show; the font hint shows it in some pictures
-    editing  half of the pictures to edit are scenes, half are varied pictures (`material.py`) with text on them
+    editing  four in ten pictures to edit are scenes, six are varied pictures (`material.py`) with text on them
 
 Text is large and clear: a recogniser reads nearly all of it, so a line that is not read is the model's fault.
 
