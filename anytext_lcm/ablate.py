@@ -28,7 +28,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--lines", type=int, default=256, help="lines of text to read (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of training and panel (default: %(default)s)")
-    add("--scenery", action="store_true", help="train and judge on the scenery task")
     add("--config", default=str(EMBEDDED_CONFIG), help="yaml of the network (default: the embedded one)")
     add("--teacher_ckpt", help="its weights (default: those that come with the yaml)")
     return parser
@@ -42,7 +41,7 @@ def work(args: argparse.Namespace) -> str:
 
     require_network(args.config, args.teacher_ckpt, "--teacher_ckpt")
     use_available_cores()
-    network = {"config": args.config, "teacher_ckpt": args.teacher_ckpt, "scenery": args.scenery}
+    network = {"config": args.config, "teacher_ckpt": args.teacher_ckpt}
     return format_table(ablate(args.output, args.runs, args.steps, args.lines, args.seed, **network))
 
 

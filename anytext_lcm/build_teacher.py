@@ -2,15 +2,15 @@
 
 Each stage can be run alone; vae, diffusion, writing and decoder continue where they were interrupted:
     tokenizer   the tokenizer of `anytext_lcm/assets`, when captions have new words; not run by default
-    data        pictures and conditioning of the mock task, drawn once into memory-mapped columns
+    data        mock pictures and their conditioning, drawn once into memory-mapped columns
     vae         a linear encoder from principal components, then its decoder on text-centred crops
     recogniser  CTC on drawn lines; one set of weights for both of AnyText2's predictors, frozen afterwards
-    fonts       the second copy of the recogniser learns to tell fonts apart (scenery task)
+    fonts       the second copy of the recogniser learns to tell fonts apart
     features    latents and recogniser features of every picture, so that the diffusion runs on what is left
     diffusion   UNet, WriteNet, text tower and the trainable part of the embedding manager, on v
     reader      CTC on lines cut out of true latents
     writing     the diffusion continues, and what it makes of its own half-drawn pictures must be legible to the reader
-    decoder     the decoder alone once more, on pictures of all kinds (scenery task)
+    decoder     the decoder alone once more, on pictures of all kinds
     export      the half-precision file of `anytext_lcm/assets`
 
 Runs on all CPU cores as single-threaded processes that average gradients (two OpenMP threads of one process slow each
@@ -21,10 +21,11 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from anytext_lcm.command import finite, natural, new_parser, positive, run
-from anytext_lcm.teacher.recipe import DEFAULT_STAGES, FEWEST_PICTURES, STAGES, TASKS, Recipe, recipe_of
+from anytext_lcm.teacher.recipe import DEFAULT_STAGES, FEWEST_PICTURES, STAGES, Recipe
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,11 +34,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--work", type=Path, default=Path("outputs/teacher"), help="gets columns and checkpoints (default: %(default)s)"
     )
-    add("--stage", nargs="+", choices=STAGES, help="default: all that the task has")
-    add("--task", choices=TASKS, help="what is drawn (default: mock, or as the work folder was begun)")
+    add("--stage", nargs="+", choices=STAGES, help="default: all but tokenizer")
     add("--steps", type=positive, help=f"diffusion steps (default: {Recipe.diffusion_steps})")
-    add("--lr", type=finite, help="of the diffusion at its peak (default: the task's)")
-    add("--decay", type=finite, help="share of the steps over which it falls (default: the task's)")
+    add("--lr", type=finite, help=f"of the diffusion at its peak (default: {Recipe.diffusion_lr})")
+    add("--decay", type=finite, help=f"share of the steps over which it falls (default: {Recipe.decay})")
     add("--pictures", type=int, help=f"default: {Recipe.pictures}, or as the work folder was begun")
     add(
         "--seed",
@@ -63,22 +63,22 @@ def work(args: argparse.Namespace) -> None:
 
     args.work.mkdir(parents=True, exist_ok=True)
     start = None if args.start_from is None else str(args.start_from)
-    begun = claim(args.work, pictures=args.pictures, seed=args.seed, start_from=start, task=args.task)
-    recipe = recipe_of(
-        begun.get("task") or "mock",
-        seed=begun["seed"],
-        pictures=begun["pictures"],
-        vae_steps=args.vae_steps,
-        decoder_steps=args.decoder_steps,
-        diffusion_steps=args.steps,
-        writing_steps=args.writing_steps,
-        diffusion_lr=args.lr,
-        decay=args.decay,
-    )
+    begun = claim(args.work, pictures=args.pictures, seed=args.seed, start_from=start)
+    numbers = {
+        "seed": begun["seed"],
+        "pictures": begun["pictures"],
+        "vae_steps": args.vae_steps,
+        "decoder_steps": args.decoder_steps,
+        "diffusion_steps": args.steps,
+        "writing_steps": args.writing_steps,
+        "diffusion_lr": args.lr,
+        "decay": args.decay,
+    }
+    recipe = replace(Recipe(), **{name: number for name, number in numbers.items() if number is not None})
     if begun["start_from"] is not None and not (args.work / "diffusion.pt").exists():
         start_from(Path(begun["start_from"]), args.work, recipe)
     processes = args.processes or usual_processes()
-    for stage in args.stage or DEFAULT_STAGES[recipe.task]:
+    for stage in args.stage or DEFAULT_STAGES:
         began = time.monotonic()
         run_stage(stage, args.work, recipe, processes, args.target)
         print(f"{stage}: {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)

@@ -22,7 +22,6 @@ FLAGS = (
     "config",
     "teacher_ckpt",
     "use_mock_dataset",
-    "scenery",
     "data_list",
     "data_root",
     "index_dir",
@@ -198,8 +197,6 @@ def draw(chosen: dict, latents: str, draw: int, captions: str | None, tflops: fl
     from anytext_lcm.training.loop import load_teacher
     from anytext_lcm.training.path_store import Wishes, cost, write_paths
 
-    if captions is not None and chosen["scenery"]:
-        raise ValueError("--scenery has no effect beside --captions; leave one of them out.")
     settings = settings_to_draw(chosen, latents, estimate)
     channels = AnyText2.from_config(settings.config, device="meta").latent_channels
     said = cost(settings, draw, channels).words(tflops)

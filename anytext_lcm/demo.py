@@ -66,7 +66,7 @@ def work(args: argparse.Namespace) -> str:
 
 
 def closing(report: Mapping[str, Any], output: Path, minutes: float) -> str:
-    """What the demo ends with: three numbers of teacher and student, one picture, what to do next."""
+    """What the demo ends with: four numbers of teacher and student, one picture, what to do next."""
     from anytext_lcm.figures.text_table import text_table
     from anytext_lcm.judging.tables import times_of
 
@@ -74,11 +74,13 @@ def closing(report: Mapping[str, Any], output: Path, minutes: float) -> str:
     rows = []
     for name in (report["reference"], next(name for name in METHODS if name.startswith("student"))):
         row = report["methods"][name]
-        read, real = row["accuracy"], row["distribution"]
+        read, real, things = row["accuracy"], row["distribution"], row.get("objects_obeyed")
         cells = [f"{row[speed]['denoise']:.1f}x", "{value:.2f} [{low:.2f}, {high:.2f}]".format(**read)]
-        rows.append([name, *cells, f"{real['kernel']['value']:.2f}" if real else "-"])
-    table = text_table(["", "faster", "lines read", "distance to real pictures"], rows, align="lr")
-    draw = '--prompt "yellow text on a red background" --line "HELLO@10,40,118,80"'
+        cells += [f"{things['value']:.2f}" if things else "-", f"{real['kernel']['value']:.2f}" if real else "-"]
+        rows.append([name, *cells])
+    head = ["", "faster", "lines read", "objects obeyed", "distance to real pictures"]
+    table = text_table(head, rows, align="lr")
+    draw = '--prompt "a blue background with a red circle, text" --line "OPEN@10,12,118,52#yellow"'
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
     return f"""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from anytext_lcm.command import add_guidance, add_network, add_precision, natural, new_parser, run
 from anytext_lcm.data.text import checked
 from anytext_lcm.files import atomic_folder
-from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION, TASKS
+from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
 from anytext_lcm.training.flags import add_flags
 from anytext_lcm.training.settings import TrainSettings
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anytext_lcm.judging.panel import Panel
 
 LINES = 256
-OTHER_TASK = "The panel is the embedded network's own task; --validation_list or --prompts measure on one's own data."
+OTHER_PICTURES = "The panel has the embedded network's pictures; --validation_list or --prompts measure on one's own."
 OWN_DATA = ("validation_list", "data_list", "validation_share", "data_root", "index_dir", "wm_thresh", "fit", "fonts")
 
 
@@ -70,7 +70,6 @@ def build_parser() -> argparse.ArgumentParser:
         default=1,
         help="pictures of each prompt from different noise; from 2 on diversity is measured (default: %(default)s)",
     )
-    add("--task", choices=TASKS, default=TASKS[0], help="of the panel's prompts (default: %(default)s)")
     add("--edit_share", type=float, default=0.0, help="of prompts that edit a picture (default: %(default)s)")
     add("--hint_share", type=float, default=0.0, help="of prompts with a font hint (default: %(default)s)")
     add("--output", default="outputs/evaluation", help="folder for report, table and grid (default: %(default)s)")
@@ -105,7 +104,7 @@ def work(args: argparse.Namespace) -> str:
     require_network(args.config, args.ckpt)
     with atomic_folder(args.output) as folder:
         if panel.source == "scenes" and defaults.checkpoint is None:  # a network of one's own
-            print(OTHER_TASK, file=sys.stderr)
+            print(OTHER_PICTURES, file=sys.stderr)
         use_available_cores()
         model = load_chosen(args.config, args.ckpt, args.device, precision)
         if adapter is not None:
@@ -143,7 +142,7 @@ def read_adapters(names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
 
 
 def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
-    """The panel of the flags: held-out records, prompts of a file, or the embedded network's own task.
+    """The panel of the flags: held-out records, prompts of a file, or the embedded network's own pictures.
 
     Raises ValueError or FileNotFoundError, also for flags that contradict each other.
     """
@@ -182,7 +181,6 @@ def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
         seed=args.seed,
         image_size=defaults.size[0],
         repeats=args.sampling_seeds,
-        task=args.task,
         edit_share=args.edit_share,
         hint_share=args.hint_share,
     )

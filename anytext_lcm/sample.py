@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anytext_lcm.drawing.jobs import Job
     from anytext_lcm.drawing.methods import Method
 
-EXAMPLE = 'python -m anytext_lcm.sample --prompt "a red background" --line "HELLO@10,40,118,80#yellow"'
+EXAMPLE = 'python -m anytext_lcm.sample --prompt "a red background with text" --line "HELLO@10,40,118,80#yellow"'
 STUDENT_STEPS, TEACHER_STEPS, GAMMA = 4, 20, 0.3
 MOST_LINES, MOST_PICTURES = 100, 1000
 MOST_PIXELS = 2048  # of a side; four times what AnyText2 was trained at
@@ -147,8 +147,6 @@ def work(args: argparse.Namespace) -> str:
     prompts_to_batch(prompts, defaults.size, defaults.max_lines, args.font)
     check_writable(args.output)
     precision = chosen_precision(args.device, args.precision)
-    if not defaults.line_colours and any(line.color for prompt in prompts for line in prompt.lines):
-        print("note: this network knows colours from the prompt alone; those of the lines do nothing.", file=sys.stderr)
 
     require_network(args.config, args.ckpt)
     use_available_cores()

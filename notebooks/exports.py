@@ -84,7 +84,7 @@ def measure(
             drawn = run_method(model, panel, method, prepared)
             reference = drawn.images if reference is None else reference
             found = panel.judge(drawn.images, reference).measures
-            keys = ("accuracy", "background_obeyed", "text_colour_obeyed", "distribution", "same_noise")
+            keys = ("accuracy", "objects_obeyed", "ink_obeyed", "distribution", "same_noise")
             row = {"loaded": loaded, "method": dict(drawn.method), "evaluations": drawn.evaluations}
             rows.append(row | {key: found.get(key) for key in keys})
             print(describe(rows[-1]), flush=True)
@@ -118,13 +118,13 @@ def format_table(report: Mapping[str, Any]) -> str:
     def interval(found: Mapping[str, float] | None) -> str:
         return "–" if found is None else "{value:.3f} [{low:.2f}, {high:.2f}]".format(**found)
 
-    head = ("file", "sampler", "evaluations", "lines right", "background right", "text colour right", "distance")
+    head = ("file", "sampler", "evaluations", "lines right", "objects", "colour by number", "distance")
     rows = [
         [
             row["loaded"],
             sampler_of(row),
             row["evaluations"],
-            *(interval(row[key]) for key in ("accuracy", "background_obeyed", "text_colour_obeyed")),
+            *(interval(row[key]) for key in ("accuracy", "objects_obeyed", "ink_obeyed")),
             interval(row["distribution"] and row["distribution"]["kernel"]),
         ]
         for row in report["rows"]

@@ -1,6 +1,6 @@
 """How much of a perfect teacher's text can be read after a few steps, by how much its condition leaves open.
 
-A trained teacher's few steps may be legible because the network is good or because the task leaves nothing open. Here
+A trained teacher's few steps may be legible because the network is good or because the condition leaves nothing open. Here
 no network is involved: all pictures that a condition allows are drawn, so that the mean of the clean latents given
 noisy ones is a formula (`anytext_lcm.teaching.toy.Mixture`). DDIM along it draws what a perfect network would, without
 guidance. Section 4 of notebook 06 shows one condition; `python notebooks/perfect_teacher.py --help` measures many.
@@ -18,8 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from anytext_lcm.data import ink, layout
-from anytext_lcm.data.background import COLORS, draw_background, pick_text_color
-from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT
+from anytext_lcm.data.colours import draw_text_colors
+from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT, covers
+from anytext_lcm.data.grounds import draw_ground
+from anytext_lcm.data.strings import draw_text
 from anytext_lcm.lcm.samplers import finish, sample
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model.anytext2 import AnyText2
@@ -84,7 +86,7 @@ class OpenCondition:
 def draw_condition(
     rng: np.random.Generator, reach: float = 1.0, heights: tuple[float, float] = (layout.MIN_HEIGHT, layout.MAX_HEIGHT)
 ) -> OpenCondition:
-    """A random condition by the rules of the mock task, with a held-out text.
+    """A random condition by the rules of the mock data, with a held-out text.
 
     heights: least and largest height of the font's box, pixels. Raises ValueError when no line fits.
     """
@@ -95,19 +97,19 @@ def draw_condition(
             f"not {least:g} to {largest:g}."
         )
     free = SIZE - 2 * (reach + 4)
-    names = tuple(COLORS)
     while True:
-        name = names[int(rng.integers(len(names)))]
-        background, darkest, lightest = draw_background(rng, name, SIZE)
-        _, color = pick_text_color(rng, name, darkest, lightest, None)
-        text = layout.draw_text(rng, "test")
+        ground, text = draw_ground(rng, SIZE), draw_text(rng, "test")
+        colors = draw_text_colors(rng, ground.colors, ground.tones, 1)
         box, width, height, advance = ink.proportions(PLAIN_FONT, text)
-        # Letters as narrow for their height as the task allows, no wider than the picture.
+        oblong = min(WIDTHS) * width >= layout.MIN_ASPECT * height
+        if colors is None or not oblong or not all(covers(font, text) for font in layout.FONTS):
+            continue
+        # Letters as narrow for their height as the mock data's, no wider than the picture.
         narrowest = layout.MIN_ADVANCE * (heights[0] / layout.MIN_HEIGHT) * len(text) / advance
         low, high = max(heights[0] / box, narrowest), min(heights[1] / box, free / widest(width, height))
         if low < high:
             em = rng.uniform(low, high)
-            return OpenCondition(background, color, text, (width * em, height * em), reach)
+            return OpenCondition(ground.image, colors[0][2], text, (width * em, height * em), reach)
 
 
 def widest(width: float, height: float) -> float:
@@ -175,7 +177,7 @@ def measure(
 def build_parser() -> argparse.ArgumentParser:
     """Flags of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add, reach = parser.add_argument, "pixels by which the text's place is open, each way; the mock task has 1"
+    add, reach = parser.add_argument, "pixels by which the text's place is open, each way; the mock data have 1"
     add("--reach", type=float, nargs="+", default=[1.0, 3.0, 6.0, 10.0], help=reach)
     add("--heights", type=float, nargs=2, default=[30.0, 46.0], metavar=("LEAST", "MOST"), help="of the font's box")
     add("--conditions", type=int, default=48, help="each drawn from two noises (default: %(default)s)")

@@ -62,10 +62,14 @@ def stored(name: str) -> Any:
 def number(path: str, form: str | None = None) -> str:
     """The number at REPORT/KEY/KEY..., in `form` (default .3f); with its interval when it has one.
 
-    Raises ValueError when the path leads to no number.
+    A dash stands for a measure of obedience that the report does not have: no prompt of its panel asked for it. Raises
+    ValueError when the path leads to no number.
     """
     report, *keys = path.split("/")
     found = stored(report)
+    if keys[:1] == ["methods"] and len(keys) > 2 and keys[2] in tables.OBEDIENCE:
+        if keys[2] not in found["methods"].get(keys[1], {keys[2]}):
+            return "–"
     try:
         for key in keys:
             found = found[int(key) if isinstance(found, list) else key]

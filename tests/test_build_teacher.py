@@ -328,7 +328,7 @@ def test_all_stages_in_miniature_make_a_teacher_that_loads(work, tmp_path):
         if name.startswith(("first_stage_model.", "text_predictor.")):
             assert torch.equal(value, written["raw"][name]), name
 
-    stages.stage_export(work, tmp_path / "teacher.safetensors", "mock")
+    stages.stage_export(work, tmp_path / "teacher.safetensors")
     model = AnyText2.from_config(EMBEDDED).load_checkpoint(tmp_path / "teacher.safetensors")
     averaged = written["average"]["module." + moved]
     torch.testing.assert_close(

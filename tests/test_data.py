@@ -1,7 +1,6 @@
-"""Fonts, glyphs, the batch contract and the mock data set."""
+"""Fonts, glyphs and the batch contract."""
 
 import hashlib
-import logging
 import string
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 import torch
 from fontTools.ttLib import TTFont
 
-from anytext_lcm.data import background, fonts, glyphs, layout, scene, words
 from anytext_lcm.data import batch as contract
+from anytext_lcm.data import fonts, glyphs
 from anytext_lcm.data.batch import FIELDS, Line, build_conditioning, collate, validate
 from anytext_lcm.data.mock import MockDataset
 
@@ -207,179 +206,3 @@ def test_broken_batches_are_named(held_out, change, message):
 def test_items_of_two_sizes_do_not_collate():
     with pytest.raises(ValueError, match="differ in the shape"):
         collate([MockDataset(1)[0], MockDataset(1, max_lines=3)[0]])
-
-
-# -- the mock data set -----------------------------------------------------------------------------------
-
-
-def assert_same_item(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        if isinstance(one[name], np.ndarray):
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-        elif "polygons" in name:
-            np.testing.assert_array_equal(np.stack(one[name]), np.stack(other[name]), err_msg=name)
-        else:
-            assert one[name] == other[name], name
-
-
-def test_items_depend_on_seed_split_and_index_alone():
-    first, again = MockDataset(50, seed=1), MockDataset(9999, seed=1)
-    for index in (49, 7, 7, 0):
-        assert_same_item(first[index], again[index])
-    assert not np.array_equal(first[0]["img"], MockDataset(50, seed=2)[0]["img"])
-    assert not np.array_equal(first[0]["img"], MockDataset(50, seed=1, split="test")[0]["img"])
-    assert not np.array_equal(first[0]["img"], first[1]["img"])
-
-
-def test_workers_change_nothing():
-    dataset = MockDataset(8, seed=4)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=2, collate_fn=collate)
-    for number, batch in enumerate(loader):
-        validate(batch)
-        own = collate([dataset[4 * number + i] for i in range(4)])
-        assert torch.equal(batch["img"], own["img"]) and torch.equal(batch["glyphs"], own["glyphs"])
-        assert batch["texts"] == own["texts"] and batch["img_caption"] == own["img_caption"]
-
-
-def test_picture_is_the_items_picture():
-    dataset = MockDataset(4)
-    image, coverage = dataset.picture(2)
-    item = dataset[2]
-    np.testing.assert_array_equal(image, item["img"])
-    assert coverage.shape == (1, 128, 128) and coverage.dtype == np.uint8
-    # All text lies in the polygons, and the polygons hold text.
-    quads = np.maximum.reduce([glyphs.draw_position(quad, SIZE) for quad in item["polygons"]])
-    assert not coverage[0][cv2.dilate(quads, np.ones((3, 3), np.uint8)) == 0].any()
-    assert coverage[0][quads == 1].mean() > 20
-
-
-def test_splits_share_no_text():
-    generator = np.random.default_rng(0)
-    drawn = {split: {layout.draw_text(generator, split).lower() for _ in range(3000)} for split in ("train", "test")}
-    assert not drawn["train"] & drawn["test"]
-    assert not set(words.WORDS_OF["train"]) & set(words.WORDS_OF["test"])
-    assert min(len(words.WORDS_OF[split]) for split in drawn) > 100
-    for split, texts in drawn.items():
-        assert len(texts) > 1000
-        assert {words.split_of(casing) for t in texts for casing in (t, t.title(), t.upper())} == {split}
-
-
-def test_text_is_readable_by_rule():
-    dataset = MockDataset(150, seed=6)
-    for index in range(len(dataset)):
-        scene = dataset.scene(index)
-        taken = np.zeros(SIZE, np.uint8)
-        luma = scene.image.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
-        for line in scene.lines:
-            assert 3 <= len(line.text) <= 6
-            assert layout.MIN_HEIGHT - 0.01 <= line.font_height <= layout.MAX_HEIGHT + 0.01
-            for quad in (line.quad, line.condition_quad):
-                assert quad.min() >= 0 and quad.max() <= 127
-            here = glyphs.draw_position(line.condition_quad, SIZE)
-            assert not (here & taken).any()
-            taken |= here
-            # The text is within the condition, up to the rounding of corners to whole pixels.
-            room = cv2.dilate(here, np.ones((3, 3), np.uint8))
-            assert not glyphs.draw_position(line.quad, SIZE)[room == 0].any()
-            behind = luma[(here == 1) & (scene.coverage == 0)]
-            own = np.dot(line.color, [0.299, 0.587, 0.114])
-            assert np.abs(behind - own).min() >= background.MIN_CONTRAST - 1.5  # rounding of two colours
-
-
-def test_what_is_open_and_what_is_told(held_out):
-    metas = [item["meta"] for item in held_out]
-    assert {len(item["texts"]) for item in held_out} == {1, 2}
-    assert {meta["mode"] for meta in metas} == {"edit", "generate"}
-    for item, meta in zip(held_out, metas, strict=True):
-        caption = item["img_caption"]
-        assert meta["background"] in caption.split()
-        for color, shape in meta["objects"]:
-            assert f"{color} {shape}" in caption
-        assert meta["color_in_caption"] or meta["color_given"]  # the colour is told somewhere
-        assert not any(text in caption.split() for text in item["texts"])
-        assert (item["font_hint"].any()) == meta["font_hinted"]
-        colors = [tuple(rgb) for rgb in item["color"][: item["n_lines"]].astype(int).tolist()]
-        assert colors == (meta["text_rgb"] if meta["color_given"] else [(500, 500, 500)] * item["n_lines"])
-        assert (item["masked_img"] == -1).all() == (meta["mode"] == "generate")
-
-
-def test_caption_vocabulary_is_complete():
-    known = set(scene.caption_vocabulary())
-    dataset = MockDataset(100, seed=8)
-    for index in range(len(dataset)):
-        item = dataset[index]
-        for caption in (item["img_caption"], item["text_caption"]):
-            spaced = caption.lower()
-            for sign in ",.:*":
-                spaced = spaced.replace(sign, f" {sign} ")
-            assert set(spaced.split()) <= known
-
-
-@pytest.mark.parametrize("image_size", [64, 256])
-def test_other_sizes_scale(image_size):
-    dataset = MockDataset(12, seed=1, image_size=image_size, max_lines=3)
-    batch = collate([dataset[i] for i in range(12)])
-    validate(batch)
-    assert batch["img"].shape == (12, 3, image_size, image_size)
-    for meta in batch["meta"]:
-        assert all(28 <= height * 128 / image_size <= 46.01 for height in meta["font_heights"])
-
-
-def test_one_slot_means_one_line():
-    dataset = MockDataset(20, max_lines=1)
-    assert {dataset[i]["n_lines"] for i in range(20)} == {1}
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"size": 0}, "at least one item"),
-        ({"size": 1, "split": "val"}, "'val' is unknown"),
-        ({"size": 1, "image_size": 100}, "multiple of 8"),
-        ({"size": 1, "max_lines": 0}, "at least one line slot"),
-    ],
-)
-def test_mock_errors(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        MockDataset(**arguments)
-    with pytest.raises(IndexError, match="outside the data set"):
-        MockDataset(2)[2]
-
-
-def test_a_recogniser_reads_the_pictures():
-    """The ground truth is legible: what a trained model fails to write, it fails by itself."""
-    rapidocr = pytest.importorskip("rapidocr")
-    from rapidocr.ch_ppocr_rec import TextRecInput
-
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        recognise = rapidocr.RapidOCR()._load_rec_model()
-    finally:
-        logging.disable(level)
-    dataset, crops, texts, index = MockDataset(1000, seed=5, split="test"), [], [], 0
-    while len(crops) < 40:
-        scene, index = dataset.scene(index), index + 1
-        for line in scene.lines:
-            crops.append(rectified(scene.image[..., ::-1], line.quad))
-            texts.append(line.text.lower())
-    order = sorted(range(len(crops)), key=lambda i: crops[i].shape[1])  # alike widths, little padding
-    right = 0
-    for start in range(0, len(order), 6):
-        chosen = order[start : start + 6]
-        read = recognise(TextRecInput(img=[crops[i] for i in chosen])).txts
-        right += sum(text.replace(" ", "").lower() == texts[i] for text, i in zip(read, chosen, strict=True))
-    assert right / len(crops) >= 0.96
-
-
-def rectified(image, quad, height=48, margin=2.0):
-    """The quad turned upright with a little room around it, `height` pixels high."""
-    quad = quad.astype(np.float32)
-    across, down = quad[1] - quad[0], quad[3] - quad[0]
-    wide, high = np.linalg.norm(across), np.linalg.norm(down)
-    across, down = across / wide * margin, down / high * margin
-    width = round(float(height * (wide + 2 * margin) / (high + 2 * margin)))
-    source = np.float32([quad[0] - across - down, quad[1] + across - down, quad[3] - across + down])
-    turn = cv2.getAffineTransform(source, np.float32([[0, 0], [width, 0], [0, height]]))
-    return cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_CUBIC)

@@ -50,15 +50,19 @@ def test_the_folder_holds_everything(tmp_path, monkeypatch, capsys):
     load_adapter(AnyText2.from_config(networks.EMBEDDED_CONFIG), output / "adapter")
 
 
-def test_three_numbers_of_teacher_and_student():
-    """Of the stored comparison, as the documents have them."""
+def test_four_numbers_of_teacher_and_student():
+    """Of the stored comparison, as the documents have them; of objects, of which it may know nothing, two of ours."""
     report = json.loads((ROOT / "notebooks" / "measured" / "comparison.json").read_text(encoding="utf-8"))
+    objects = {"teacher-50": 0.75, "student-1": 0.5}
+    for method, share in objects.items():
+        report["methods"][method]["objects_obeyed"] = {"value": share}
     lines = demo.closing(report, ROOT / "outputs", 3.0).splitlines()
-    for method in ("teacher-50", "student-1"):
+    for method, share in objects.items():
         row = report["methods"][method]
         faster, near = row["speedup_cores"]["denoise"], row["distribution"]["kernel"]["value"]
         [line] = [line for line in lines if line.startswith(f"{method} ")]
-        assert re.search(rf" {faster:.1f}x +{row['accuracy']['value']:.2f} \[.*\] +{near:.2f}$", line), line
+        read = f"{row['accuracy']['value']:.2f}"
+        assert re.search(rf" {faster:.1f}x +{read} \[.*\] +{share:.2f} +{near:.2f}$", line), line
 
 
 def test_a_failed_run_leaves_the_former_results(tmp_path, monkeypatch, capsys):

@@ -397,7 +397,7 @@ def test_defaults_and_adapters(model, tmp_path):
     multiple = 8 * unet.downsampling
     weights = networks.EMBEDDED_CHECKPOINT.resolve()
     wanted = Defaults((128, 128), 2, networks.EMBEDDED_GUIDANCE, "", multiple, weights)
-    assert replace(defaults_for(EMBEDDED_CONFIG), line_colours=True) == wanted
+    assert defaults_for(EMBEDDED_CONFIG) == wanted
     full = defaults_for(EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml"))
     assert full.size == (512, 512) and full.guidance_scale == 7.5 and full.multiple == 64
     assert full.max_lines == 20 and full.negative_prompt.startswith("low-res") and full.checkpoint is None
@@ -440,7 +440,6 @@ def test_a_copied_yaml_keeps_its_defaults_and_its_weights_are_looked_for_beside_
         ({"guidance_scale": float("nan")}, "guidance_scale must be a number in 1..100, not nan"),
         ({"guidance_scale": True}, "guidance_scale must be a number in 1..100, not True"),
         ({"guidance_scale": 0}, "guidance_scale must be a number in 1..100, not 0"),
-        ({"line_colours": 1}, "line_colours must be true or false, not 1"),
         ({"negative_prompt": None}, "negative_prompt must be a string, not None"),
         ({"max_lines": 0}, "max_lines must be an integer in 1..100, not 0"),
         ({"max_lines": 10**9}, "max_lines must be an integer in 1..100, not 1000000000"),

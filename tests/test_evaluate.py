@@ -246,7 +246,8 @@ def test_several_sampling_seeds():
     assert np.mean(same["accuracy_by_seed"]) == pytest.approx(same["accuracy"]["value"])
     single = one.judge(one.images).measures
     assert same["by_height"] == single["by_height"] and same["by_kind"] == single["by_kind"]
-    assert same["accuracy"]["n"] == 4 and same["background_obeyed"]["n"] == 4  # prompts are resampled, not pictures
+    assert same["accuracy"]["n"] == 4  # prompts are resampled, not pictures
+    assert same["ink_obeyed"]["n"] == single["ink_obeyed"]["n"]
     noisy = three.images.copy()
     noisy[4:] = np.random.default_rng(0).integers(0, 255, noisy[4:].shape)
     assert three.judge(noisy).measures["diversity"]["value"] > 0.1

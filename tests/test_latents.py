@@ -159,7 +159,7 @@ def test_the_command_and_a_run_on_what_it_wrote(teacher, tmp_path, capsys):
     ("more", "words"),
     [
         (["--precision", "fp32"], "with precision fp16, now it is fp32"),
-        (["--seed", "1"], "with data mock pictures of 64 px from seed 0, now it is"),
+        (["--seed", "1"], "with data drawn pictures of 64 px from seed 0, now it is"),
         (["--dataset_size", "6"], "with rows 5, now it is 6"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 
-from anytext_lcm.data import background, fonts
+from anytext_lcm.data import colours, fonts
 from anytext_lcm.data.batch import collate, validate
 from anytext_lcm.data.glyphs import draw_position
 from anytext_lcm.data.lettering import CHINESE_WORDS, TextStyle, varied_text
@@ -81,7 +81,11 @@ def test_no_line_is_unreadable(rich):
             assert line.font_height >= (10 - 0.5) * SIDE / 128  # half a pixel for the whole font size
             own = np.dot(line.color, [0.299, 0.587, 0.114])
             behind = luma[(here == 1) & (scene.coverage == 0)]
-            assert np.abs(behind - own).min() >= background.MIN_CONTRAST - 1.5  # rounding of two colours
+            far = np.abs(behind - own)
+            if scene.ground == "material":  # a varied picture has all lumas somewhere
+                assert np.median(far) >= colours.MIN_CONTRAST / 2
+            else:
+                assert far.min() >= colours.MIN_CONTRAST - 1.5  # rounding of two colours
             ink = scene.coverage[here == 1]
             assert (ink > 128).mean() > 0.04
         assert not scene.coverage[taken == 0].any()

@@ -200,7 +200,7 @@ def test_the_ways_to_have_a_style_are_trained_and_judged(small, tmp_path, capsys
     monkeypatch.setattr(styled, "WEIGHTS", (0.5,))
     adapter = lora.save_adapter(student(), tmp_path / "lcm")
     command = [*small[:4], "--adapter", str(adapter), "--output", str(tmp_path / "out"), "--prompts", "8"]
-    command += ["--updates", "2", "--batch", "2", "--rank", "2", "--task", "mock"]
+    command += ["--updates", "2", "--batch", "2", "--rank", "2"]
     assert styled.run(styled.build_parser(), styled.work, command) == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(found) == 6 and all(row["read"]["n"] == 8 for by_steps in found.values() for row in by_steps.values())

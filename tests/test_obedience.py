@@ -1,4 +1,4 @@
-"""A panel of the scenery task: what real pictures obey, and what spoilt ones do not."""
+"""What a panel's real pictures obey, and what spoilt ones do not."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from anytext_lcm.judging.panel import Panel
 
 @pytest.fixture(scope="module")
 def panel():
-    return Panel.build(prompts=24, task="scenery", edit_share=0.25, hint_share=0.5)
+    return Panel.build(prompts=24, edit_share=0.25, hint_share=0.5)
 
 
 def judged(panel, images):
@@ -42,25 +42,31 @@ def test_only_what_a_prompt_says_counts(panel):
     assert found["ink_obeyed"]["n"] == sum(meta["color_given"] for meta in asked)
 
 
-def test_a_panel_of_the_mock_task_has_no_other_columns():
-    panel = Panel.build(prompts=3)
-    assert set(judged(panel, panel.images)) == {"background_obeyed", "text_colour_obeyed"}
-    assert all("ground" not in item["meta"] for item in panel.items)
+def test_a_panel_without_editing_and_hints_has_no_such_measures():
+    panel = Panel.build(prompts=12)
+    found = judged(panel, panel.images)
+    assert {"objects_obeyed", "ink_obeyed"} <= set(found) and not {"kept_outside", "fonts_obeyed"} & set(found)
 
 
-def test_the_real_pictures_are_of_the_panel_s_task(panel):
-    pictures = real_pictures(6, task="scenery", edit_share=0.25)
+def test_the_real_pictures_are_edited_as_often_as_the_panel_s():
+    pictures = real_pictures(6, edit_share=0.25)
     assert pictures.shape == (6, 128, 128, 3) and not np.array_equal(pictures, real_pictures(6))
-    for wrong in ({"task": "sea"}, {"edit_share": 2.0}, {"hint_share": -0.1}):
-        with pytest.raises(ValueError, match="sea|edit_share|hint_share"):
+    for wrong in ({"edit_share": 2.0}, {"hint_share": -0.1}):
+        with pytest.raises(ValueError, match="edit_share|hint_share"):
             Panel.build(prompts=2, **wrong)
 
 
-def test_the_tables_have_the_task_s_columns(panel, monkeypatch):
+def test_the_tables_have_a_column_for_each_measure(panel, monkeypatch):
     judge = PanelJudge(panel)
     row = obedience.measures(panel, panel.images, judge.masks) | {"sharpness": {"gradient_energy_to_real": 1.0}}
     report = {"reference": None, "panel": {}, "methods": {"real": row}}
     head = tables.likeness(report).splitlines()[0]
-    assert "objects obeyed" in head and "colour by number obeyed" in head and "kept, dB" in head
-    del row["objects_obeyed"]
-    assert "objects" not in tables.likeness(report).splitlines()[0]
+    assert "background obeyed" in head and "kept, dB" in head and "objects" not in head
+    costs = {"core_seconds_a_picture": {}, "evaluations": 0, "distribution": None}
+    costs |= {name: {"value": 1.0, "low": 1.0, "high": 1.0} for name in ("accuracy", "ned")}
+    report |= {"prepare_seconds_a_picture": {"cores": 0.0}, "hardware": {"device": "cpu"}}
+    report["methods"]["real"] |= costs
+    assert "| objects obeyed | colour by number obeyed |" in tables.cost_and_reading(report).splitlines()[0]
+    del row["objects_obeyed"], row["kept_outside"]
+    assert "objects" not in tables.cost_and_reading(report).splitlines()[0]
+    assert "kept" not in tables.likeness(report).splitlines()[0]

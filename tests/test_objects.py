@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from anytext_lcm.data.colours import COLORS
 from anytext_lcm.data.fonts import load_font
-from anytext_lcm.data.mock import COLORS
 from anytext_lcm.judging.font import font_fits, fonts_obeyed
 from anytext_lcm.judging.ink import ink_distance, ink_obeyed
 from anytext_lcm.judging.kept import kept_outside

@@ -40,7 +40,7 @@ def records(tmp_path_factory):
 def no_mock(monkeypatch):
     """A run that draws a mock prompt fails."""
     for name in ("__getitem__", "scene"):
-        monkeypatch.setattr(mock.MockDataset, name, lambda *_: pytest.fail("a prompt of the mock task was drawn"))
+        monkeypatch.setattr(mock.MockDataset, name, lambda *_: pytest.fail("a prompt of the mock data was drawn"))
 
 
 def test_a_panel_of_records(records, no_mock):

@@ -177,6 +177,13 @@ def test_a_damaged_store_is_refused(teacher, drawn, tmp_path):
     mine = settings(teacher, folder)
     with pytest.raises(ValueError, match="computed with teacher 0000000000000000"):
         PathDataset(mine).check(mine, micro_network())
+    about["settings"]["scenery"] = True  # of the time of two kinds of mock pictures
+    (folder / MANIFEST).write_text(json.dumps(about))
+    assert len(PathDataset(mine)) == len(PathDataset(settings(teacher, drawn)))
+    about["settings"]["scenery"] = False
+    (folder / MANIFEST).write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="of mock pictures of an earlier version; draw them with"):
+        PathDataset(mine)
     with pytest.raises(FileNotFoundError, match="holds no paths"):
         PathDataset(settings(teacher, tmp_path))
     with pytest.raises(ValueError, match="needs the teacher's stored paths"):

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from micro_network import SIDE, micro_network
-from omegaconf import OmegaConf
 from PIL import Image
 
 from anytext_lcm import sample
 from anytext_lcm.adapter.lora import adapter_state, attach, save_adapter
-from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.colours import COLORS
 from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.drawing import png, prompts
+from anytext_lcm.judging.ink import OBEYED, ink_distance
 from anytext_lcm.model import loading, networks
 
 LINE = "HELLO@10,40,118,80#yellow"
@@ -68,19 +68,18 @@ def test_teacher_and_student_pictures(micro, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["again.png", "s.png", "t.png"]
 
 
-def test_a_network_that_does_not_know_line_colours_says_so(micro, tmp_path, capsys):
-    config, out = OmegaConf.load(micro[1]), ["--steps", 1, "--output", tmp_path / "a.png"]
-    config.model.defaults = {"line_colours": False}
-    OmegaConf.save(config, tmp_path / "own.yaml")
-    own = ["--config", tmp_path / "own.yaml", *micro[2:], *out]
-    for flags, said in (
-        ([*micro, *out, "--line", "CAT@4,10,60,40#red"], ""),
-        ([*own, "--line", "CAT@4,10,60,40"], ""),
-        ([*own, "--line", "CAT@4,10,60,40#red"], "note: this network knows colours from the prompt alone"),
-    ):
-        assert run(*flags) == 0
-        printed = capsys.readouterr().err
-        assert printed.startswith(said) and printed.count("\n") == bool(said)
+def test_a_colour_given_with_a_line_is_obeyed(tmp_path):
+    """By the embedded network, whose caption is silent about it: the box holds letters of that colour, and no other."""
+    polygon, distance = [[12, 44], [116, 44], [116, 84], [12, 84]], {}
+    for color in ("red", "yellow"):
+        prompt = ["--prompt", "a black background with text", "--line", f"SALE@12,44,116,84#{color}", "--seed", 3]
+        picture = tmp_path / f"{color}.png"
+        assert run("--adapter", "none", "--steps", 20, *prompt, "--output", picture) == 0
+        drawn = np.array(Image.open(picture))
+        distance[color] = {name: ink_distance(drawn, polygon, COLORS[name]) for name in ("red", "yellow")}
+    for color, found in distance.items():
+        [other] = found.keys() - {color}
+        assert found[color] <= OBEYED < found[other], distance
 
 
 def test_editing(micro, tmp_path):

@@ -40,7 +40,7 @@ def test_a_drawing_is_stopped_in_a_line(teacher, tmp_path, name, threads):
     if name == "benchmark":
         kept = f"{tmp_path / 'out'} keeps the pictures that were complete; the same command goes on from there."
         files |= {"set.json", "out", "out/teacher-999", "out/teacher-999/settings.json"}
-    *_, said = (tmp_path / "said").read_text().splitlines()  # evaluate says before that the panel is of another task
+    *_, said = (tmp_path / "said").read_text().splitlines()  # evaluate says before whose pictures the panel has
     assert said == f"stopped: {kept}"
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == files
 

@@ -74,7 +74,7 @@ def test_curves_panel_and_bar(teacher, tmp_path, capfd):
     settings = options(
         teacher,
         tmp_path,
-        use_mock_dataset=True,  # names the panel's task; the pictures are those of the call
+        use_mock_dataset=True,  # whence the panel's prompts; the pictures are those of the call
         sample_steps=2,
         panel_prompts=2,
         num_inference_steps=1,

@@ -1,4 +1,4 @@
-"""The lines of a mock picture: what they say, in which font and size, and where they are.
+"""The lines of a mock picture: in which font, size and angle, and where they are. `strings.py` has what they say.
 
 Constants are pixels of a 128-pixel picture and scale with the picture. Angles are degrees, clockwise.
 """
@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT
+from anytext_lcm.data.fonts import ITALIC_FONTS, PLAIN_FONT, covers
 from anytext_lcm.data.ink import SUPERSAMPLING, draw_ink, find_place, ink_frame, place_ink, proportions, rotation
-from anytext_lcm.data.words import WORDS_OF, split_of
-
-LETTERS_AND_DIGITS = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKMNPQRSTUVWXYZ23456789"
-"""Random strings avoid what a reader confuses: 0 O o, 1 I l i, L."""
+from anytext_lcm.data.strings import draw_text
 
 MIN_HEIGHT, MAX_HEIGHT = 30.0, 46.0  # of the font's box, ascender to descender
 MAX_HEIGHT_OF_TWO = 34.0  # where a picture has two lines
 MIN_ADVANCE = 16.0  # a character's width on average; narrower ones do not survive an 8 x 8 autoencoder
 MAX_SLACK = 2.0  # how far the condition polygon may exceed the text on each side
+MAX_ANGLE, MAX_SLANT = 18.0, 6.0  # of a turned line, and of upright fonts
 MIN_ASPECT = 1.3  # width to height of a line; squarer polygons are taken for vertical text
 MARGIN = 1.0  # of the text quad around the ink
 GAP = 3.0  # between lines, and between text and objects
@@ -53,19 +50,21 @@ class Block:
     language: str = "Latin"
 
 
-def place_lines(rng: np.random.Generator, n_lines: int, size: int, split: str) -> list[Block]:
-    """Draw n_lines lines of a picture of size x size and place them, from top to bottom; redraw where it is crowded."""
-    while True:
-        blocks = place_all(n_lines, size, lambda taken: _place_line(rng, size, split, taken, n_lines))
-        if blocks is not None:
-            return blocks
+def place_lines(
+    rng: np.random.Generator, size: int, max_lines: int, split: str
+) -> tuple[list[Block], np.ndarray] | None:
+    """Draw one or two lines of a picture of size x size and place them, as `place_all`."""
+    n_lines = 2 if max_lines > 1 and rng.random() < 0.35 else 1
+    return place_all(n_lines, size, lambda taken: place_line(rng, size, split, taken, n_lines))
 
 
-def place_all(n_lines: int, size: int, place: Callable[[np.ndarray], Block | None]) -> list[Block] | None:
-    """Place n_lines lines so that they do not overlap: sorted from top to bottom, or None where one has no place.
+def place_all(
+    n_lines: int, size: int, place: Callable[[np.ndarray], Block | None]
+) -> tuple[list[Block], np.ndarray] | None:
+    """Place n_lines lines so that they do not overlap: from top to bottom, with the mask of what they take.
 
-    place gets a mask (size, size) uint8 of what is taken, marks in it what its line takes, and returns None if the line
-    has no place.
+    place gets the mask (size, size) uint8 of what is taken, marks in it what its line takes, and returns None if the
+    line has no place; then the whole is None.
     """
     blocks: list[Block] = []
     taken = np.zeros((size, size), np.uint8)
@@ -74,15 +73,20 @@ def place_all(n_lines: int, size: int, place: Callable[[np.ndarray], Block | Non
         if block is None:
             return None
         blocks.append(block)
-    return sorted(blocks, key=lambda block: float(block.quad[:, 1].mean()))
+    return sorted(blocks, key=lambda block: float(block.quad[:, 1].mean())), taken
 
 
-def _place_line(rng: np.random.Generator, size: int, split: str, taken: np.ndarray, n_lines: int) -> Block | None:
-    """Draw text, font, size, angle and place; None if it cannot be placed. Marks what it takes in `taken`."""
+def place_line(rng: np.random.Generator, size: int, split: str, taken: np.ndarray, n_lines: int) -> Block | None:
+    """Draw text, font, size, angle and place; None if it cannot be placed. Marks what it takes in `taken`.
+
+    taken (size, size) uint8, nonzero where nothing may be; n_lines: how many lines the picture has in all.
+    """
     scale = size / 128.0
-    text, font = draw_text(rng, split), pick(rng, FONTS)
-    slant = 0.0 if font in ITALIC_FONTS else rng.uniform(-6, 6)
-    angle = rng.uniform(-15, 15) if rng.random() < 0.3 else 0.0
+    text = draw_text(rng, split)
+    fonts = [font for font in FONTS if covers(font, text)]
+    font = fonts[int(rng.integers(len(fonts)))]
+    slant = 0.0 if font in ITALIC_FONTS else rng.uniform(-MAX_SLANT, MAX_SLANT)
+    angle = rng.uniform(-MAX_ANGLE, MAX_ANGLE) if rng.random() < 0.3 else 0.0
     slack = rng.uniform(0, MAX_SLACK * scale, 4)  # left, top, right, bottom
 
     box, ink_width, ink_height, _ = proportions(font, text)
@@ -131,22 +135,3 @@ def _font_sizes(
     low = max(MIN_HEIGHT * scale / box, MIN_ADVANCE * scale * len(text) / (advance * width_factor))
     high = min(max_height * scale / box, widest)
     return range(int(np.ceil(low * SUPERSAMPLING)), int(high * SUPERSAMPLING) + 1)
-
-
-def draw_text(rng: np.random.Generator, split: str) -> str:
-    """Draw a text of 3 to 6 characters of this split: half words, a quarter digits, a quarter letters and digits."""
-    kind = rng.random()
-    if kind < 0.5:
-        word = pick(rng, WORDS_OF[split])
-        return (word, word.title(), word.upper())[rng.integers(3)]
-    alphabet = "0123456789" if kind < 0.75 else LETTERS_AND_DIGITS
-    length = int(rng.integers(3, 7))
-    while True:
-        text = "".join(alphabet[i] for i in rng.integers(len(alphabet), size=length))
-        if split_of(text) == split:
-            return text
-
-
-def pick(rng: np.random.Generator, options: tuple) -> Any:
-    """Choose one of the options, all equally likely."""
-    return options[int(rng.integers(len(options)))]

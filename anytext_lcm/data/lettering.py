@@ -1,7 +1,7 @@
 """More kinds of text for the mock pictures: up to five lines, vertical ones, Chinese, fonts of one's own.
 
 `MockDataset(size, text_style=varied_text(), max_lines=5, image_size=512)` draws them. The rules that keep text readable
-are those of `mock`: lines apart from each other, far from their background in luma, and no smaller than given.
+are those of `layout` and `colours`: lines apart from each other, far from their ground in luma, no smaller than given.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from anytext_lcm.data import ink, layout
 from anytext_lcm.data.fonts import TEXT_FONTS, covering_fonts, covers, find_fonts, load_font
 from anytext_lcm.data.records import chinese_kind
+from anytext_lcm.data.strings import LETTERS_AND_DIGITS, draw_text
 from anytext_lcm.data.words import split_of
 
 CHINESE_WORDS = tuple(
@@ -69,15 +70,17 @@ class TextStyle:
         if not 0 <= self.max_angle <= 45:
             raise ValueError(f"max_angle is {self.max_angle}, it must be 0..45 degrees.")
         for font in self.fonts if self.chinese_share < 1 else ():
-            covering_fonts(layout.LETTERS_AND_DIGITS, [font])
+            covering_fonts(LETTERS_AND_DIGITS, [font])
         if self.chinese_share and not self.chinese_fonts:
             raise ValueError("Chinese lines need chinese_fonts: name a font file, or see fonts.find_fonts.")
         for font in self.chinese_fonts if self.chinese_share else ():
             if not any(covers(font, word) for word in CHINESE_WORDS):
                 covering_fonts(CHINESE_WORDS[0], [font])
 
-    def place_lines(self, rng: np.random.Generator, size: int, max_lines: int, split: str) -> list[layout.Block]:
-        """Draw the lines of a picture of size x size and place them, from top to bottom, inside and without overlap.
+    def place_lines(
+        self, rng: np.random.Generator, size: int, max_lines: int, split: str
+    ) -> tuple[list[layout.Block], np.ndarray]:
+        """Draw the lines of a picture of size x size and place them, inside and without overlap, as `layout.place_all`.
 
         Of a crowded number of lines one fewer is drawn. Raises ValueError where not even one has room.
         """
@@ -85,9 +88,9 @@ class TextStyle:
         n_lines = counts[int(rng.integers(len(counts)))]
         while n_lines:
             for _ in range(_TRIES):
-                blocks = layout.place_all(n_lines, size, lambda taken: self._place(rng, size, split, taken))
-                if blocks is not None:
-                    return blocks
+                placed = layout.place_all(n_lines, size, lambda taken: self._place(rng, size, split, taken))
+                if placed is not None:
+                    return placed
             n_lines -= 1
         raise ValueError(f"No line of {self.heights[0]} pixels has room in the picture: lower heights.")
 
@@ -98,7 +101,7 @@ class TextStyle:
         angle = rng.uniform(-self.max_angle, self.max_angle) if turned else 0.0
         fonts = self.chinese_fonts if chinese else self.fonts
         font = fonts[int(rng.integers(len(fonts)))]
-        text = _chinese_text(rng, split, font) if chinese else layout.draw_text(rng, split)
+        text = _chinese_text(rng, split, font) if chinese else draw_text(rng, split)
         wished = rng.uniform(*self.heights) * scale
         em = int(wished / _box_em(font, chinese) * ink.SUPERSAMPLING)
         mask = _stacked(text, font, em) if vertical else ink.draw_ink(text, font, em)

@@ -1,4 +1,4 @@
-"""Varied pictures without text: what the mock task edits, so that a network learns to copy what it must not change.
+"""Varied pictures without text: what the mock data edit, so that a network learns to copy what it must not change.
 
 Nearly all of it is made up: noise of several spectra, overlapping leaves, textures, gradients and collages, and
 mixtures of two of them. A few are crops of what matplotlib installs with itself (relief maps, a scan, two drawings).

@@ -30,7 +30,7 @@ class Reader(Protocol):
 @dataclass(frozen=True)
 class LineBox:
     """A line of text, its box in pixels, how far it is turned (-90..90 degrees clockwise) and its colour: "any", a name
-    of `data.mock.COLORS`, or #rrggbb.
+    of `data.colours.COLORS`, or #rrggbb.
     """
 
     text: str

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from anytext_lcm.data.batch import PLACEHOLDER, Line, build_conditioning, collate
+from anytext_lcm.data.colours import COLORS
 from anytext_lcm.data.fonts import PLAIN_FONT
-from anytext_lcm.data.mock import COLORS
 from anytext_lcm.data.records import MAX_COORDINATE
 from anytext_lcm.data.text import checked, is_visible
 from anytext_lcm.drawing.editing import turned_box

@@ -22,7 +22,13 @@ _FAMILIES = {
     "student": "student",
     "untrained": "untrained, LCM sampler",
 }
-MEASURES = {"accuracy": "lines read right", "ned": "NED", "distance": "kernel distance to real pictures"}
+MEASURES = {
+    "accuracy": "lines read right",
+    "ned": "NED",
+    "objects_obeyed": "objects obeyed",
+    "ink_obeyed": "colours by number obeyed",
+    "distance": "kernel distance to real pictures",
+}
 _EMPHASISED = ("teacher, DDIM", "student")  # intervals drawn as bands; those of more families would hide each other
 
 
@@ -32,9 +38,8 @@ def report_curves(
     """Methods of a report (of `evaluate`) by family, each a row of points with steps, x, value, low, high, rising in x.
 
     x: "evaluations" of the UNet, or "time" of a whole picture with its condition and decoding, in core seconds on a
-    CPU and in seconds on a GPU. measure: "accuracy", the share of lines right, "ned", or "distance", the kernel
-    distance to real pictures. Pictures that were not drawn (real ones, reconstructions) have no point, nor has what
-    was not measured. Raises ValueError for another x or measure.
+    CPU and in seconds on a GPU. measure: one of MEASURES. Pictures that were not drawn (real ones, reconstructions)
+    have no point, nor has what was not measured. Raises ValueError for another x or measure.
     """
     if x not in ("evaluations", "time"):
         raise ValueError(f"x must be evaluations or time, not {x!r}.")
@@ -46,7 +51,7 @@ def report_curves(
     families: dict[str, list[dict[str, float]]] = {}
     for name, row in report["methods"].items():
         found = re.fullmatch(r"(teacher|student|untrained)-(\d+)(?:-([^@]+))?(?:@(.+))?", name)
-        values = (row.get("distribution") or {}).get("kernel") if measure == "distance" else row[measure]
+        values = (row.get("distribution") or {}).get("kernel") if measure == "distance" else row.get(measure)
         if found is None or values is None:
             continue
         kind = found[1] if found[3] is None else f"{found[1]}-{found[3]}"
@@ -75,8 +80,8 @@ def report_chart(
 
 
 def report_charts(report: Mapping[str, Any]) -> Figure:
-    """`report_chart` of accuracy, and below it of the distance where it was measured, against evaluations."""
-    measures = [key for key in ("accuracy", "distance") if report_curves(report, "evaluations", key)]
+    """`report_chart` of accuracy, and below it of objects and distance where measured, against evaluations."""
+    measures = [key for key in ("accuracy", "objects_obeyed", "distance") if report_curves(report, "evaluations", key)]
     figure, axes = new_figure(3.8 * len(measures), rows=len(measures))
     for axis, measure in zip(axes[:, 0], measures, strict=True):
         if _report_panel(axis, report, "evaluations", measure, "") > 1:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from anytext_lcm.data.mock import COLORS
-from anytext_lcm.judging.reading import rectify
+from anytext_lcm.data.colours import COLORS
+from anytext_lcm.judging.ink import CORE
 
 Palette = Mapping[str, tuple[int, int, int]]
 
@@ -49,33 +49,16 @@ def background_obeyed(
     return nearest_colour(background_colour(image, exclude), palette) == name
 
 
-def stroke_colour(image: np.ndarray, polygon: np.ndarray) -> np.ndarray:
-    """Colour (3,) of the letters in a polygon of a picture (H, W, 3) uint8.
+def text_colour_obeyed(image: np.ndarray, polygon: np.ndarray, name: str, palette: Palette = COLORS) -> bool:
+    """Whether the polygon (n, 2) has as many pixels of the named colour as letters cover at least.
 
-    The crop is split in two by 2-means; the letters are the part less like the crop's rim, and of it the half
-    farthest from the rim counts, because the edges of thin letters are mixed with what is behind them.
+    A pixel has the palette's nearest colour. Behind the letters there may be two tones, so no pixel is known to be a
+    letter's. Raises ValueError for an unknown name.
     """
-    crop = rectify(image, polygon, height=32, margin=0.15)
-    pixels, rim = crop.reshape(-1, 3), np.zeros(crop.shape[:2], dtype=bool)
-    rim[[0, 1, -2, -1]] = rim[:, [0, 1, -2, -1]] = True
-    lab = _lab(pixels)
-    behind = np.median(lab[rim.ravel()], axis=0)
-    away = np.linalg.norm(lab - behind, axis=1)
-    centres = np.stack([behind, lab[away.argmax()]])
-    for _ in range(10):
-        letters = np.linalg.norm(lab - centres[1], axis=1) < np.linalg.norm(lab - centres[0], axis=1)
-        if letters.all() or not letters.any():  # one colour only: there are no letters to see
-            return np.median(pixels, axis=0)
-        centres = np.stack([lab[~letters].mean(axis=0), lab[letters].mean(axis=0)])
-    core = letters & (away >= np.median(away[letters]))
-    return np.median(pixels[core], axis=0)
-
-
-def text_colour_obeyed(
-    image: np.ndarray, polygon: np.ndarray, colour: str | Sequence[float], palette: Palette = COLORS
-) -> bool:
-    """Whether the letters' nearest named colour is the wanted one, a name or RGB 0..255. Raises ValueError."""
-    if isinstance(colour, str) and colour not in palette:
-        raise ValueError(f"No colour is called {colour!r}; there are {', '.join(palette)}.")
-    wanted = colour if isinstance(colour, str) else nearest_colour(colour, palette)
-    return nearest_colour(stroke_colour(image, polygon), palette) == wanted
+    if name not in palette:
+        raise ValueError(f"No colour is called {name!r}; there are {', '.join(palette)}.")
+    inside = np.zeros(image.shape[:2], dtype=np.uint8)
+    cv2.fillPoly(inside, [np.rint(np.asarray(polygon)).astype(np.int32).reshape(-1, 1, 2)], 1)
+    named = _lab(np.array(list(palette.values())))
+    distance = np.linalg.norm(_lab(image[inside == 1])[:, None] - named, axis=-1)
+    return bool((distance.argmin(axis=1) == list(palette).index(name)).mean() >= CORE)

@@ -183,7 +183,6 @@ def report_of(
         "settings": {**settings, "batch_size": BATCH_SIZE},
         "panel": {
             **_source_of(panel, rows),
-            "task": panel.task,
             "prompts": prompts,
             "lines": len(panel.groups) // panel.repeats,
             "sampling_seeds": panel.repeats,

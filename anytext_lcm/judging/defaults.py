@@ -1,7 +1,5 @@
 """Which methods are compared and how AnyText-benchmark is drawn, unless a flag says otherwise. It imports nothing."""
 
-TASKS = ("mock", "scenery")  # of a panel's prompts: large text on one colour, or `data/scenery.py`
-
 REAL, RECONSTRUCTION = "real", "reconstruction"  # the panel's own pictures, and these through the autoencoder
 
 METHODS = (

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from anytext_lcm.data.mock import MockDataset
-from anytext_lcm.data.scenery import SCENERY_SHARES, Scenery
 from anytext_lcm.data.words import kind_of
 from anytext_lcm.drawing.cores import available_cores
 from anytext_lcm.judging import colours, intervals, likeness, obedience, reading
-from anytext_lcm.judging.defaults import TASKS
 
 if TYPE_CHECKING:
     from anytext_lcm.judging.panel import Panel
@@ -28,25 +26,15 @@ class Judgement(NamedTuple):
 
 
 def unseen_scenes(
-    count: int, seed: int, image_size: int, task: str = "mock", edit_share: float = 0.0, hint_share: float = 0.0
+    count: int, seed: int, image_size: int, edit_share: float = 0.0, hint_share: float = 0.0
 ) -> MockDataset:
-    """Scenes with words that no training picture shows, by default drawn from nothing and without a font hint.
-
-    task: one of TASKS. Raises ValueError for another.
-    """
-    if task not in TASKS:
-        raise ValueError(f"There is no task {task!r} for a panel: choose {' or '.join(TASKS)}.")
-    shares = {"edit_share": edit_share, "hint_share": hint_share}
-    if task == "scenery":
-        shares |= {"scenery": Scenery(), "color_share": SCENERY_SHARES["color_share"]}
-    return MockDataset(count, seed, image_size=image_size, max_lines=2, split="test", **shares)
+    """Scenes with words that no training picture shows, by default drawn from nothing and without a font hint."""
+    return MockDataset(count, seed, image_size, split="test", edit_share=edit_share, hint_share=hint_share)
 
 
-def real_pictures(
-    count: int, image_size: int = 128, seed: int = 0, task: str = "mock", edit_share: float = 0.0
-) -> np.ndarray:
-    """Pictures (count, H, W, 3) uint8 of other texts and layouts than a panel of the same seed, task and share."""
-    source = unseen_scenes(count, REAL_SEED + seed, image_size, task, edit_share)
+def real_pictures(count: int, image_size: int = 128, seed: int = 0, edit_share: float = 0.0) -> np.ndarray:
+    """Pictures (count, H, W, 3) uint8 of other texts and layouts than a panel of the same seed and share."""
+    source = unseen_scenes(count, REAL_SEED + seed, image_size, edit_share)
     return np.stack([source.scene(index).image for index in range(count)])
 
 
@@ -76,7 +64,7 @@ class PanelJudge:
         """
         panel = self.panel
         if panel.source == "scenes":
-            pictures = real_pictures(2 * len(panel), panel.size[0], panel.seed, panel.task, panel.edit_share)
+            pictures = real_pictures(2 * len(panel), panel.size[0], panel.seed, panel.edit_share)
         elif panel.others is None or len(panel.others) < 2 * DISTRIBUTION_FROM:
             return None
         else:

@@ -26,21 +26,19 @@ def measures(panel: Panel, images: Sequence[np.ndarray], masks: Sequence[np.ndar
     """Shares 0..1 with intervals over prompts, by name; `kept_outside` is in dB.
 
     images (B, H, W, 3) uint8 drawn for the panel; masks (H, W) bool of each, where text is. `background_obeyed` and
-    `text_colour_obeyed` are of colour names; `ink_obeyed` of colours given as numbers, which the scenery task alone
-    draws freely; `objects_obeyed`, `fonts_obeyed` and `kept_outside` of pictures with objects, hints and editing.
-    Panels of one's own data have none of them.
+    `text_colour_obeyed` are of colour names; `ink_obeyed` of colours given as numbers; `objects_obeyed`, `fonts_obeyed`
+    and `kept_outside` of pictures with objects, hints and editing. Panels of one's own data have none of them.
     """
     if panel.source != "scenes":  # captions of one's own are not known to name objects and colours
         return {}
     found = {
         "background_obeyed": _background(panel, images, masks),
         "text_colour_obeyed": _named_text(panel, images),
+        "objects_obeyed": _objects(panel, images, masks),
+        "ink_obeyed": _ink(panel, images),
+        "fonts_obeyed": _fonts(panel, images),
+        "kept_outside": _kept(panel, images),
     }
-    if panel.task == "scenery":
-        found["objects_obeyed"] = _objects(panel, images, masks)
-        found["ink_obeyed"] = _ink(panel, images)
-    found["fonts_obeyed"] = _fonts(panel, images)
-    found["kept_outside"] = _kept(panel, images)
     rows = {name: [(value, prompt) for value, prompt in pairs if not np.isnan(value)] for name, pairs in found.items()}
     return {
         name: asdict(bootstrap_mean(np.array([v for v, _ in pairs], float), np.array([p for _, p in pairs])))
@@ -61,24 +59,18 @@ def _scenes(panel: Panel, images: Sequence[np.ndarray]) -> list[tuple[int, int, 
 def _background(panel: Panel, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Values:
     """Of pictures drawn from nothing whose caption names the one colour of the ground."""
     return [
-        (colours.background_obeyed(image, meta["background"], masks[place]), prompt)
+        (colours.background_obeyed(image, meta["tones"][0], masks[place]), prompt)
         for place, prompt, _, meta, image in _scenes(panel, images)
-        if _plain(meta)
+        if meta["ground"] == "plain" and meta["ground_in_caption"] and meta["mode"] == "generate"
     ]
 
 
-def _plain(meta: Mapping[str, Any]) -> bool:
-    if "ground" not in meta:
-        return True
-    return meta["ground"] == "plain" and meta["ground_in_caption"] and meta["mode"] == "generate"
-
-
 def _named_text(panel: Panel, images: Sequence[np.ndarray]) -> Values:
-    """Of lines whose colour's name is known to the network: given as a number that has a name, or by the caption."""
+    """Of lines whose colour the caption names; `_ink` judges those that have numbers alone."""
     values = []
     for _, prompt, item, meta, image in _scenes(panel, images):
-        if "ground" in meta and not meta["color_in_caption"]:
-            continue  # most colours of the scenery task have no name; `_ink` judges them
+        if not meta["color_in_caption"]:
+            continue
         # A caption with two colours does not say which line has which.
         if not meta["color_given"] and len(set(meta["text_colors"])) > 1:
             continue

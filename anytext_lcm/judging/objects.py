@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.colours import COLORS
 
 NEAR = 36.0  # distance in CIELAB up to which a pixel may have an object's colour
 SLACK = 6.0  # by which another colour of the palette may be nearer: an object's colour is a shade of the named one

@@ -31,7 +31,6 @@ class Panel:
     noise_seeds: tuple[int, ...]
     seed: int
     repeats: int = 1
-    task: str = "mock"  # of the scenes, one of `defaults.TASKS`
     edit_share: float = 0.0  # of the scenes
     source: str = "scenes"  # or words for what else the prompts are
     others: np.ndarray | None = None  # (M, H, W, 3) uint8 of records that are not in the panel, to compare with
@@ -45,15 +44,13 @@ class Panel:
         seed: int = 0,
         image_size: int = 128,
         repeats: int = 1,
-        task: str = "mock",
         edit_share: float = 0.0,
         hint_share: float = 0.0,
     ) -> "Panel":
         """Build a panel of so many prompts, or of as many as give `lines` lines, from `unseen_scenes`.
 
-        seed: another panel and other noise. repeats: sampling seeds per prompt, 1 to 10. task: one of
-        `defaults.TASKS`. edit_share, hint_share: 0..1 of prompts that edit a picture, that hint at a font. Raises
-        ValueError.
+        seed: another panel and other noise. repeats: sampling seeds per prompt, 1 to 10. edit_share,
+        hint_share: 0..1 of prompts that edit a picture, that hint at a font. Raises ValueError.
         """
         if (prompts is None) == (lines is None):
             raise ValueError("Give either the number of prompts or the number of lines of the panel.")
@@ -67,12 +64,12 @@ class Panel:
         for what, share in (("edit_share", edit_share), ("hint_share", hint_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{what} must lie in 0..1, not {share!r}.")
-        source = unseen_scenes(wanted, PANEL_SEED + seed, image_size, task, edit_share, hint_share)
+        source = unseen_scenes(wanted, PANEL_SEED + seed, image_size, edit_share, hint_share)
         items, count = [], 0
         while (count if prompts is None else len(items)) < wanted:
             items.append(source[len(items)])
             count += items[-1]["n_lines"]
-        return cls.of_items(items, seed, repeats, task=task, edit_share=edit_share)
+        return cls.of_items(items, seed, repeats, edit_share=edit_share)
 
     @classmethod
     def of_items(

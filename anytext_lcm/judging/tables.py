@@ -45,21 +45,24 @@ def _of(panel: Mapping[str, Any]) -> str:
     return f" ({panel['real']})" if panel.get("real") else ""
 
 
-_OBEDIENCE = {  # measure of `judging/obedience.py`: its short heading
-    "background_obeyed": "background",
-    "text_colour_obeyed": "text colour",
+OBEDIENCE = {  # measure of `judging/obedience.py`: its short heading; the first two stand in the first table
     "objects_obeyed": "objects",
     "ink_obeyed": "colour by number",
+    "background_obeyed": "background",
+    "text_colour_obeyed": "named text colour",
     "fonts_obeyed": "font",
     "kept_outside": "kept, dB",
 }
-_HEADINGS = {key: words if key == "kept_outside" else f"{words} obeyed" for key, words in _OBEDIENCE.items()}
+_HEADINGS = {key: words if key == "kept_outside" else f"{words} obeyed" for key, words in OBEDIENCE.items()}
 
 
-def _obedience(report: Mapping[str, Any]) -> dict[str, str]:
-    """The measures of obedience that the panel's task has, with their headings."""
+_IN_FIRST = ("objects_obeyed", "ink_obeyed")
+
+
+def _obedience(report: Mapping[str, Any], keys: Sequence[str] = tuple(OBEDIENCE)) -> dict[str, str]:
+    """Those of these measures of obedience that the panel has, with their headings."""
     rows = report["methods"].values()
-    return {key: words for key, words in _OBEDIENCE.items() if any(row.get(key) for row in rows)}
+    return {key: OBEDIENCE[key] for key in keys if any(row.get(key) for row in rows)}
 
 
 def _form(key: str) -> str:
@@ -119,14 +122,15 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = (), columns: Sequence[str] = ()) -> str:
-    """The first table: what a picture takes, how its text reads, how far the pictures are from real ones.
+    """The first table: what a picture takes, how its text reads, what is obeyed, how far it is from real pictures.
 
     methods: which of the report's; columns: which of the table's, by their headings; all of them by default.
     """
     times, speed, unit = times_of(report)
     prepare = report["prepare_seconds_a_picture"]["cores" if times.startswith("core") else "wall"]
     head = ["method", "evaluations", f"denoising, {unit}", f"whole picture, {unit}", "faster, denoising / whole"]
-    head += ["lines right", "NED", "retention", "distance to real"]
+    obeyed = _obedience(report, _IN_FIRST)
+    head += ["lines right", "NED", "retention", *(f"{words} obeyed" for words in obeyed.values()), "distance to real"]
     rows = []
     for name, shown in _names(report).items():
         if methods and name not in methods:
@@ -143,6 +147,7 @@ def cost_and_reading(report: Mapping[str, Any], methods: Sequence[str] = (), col
             _interval(row["accuracy"]),
             f"{row['ned']['value']:.3f}",
             _interval(row.get("retention")),
+            *(_interval(row.get(key), 2) for key in obeyed),
             _interval(row["distribution"] and row["distribution"]["kernel"], 2),
         ]
         rows.append(cells)
@@ -184,9 +189,9 @@ def by_kind(report: Mapping[str, Any]) -> str:
 
 
 def likeness(report: Mapping[str, Any]) -> str:
-    """What reading does not see: sharpness, distance from the same noise, colours, diversity."""
+    """What the first table leaves out: sharpness, distance from the same noise, other obedience, diversity."""
     several = report["panel"].get("sampling_seeds", 1) > 1
-    obeyed = _obedience(report)
+    obeyed = _obedience(report, [key for key in OBEDIENCE if key not in _IN_FIRST])
     head = ["method", "sharpness", "same-noise distance", *(_HEADINGS[key] for key in obeyed)]
     rows = []
     for name, shown in _names(report).items():

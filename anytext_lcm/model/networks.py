@@ -31,7 +31,6 @@ class Defaults:
     negative_prompt: str
     multiple: int = 64  # height and width must be a multiple of it: the UNet halves latents once per level
     checkpoint: Path | None = None  # the weights that come with the yaml
-    line_colours: bool = True  # whether the network learnt to follow the colours given with lines, as AnyText2 did
 
 
 def find_config(config: str | Path) -> Path:
@@ -77,7 +76,6 @@ def defaults_for(config: str | Path) -> Defaults:
         given.get("negative_prompt", FULL_NEGATIVE_PROMPT),
         multiple,
         None if checkpoint is None else (path.parent / checkpoint).resolve(),
-        given.get("line_colours", True),
     )
 
 
@@ -101,7 +99,6 @@ def _stated(given: Any, where: str) -> dict[str, Any]:
         "guidance_scale": (int | float, lambda scale: 1 <= scale <= 100, "a number in 1..100"),
         "negative_prompt": (str, lambda _: True, "a string"),
         "max_lines": (int, lambda lines: 0 < lines <= 100, "an integer in 1..100"),
-        "line_colours": (bool, lambda _: True, "true or false"),
         "checkpoint": (str, bool, "the path of a file, relative to the yaml"),
     }
     given = {} if given is None else given
@@ -111,7 +108,7 @@ def _stated(given: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} has no {', '.join(unknown)}; it may set {', '.join(kinds)}.")
     for name, value in given.items():
         kind, fits, words = kinds[name]
-        if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind) or not fits(value):
+        if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
             raise ValueError(f"{where}.{name} must be {words}, not {value!r}.")
     return given
 

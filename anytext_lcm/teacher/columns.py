@@ -1,4 +1,4 @@
-"""Pictures of the task with their conditioning, drawn once into memory-mapped columns.
+"""Mock pictures with their conditioning, drawn once into memory-mapped columns.
 
 A column is one .npy file of the work folder with a row per picture; masks of zeros and ones are packed to bits.
 """
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.files import atomic_file
 from anytext_lcm.teacher.processes import Rank
 from anytext_lcm.teacher.recipe import Recipe
-from anytext_lcm.teacher.tasks import training_pictures
 
-LINES = 2  # line slots of the mock task
+LINES = 2  # line slots of a mock picture
 SIDE = 128  # pixels
 _SHAPES = {  # of one row, uint8 but for the colours
     "img": (3, SIDE, SIDE),
@@ -44,7 +44,7 @@ def open_columns(work: Path, mode: str = "r") -> dict[str, np.ndarray]:
 def draw(rank: Rank, work: Path, recipe: Recipe) -> None:
     """Stage `data`: fill this process's rows, and write their captions and lines for `finish_data`."""
     columns = open_columns(work, mode="r+")
-    dataset = training_pictures(recipe, SIDE, LINES)
+    dataset = MockDataset(recipe.pictures, recipe.seed, SIDE, LINES)
     captions = []
     for i in tqdm(range(rank.index, recipe.pictures, rank.world), desc="data", disable=not rank.main):
         item = dataset[i]

@@ -15,7 +15,6 @@ from anytext_lcm.teacher.fitting import Plan, TrainingState, fit, moving_average
 from anytext_lcm.teacher.muon import Muon
 from anytext_lcm.teacher.processes import Rank, autocast, parallel
 from anytext_lcm.teacher.recipe import Recipe
-from anytext_lcm.teacher.tasks import spread_colors
 
 
 class DiffusionLoss(nn.Module):
@@ -106,11 +105,22 @@ def diffusion_state(model: AnyText2, recipe: Recipe, rank: Rank, ema: float, pat
     return state
 
 
+def spread_colors(projection: nn.Sequential, seed: int = 0) -> None:
+    """Set Linear and LayerNorm of line colours (0..255, or 500 for any), in place, so that colours can be learned."""
+    # At torch's own start the bias is tiny beside weights times 255, and the LayerNorm removes the length: black, grey,
+    # white and "any" become one vector, and (208, 40, 40) the same as (100, 19, 19). With these weights grey, the bias,
+    # counts as much as the difference from it.
+    linear, generator = projection[0], torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) / 200)
+        linear.bias.copy_(torch.randn(linear.bias.shape, generator=generator) - linear.weight.sum(1) * 127)
+
+
 def train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
     """Stage `diffusion`: writes diffusion.pt."""
     torch.manual_seed(recipe.seed)
     model = scaled_parts(work, rank.device)
-    if recipe.task == "scenery" and not (work / "diffusion.pt").exists():  # `start_from` has seen to weights of before
+    if not (work / "diffusion.pt").exists():
         spread_colors(model.embedding_manager.color_proj, recipe.seed)
     state = diffusion_state(model, recipe, rank, recipe.ema, work / "diffusion.pt")
     for network in (model, state.average.module):

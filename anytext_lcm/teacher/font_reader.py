@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anytext_lcm.data.glyphs import draw_placed_glyph, draw_position
-from anytext_lcm.data.layout import FONTS
-from anytext_lcm.data.scenery import place_line
+from anytext_lcm.data.layout import FONTS, place_line
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.crop import crop_image
 from anytext_lcm.teacher.columns import SIDE
@@ -30,7 +29,7 @@ def hints(rng: np.random.Generator, count: int) -> tuple[list[Tensor], Tensor]:
     """Lines cut out of font hints, each (3, h, w) in 0..255, and the indices of their fonts in FONTS (count,)."""
     crops, labels = [], []
     while len(crops) < count:
-        block = place_line(rng, SIDE, SIDE / 128, "train", np.zeros((SIDE, SIDE), np.uint8), 1)
+        block = place_line(rng, SIDE, "train", np.zeros((SIDE, SIDE), np.uint8), 1)
         if block is None:  # this text does not fit
             continue
         hint = draw_placed_glyph(block.text, block.condition_quad, block.font, (SIDE, SIDE))

@@ -1,7 +1,7 @@
 """Reading lines out of latents: the network and the loss by which the embedded teacher learns to write legibly.
 
 AnyText trains with a text perceptual loss (arXiv:2311.03054): what a recogniser reads in the predicted picture is
-compared with the text that was asked for. Here the recogniser is small, trained on true pictures of the mock task, and
+compared with the text that was asked for. Here the recogniser is small, trained on true mock pictures, and
 sees only the linear part of the decoder: forward and backward take 0.01 s for 16 pictures on a CPU, with the whole
 decoder 1.6 s. It takes no part in judging.
 """

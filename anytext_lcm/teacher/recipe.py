@@ -1,9 +1,8 @@
-"""The numbers of the recipe, the names of its stages, and what each task changes. It imports no library."""
+"""The numbers of the recipe and the names of its stages. It imports no library."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 CONFIG = "models_yaml/anytext2_tiny.yaml"
-TASKS = ("mock", "scenery")
 FEWEST_PICTURES = 100  # on a GPU one step of the diffusion draws up to 96 different ones
 STAGES = (
     "tokenizer",
@@ -19,11 +18,7 @@ STAGES = (
     "export",
 )
 # The tokenizer is written anew only when captions get new words: it is part of the package, not of a work folder.
-_SCENERY_STAGES = tuple(stage for stage in STAGES if stage != "tokenizer")
-DEFAULT_STAGES = {
-    "mock": tuple(stage for stage in _SCENERY_STAGES if stage not in ("fonts", "decoder")),
-    "scenery": _SCENERY_STAGES,
-}
+DEFAULT_STAGES = tuple(stage for stage in STAGES if stage != "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,6 @@ class Recipe:
     (anytext_lcm/assets/README.md).
     """
 
-    task: str = "mock"  # one of TASKS
     seed: int = 0
     pictures: int = 28_000  # the diffusion sees each four times or less, at four noise levels a time
 
@@ -50,19 +44,20 @@ class Recipe:
 
     recogniser_steps: int = 600
     recogniser_batch: int = 32
-    font_steps: int = 600  # of the font predictor (scenery task)
+    font_steps: int = 600  # of the font predictor
     font_batch: int = 32
 
     diffusion_steps: int = 10_000
-    diffusion_batch: int = 4  # pictures per process
-    strip_share: float = 0.6  # the first share of the steps sees half a picture around a line, at half the cost
+    diffusion_batch: int = 6  # pictures per process
+    strip_share: float = 0.0  # of the steps, the first ones: half a picture around a line, at half the cost. What is
+    # around the text is half of what there is to learn, so there are none
     strip_batch: int = 6  # strips per process
     noise_levels_per_picture: int = 4  # they share its control branch: 35 % more samples per second than with 2
-    diffusion_lr: float = 2e-3
-    decay: float = 0.5  # share of the steps over which the rate falls to zero
+    diffusion_lr: float = 1.6e-3
+    decay: float = 0.4  # share of the steps over which the rate falls to zero
     ema: float = 0.998
     caption_dropout: float = 0.1  # share with both captions empty: trains the branch that guidance subtracts
-    text_weight: float = 5.0  # loss weight inside the text boxes, about a quarter of a picture
+    text_weight: float = 2.5  # of the loss inside the text boxes; with 5 objects were smudges after fifty steps, too
 
     reader_steps: int = 2000
     reader_batch: int = 16  # pictures per process
@@ -81,20 +76,3 @@ class Recipe:
     writing_noise: float = 0.15  # largest noise on the latents that are read
     writing_guidance: float = 2.0  # of half of the DDIM steps, the other half have none; drawing uses 4
     writing_ema: float = 0.98
-
-
-_SCENERY = dict(
-    strip_share=0.0,  # whole pictures only: what is around the text is half of the task
-    text_weight=2.5,  # with 5 the objects were smudges after fifty steps, too
-    diffusion_batch=6,
-    diffusion_lr=1.6e-3,
-    decay=0.4,
-)
-
-
-def recipe_of(task: str, **numbers) -> Recipe:
-    """The recipe of a task; `numbers` that are not None replace its own. Raises ValueError for an unknown task."""
-    if task not in TASKS:
-        raise ValueError(f"Task {task!r} is unknown: choose one of {', '.join(TASKS)}.")
-    own = _SCENERY if task == "scenery" else {}
-    return replace(Recipe(task=task), **{**own, **{k: v for k, v in numbers.items() if v is not None}})

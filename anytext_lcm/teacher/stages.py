@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from anytext_lcm.model.anytext2 import AnyText2
@@ -20,7 +19,6 @@ from anytext_lcm.teacher.font_reader import train_font_predictor
 from anytext_lcm.teacher.processes import launch
 from anytext_lcm.teacher.readers import train_reader, train_recogniser
 from anytext_lcm.teacher.recipe import CONFIG, Recipe
-from anytext_lcm.teacher.tasks import spread_colors
 from anytext_lcm.teacher.tokenizer import write_tokenizer
 from anytext_lcm.teacher.writing import train_writing
 
@@ -59,7 +57,7 @@ def run_stage(stage: str, work: Path, recipe: Recipe, processes: int, target: Pa
     elif stage == "features":
         stage_features(work, recipe, processes)
     elif stage == "export":
-        stage_export(work, target, recipe.task)
+        stage_export(work, target)
     elif stage not in _IN_ONE_GO or not (work / f"{stage}.pt").exists():
         launch(_TRAINING[stage], work, recipe, 1 if stage in _ALONE else processes)
 
@@ -92,14 +90,8 @@ def claim(work: Path, **asked: Any) -> dict[str, Any]:
 
 
 def start_from(checkpoint: Path, work: Path, recipe: Recipe) -> None:
-    """Lay finished weights out as states of the stages: autoencoder and recogniser are done, the diffusion goes on.
-
-    Weights of the same task bring their font predictor; those of another one get colours that can be learned.
-    """
+    """Lay finished weights out as states of the stages: all but the diffusion are done, and that goes on."""
     model = AnyText2.from_config(CONFIG).load_checkpoint(checkpoint)
-    same_task = task_of(checkpoint) == recipe.task
-    if recipe.task == "scenery" and not same_task:
-        spread_colors(model.embedding_manager.color_proj, recipe.seed)
 
     def state(module: nn.Module, step: int) -> dict:
         average = {f"module.{k}": v for k, v in module.state_dict().items()} | {"n_averaged": torch.tensor(1)}
@@ -107,18 +99,8 @@ def start_from(checkpoint: Path, work: Path, recipe: Recipe) -> None:
 
     save(work / "vae.pt", state(model.first_stage_model, recipe.vae_steps))
     save(work / "recogniser.pt", model.text_predictor.state_dict())
-    if recipe.task == "scenery" and same_task:
-        save(work / "fonts.pt", model.embedding_manager.font_predictor.state_dict())
+    save(work / "fonts.pt", model.embedding_manager.font_predictor.state_dict())
     save(work / "diffusion.pt", state(model, 0))
-
-
-def task_of(checkpoint: Path) -> str:
-    """The task that finished weights were trained for, as `stage_export` noted it; older files have no note."""
-    try:
-        with safe_open(checkpoint, "pt") as file:
-            return (file.metadata() or {}).get("task", "mock")
-    except SafetensorError:  # another format, which has no notes
-        return "mock"
 
 
 def stage_data(work: Path, recipe: Recipe, world: int) -> None:
@@ -154,7 +136,7 @@ def load_average(work: Path) -> AnyText2:
     return model.eval()
 
 
-def stage_export(work: Path, target: Path, task: str) -> None:
+def stage_export(work: Path, target: Path) -> None:
     """Write the half-precision file of the package, and print the scale factor that the yaml must hold."""
     from safetensors.torch import save_file
 
@@ -162,6 +144,6 @@ def stage_export(work: Path, target: Path, task: str) -> None:
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".partial")
-    save_file(state, unfinished, metadata={"scale_factor": str(model.scale_factor), "task": task})
+    save_file(state, unfinished, metadata={"scale_factor": str(model.scale_factor)})
     unfinished.replace(target)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB; set scale_factor: {model.scale_factor} in {CONFIG}")

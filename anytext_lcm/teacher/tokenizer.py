@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anytext_lcm.data.batch import TEXT_PHRASES
-from anytext_lcm.data.scene import caption_vocabulary
-from anytext_lcm.data.scenery import caption_words
+from anytext_lcm.data.scene_captions import caption_vocabulary
 
 VOCABULARY_SIZE = 1024
+LATER_WORDS = ("checks", "gradient", "photo", "stripes")  # come last, so that the ids of all others stay
 WORD_END = "</w>"
 
 
@@ -49,9 +49,10 @@ def _apply(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 def write_tokenizer(folder: Path) -> None:
     """Write vocab.json and merges.txt into `folder`. Raises ValueError if VOCABULARY_SIZE tokens are not enough."""
-    phrases = [*caption_vocabulary(), *re.findall(r"[A-Za-z]+", " ".join(TEXT_PHRASES))]
+    words = [word for word in caption_vocabulary() if word not in LATER_WORDS]
+    phrases = [*words, *re.findall(r"[A-Za-z]+", " ".join(TEXT_PHRASES))]
     merges = merges_of([w for phrase in phrases for w in re.findall(r"[A-Za-z]+", phrase)])
-    merges = merges_of(list(caption_words()), merges)  # last, so that the ids of all others stay what they were
+    merges = merges_of(list(LATER_WORDS), merges)
     symbols = byte_symbols()
     tokens = [*symbols, *(s + WORD_END for s in symbols), *dict.fromkeys("".join(pair) for pair in merges)]
     spare = VOCABULARY_SIZE - 2 - len(tokens)

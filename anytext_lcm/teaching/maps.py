@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from torch import nn
 
 from anytext_lcm.data.batch import Line, build_conditioning
-from anytext_lcm.data.mock import COLORS as TEXT_COLORS
+from anytext_lcm.data.colours import COLORS as TEXT_COLORS
 from anytext_lcm.figures.pictures import as_picture
 from anytext_lcm.figures.style import DPI, WIDTH, as_array, new_figure
 from anytext_lcm.model.layers import SpatialTransformer
@@ -134,7 +134,7 @@ def text_line(
 
     Above placed glyph, position and font hint, (side, side) each; below the glyph line (80, 512). The outlined box of
     width x height pixels lies in the middle of the picture, turned clockwise by `angle` degrees. color: a name of
-    `mock.COLORS`, or "any". Raises ValueError for what cannot be drawn.
+    `colours.COLORS`, or "any". Raises ValueError for what cannot be drawn.
     """
     corners = cv2.boxPoints(((side / 2, side / 2), (width, height), angle))
     box = np.clip(np.rint(corners), 0, side - 1).astype(int)

@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
-from anytext_lcm.data.mock import COLORS
+from anytext_lcm.data.colours import COLORS
 from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.drawing import play
 from anytext_lcm.drawing.methods import Method, student_method, teacher_method
@@ -42,16 +42,16 @@ def _steps(places: tuple[float, ...], value: float, label: str) -> ipywidgets.Se
 
 
 class LineRow(ipywidgets.VBox):
-    """One line of text: its words, its box by two sliders with two handles each, angle, and colour if `colours`."""
+    """One line of text: its words, its box by two sliders with two handles each, angle, and colour."""
 
-    def __init__(self, box: play.LineBox, size: tuple[int, int], number: int, colours: bool = True):
+    def __init__(self, box: play.LineBox, size: tuple[int, int], number: int):
         height, width = size
         self.text = ipywidgets.Text(value=box.text, description=f"line {number}", placeholder="empty", **_field())
         self.across = self._span(box.left, box.right, width, "across")
         self.down = self._span(box.top, box.bottom, height, "down")
         self.angle = ipywidgets.IntSlider(value=round(box.angle), min=-90, max=90, description="angle", **_field())
         self.color = ipywidgets.Dropdown(options=[play.ANY, *COLORS], value=box.color, description="colour", **_field())
-        super().__init__([self.text, self.across, self.down, self.angle, *([self.color] if colours else [])])
+        super().__init__([self.text, self.across, self.down, self.angle, self.color])
 
     @staticmethod
     def _span(low: int, high: int, end: int, name: str) -> ipywidgets.IntRangeSlider:
@@ -76,9 +76,8 @@ class Playground(ipywidgets.VBox):
 
     Above each picture stands who drew it, below it how long it took and what was read. A picture that does not show
     what is set now is greyed. `press(name)` is what a button does: "student", "teacher" or "both". In editing mode text
-    is written into an uploaded picture. When something cannot be drawn, `message` shows why. colours: whether the
-    network obeys colours given as numbers; without, the form has no control for them. first: pressed at the start, so
-    that stored outputs show pictures.
+    is written into an uploaded picture. When something cannot be drawn, `message` shows why. first: pressed at the
+    start, so that stored outputs show pictures.
     """
 
     def __init__(
@@ -88,7 +87,6 @@ class Playground(ipywidgets.VBox):
         reader: play.Reader | None = None,
         caption: str = "a blue background, white text",
         lines: int = play.LINES,
-        colours: bool = True,
         first: str | None = None,
     ):
         self.model, self.reader = model, reader
@@ -96,7 +94,7 @@ class Playground(ipywidgets.VBox):
         self._scale = max(1, round(ZOOM * 128 / max(defaults.size)))
         self.drawn: dict[str, play.Drawn] = {}
         self._drawn_from: dict[str, tuple] = {}  # what was set when it was drawn
-        form = ipywidgets.VBox(self._controls(caption, lines, colours), layout=ipywidgets.Layout(**FORM))
+        form = ipywidgets.VBox(self._controls(caption, lines), layout=ipywidgets.Layout(**FORM))
         shown = ipywidgets.Box(self._results(), layout=ipywidgets.Layout(**RESULTS))
         super().__init__([ipywidgets.Box([form, shown], layout=ipywidgets.Layout(flex_flow="row wrap"))])
         self._connect()
@@ -104,10 +102,10 @@ class Playground(ipywidgets.VBox):
         if first is not None:
             self.press(first)
 
-    def _controls(self, caption: str, lines: int, colours: bool) -> list[ipywidgets.Widget]:
+    def _controls(self, caption: str, lines: int) -> list[ipywidgets.Widget]:
         """Make what is set and pressed, from top to bottom."""
         boxes = play.default_boxes(self.defaults.size, lines)
-        self.rows = [LineRow(box, self.defaults.size, i, colours) for i, box in enumerate(boxes, 1)]
+        self.rows = [LineRow(box, self.defaults.size, i) for i, box in enumerate(boxes, 1)]
         self.forms = ipywidgets.Tab(self.rows, titles=[f"{i}" for i in range(1, lines + 1)])
         self.caption = ipywidgets.Text(value=caption, description="caption", **_field())
         self.mode = ipywidgets.Dropdown(options=["generate", "edit"], description="mode", **_field())

@@ -113,8 +113,7 @@ def ablate(
     common = recipe(steps) | {"dataset_size": most} | common | changed
     settings = TrainSettings.from_dict(common)
     check_writable(output / "results.json")
-    task = "scenery" if settings.scenery else "mock"
-    panel = Panel.build(lines=lines, seed=seed, image_size=defaults_for(settings.config).size[0], task=task)
+    panel = Panel.build(lines=lines, seed=seed, image_size=defaults_for(settings.config).size[0])
     folders = (str(output / name) for name in ("latents", "paths"))
     asked = changes(load_teacher(settings), settings.lora_targets, *folders)
     plan: dict[str, dict[str, Any]] = {DEFAULT: {}} | {name: asked[name] for name in chosen}

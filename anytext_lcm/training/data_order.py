@@ -16,7 +16,6 @@ from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import PackedDataset
-from anytext_lcm.data.scenery import SCENERY_SHARES, Scenery
 from anytext_lcm.data.usable import complaints, require_lines
 from anytext_lcm.training.processes import ignore_interrupts
 from anytext_lcm.training.settings import DataSettings, TrainSettings
@@ -123,10 +122,9 @@ def build_loader(
 
 
 def mock_pictures(settings: DataSettings, **more: Any) -> MockDataset:
-    """The made-up pictures that the settings name, of either task, as the task's teacher saw them. more: see there."""
-    task = {"scenery": Scenery(), **SCENERY_SHARES} if settings.scenery else {}
+    """The made-up pictures that the settings name. more: other arguments of theirs."""
     own = {"size": settings.dataset_size, "seed": settings.seed, "image_size": settings.picture_size}
-    return MockDataset(**(own | task | more))
+    return MockDataset(**(own | more))
 
 
 def build_dataset(settings: DataSettings) -> Dataset:
@@ -154,8 +152,7 @@ def name_of_data(settings: DataSettings, dataset: Dataset) -> str:
     """Words that tell the pictures of `build_dataset` from those of other settings or other files of records."""
     side = settings.picture_size
     if settings.use_mock_dataset:
-        task = "scenery" if settings.scenery else "mock"
-        return f"{task} pictures of {side} px from seed {settings.seed}"
+        return f"drawn pictures of {side} px from seed {settings.seed}"
     digests = ", ".join(index.about.digest[:12] for index in dataset.indices)
     part = f" but {settings.validation_share:g} of them" if settings.validation_share else ""
     return f"records {digests}{part} of {side} px ({settings.fit}) up to wm_score {settings.wm_thresh:g}"

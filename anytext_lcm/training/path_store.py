@@ -78,7 +78,7 @@ class Wishes(Dataset):
         """What decides the items, for the manifest."""
         if self.mock is None:
             return {"captions": hashlib.sha256(self.captions.read_bytes()).hexdigest()[:16]}
-        return {"mock_seed": self.mock.seed, "scenery": self.mock.scenery is not None}
+        return {"mock_seed": self.mock.seed}
 
 
 # -- writing ------------------------------------------------------------------------------------------------
@@ -197,6 +197,8 @@ class PathDataset(Dataset):
         about = self.about = dict(self.reader.layout.settings)
         if about.get("kind") != "paths of a teacher" or PATH not in self.reader.layout.arrays:
             raise ValueError(f"{self.folder} holds other numbers than the paths of a teacher; {again}.")
+        if not about.get("scenery", True):  # of the time of two kinds of mock pictures; the other kind is left
+            raise ValueError(f"The paths in {self.folder} are of mock pictures of an earlier version; {again}.")
         if about["side"] != settings.picture_size:
             raise ValueError(
                 f"The paths in {self.folder} are of {about['side']} px, the run has {settings.picture_size}; "
@@ -209,7 +211,7 @@ class PathDataset(Dataset):
         if "captions" in about:
             captions = self.folder / CAPTIONS
         else:
-            settings = replace(settings, seed=about["mock_seed"], scenery=about["scenery"])
+            settings = replace(settings, seed=about["mock_seed"])
         try:
             wishes = Wishes(settings, len(self.reader), captions)
             same = wishes.about() == {name: about[name] for name in wishes.about()}

@@ -156,7 +156,8 @@ def check_same_run(directory: Path, stored: dict, state: TrainingState, settings
 
     The learning rate may change, and with `resume_changed` all but FIXED; what has changed is printed.
     """
-    if gone := [f"{k} {then!r}" for k, then in stored["settings"].items() if REMOVED.get(k, then) != then]:
+    removed = REMOVED if stored["settings"].get("use_mock_dataset") else {**REMOVED, "scenery": False}
+    if gone := [f"{k} {then!r}" for k, then in stored["settings"].items() if removed.get(k, then) != then]:
         raise ValueError(
             f"{directory} was trained with {', '.join(gone)}, which this version no longer has; start a new run, "
             "or resume with the version that made it."

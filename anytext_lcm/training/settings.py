@@ -19,8 +19,9 @@ PHASED = ("pcm", "path")
 LOSSES = ("huber", "l2")
 FITS = ("stretch", "crop", "pad")  # data.placing.FITS, which needs cv2
 PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # accelerate's names: torch's dtypes
-# Settings of earlier versions that changed what is trained, and the value that every run has now.
-REMOVED = {"loss_gain": 1.0, "guidance_spread": 0.0, "solver_steps": 50, "optimizer": "adamw"}
+# Settings of earlier versions that changed what is trained, and the value that every run has now. scenery: False was
+# another kind of mock pictures, and nothing to a run on records.
+REMOVED = {"loss_gain": 1.0, "guidance_spread": 0.0, "solver_steps": 50, "optimizer": "adamw", "scenery": True}
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,6 @@ class DataSettings(NetworkSettings):
     """Which pictures a run sees."""
 
     use_mock_dataset: bool = setting(False, "draw pictures instead of reading them")
-    scenery: bool = setting(
-        False, "mock pictures of the scenery task: two-tone grounds, bold shapes, text of any colour"
-    )
     paths: str | None = setting(
         None,
         "folder that python -m anytext_lcm.cache_latents --draw filled: the teacher's own paths instead of pictures",
@@ -281,8 +279,6 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
             names = [f"--{name}" for name in RECORDS_ONLY if getattr(self, name) != _DEFAULTS[name]]
             if names:
                 raise ValueError(f"{', '.join(names)} has no effect on mock data; leave it out or name --data_list.")
-        elif self.scenery and self.paths is None:
-            raise ValueError("--scenery has no effect without --use_mock_dataset; leave one out or give both.")
         elif self.data_list and self.dataset_size != _DEFAULTS["dataset_size"]:
             raise ValueError("--dataset_size has no effect on records, all are used; leave it out.")
         self.check_held_out()

@@ -21,7 +21,6 @@ from anytext_lcm.data.anyword import AnyWordDataset
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import expand
-from anytext_lcm.data.scenery import Scenery
 from anytext_lcm.drawing.draw import decode, denoise, draw_prepared, prepare
 from anytext_lcm.drawing.methods import Method, student_method, teacher_method
 from anytext_lcm.figures.contact_sheet import contact_sheet
@@ -96,9 +95,7 @@ def panel_items(settings: TrainSettings, held_out: AnyWordDataset | None) -> lis
         return held_out_items(held_out, prompts=max(count, SHOWN_PICTURES))[0]
     if settings.data_list or not count:
         return []
-    task = Scenery() if settings.scenery else None
-    size = settings.picture_size
-    source = MockDataset(count, PANEL_SEED, size, split="test", edit_share=0.0, hint_share=0.0, scenery=task)
+    source = MockDataset(count, PANEL_SEED, settings.picture_size, split="test", edit_share=0.0, hint_share=0.0)
     return [source[i] for i in range(len(source))]
 
 

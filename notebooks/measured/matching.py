@@ -25,7 +25,6 @@ from anytext_lcm.command import finite, natural, new_parser, positive, run
 from anytext_lcm.data.batch import collate
 from anytext_lcm.drawing.cores import use_available_cores
 from anytext_lcm.judging.compare import compare_methods
-from anytext_lcm.judging.defaults import TASKS
 from anytext_lcm.judging.panel import Panel
 from anytext_lcm.lcm.consistency import l2
 from anytext_lcm.lcm.schedule import NoiseSchedule, lcm_timesteps
@@ -169,14 +168,14 @@ def work(args: argparse.Namespace) -> str:
     ckpt = args.ckpt or str(checkpoint_for(args.config, "--ckpt"))
     shipped, output, defaults = resolve_adapter(args.adapter), Path(args.output), defaults_for(args.config)
     own = {"config": args.config, "teacher_ckpt": ckpt, "output_dir": str(output), "paths": "none", "seed": args.seed}
-    settings = TrainSettings.from_dict(own | {"scenery": args.task == "scenery"})
+    settings = TrainSettings.from_dict(own)
     use_available_cores()
     model = load_adapter(load_chosen(args.config, ckpt), shipped, trainable=True)
     add_fake(model)
     train(args, settings, model)
     save_adapter(model, output / "adapter")
     model = load_adapter(load_chosen(args.config, ckpt), shipped)
-    panel = Panel.build(prompts=args.prompts, seed=args.panel, image_size=defaults.size[0], repeats=2, task=args.task)
+    panel = Panel.build(prompts=args.prompts, seed=args.panel, image_size=defaults.size[0], repeats=2)
     methods = ["teacher-50", *(f"student-{n}" for n in (1, 2, 4))]
     guided = (settings.guidance_scale, settings.negative_prompt)
     report, _ = compare_methods(model, panel, methods, *guided, more_adapters={"matched": output / "adapter"})
@@ -201,7 +200,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=positive, default=1, help="the student's pictures have 1 to so many steps (default: 1)")
     add("--learning_rate", type=finite, default=1e-5, help="default: %(default)s")
     add("--fake_rate", type=finite, default=5e-5, help="default: %(default)s")
-    add("--task", choices=TASKS, default="scenery", help="default: %(default)s")
     add("--prompts", type=positive, default=128, help="of the panel, two noises each (default: %(default)s)")
     add("--panel", type=natural, default=7, help="its seed (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of the training (default: %(default)s)")

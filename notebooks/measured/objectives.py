@@ -28,7 +28,7 @@ from anytext_lcm.drawing.methods import parse_method
 from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.files import atomic_file, check_writable
 from anytext_lcm.judging.compare import run_method
-from anytext_lcm.judging.defaults import REAL, RECONSTRUCTION, TASKS
+from anytext_lcm.judging.defaults import REAL, RECONSTRUCTION
 from anytext_lcm.judging.panel import Panel, prepare_panel
 from anytext_lcm.model.loading import default_device, load_chosen
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, checkpoint_for, defaults_for
@@ -75,7 +75,6 @@ class Plan:
     objectives: tuple[str, ...]
     seeds: tuple[int, ...]  # of training
     updates: int  # of lcm; the others cost the same
-    task: str  # of training and panels, one of TASKS
     prompts: int
     noises: int  # of each prompt
     panel: int  # its seed
@@ -95,10 +94,10 @@ def _teacher(plan: Plan) -> Any:
 
 @lru_cache(maxsize=2)
 def _panel(plan: Plan, tuning: bool) -> Panel:
-    size = {"image_size": defaults_for(plan.config).size[0], "task": plan.task}
+    size = defaults_for(plan.config).size[0]
     if tuning:
-        return Panel.build(prompts=min(TUNING_PROMPTS, plan.prompts), seed=TUNING_SEED + plan.panel, **size)
-    return Panel.build(prompts=plan.prompts, seed=plan.panel, repeats=plan.noises, **size)
+        return Panel.build(prompts=min(TUNING_PROMPTS, plan.prompts), seed=TUNING_SEED + plan.panel, image_size=size)
+    return Panel.build(prompts=plan.prompts, seed=plan.panel, image_size=size, repeats=plan.noises)
 
 
 @lru_cache(maxsize=2)
@@ -114,7 +113,7 @@ def settings_of(plan: Plan, folder: Path, objective: str, seed: int) -> TrainSet
     changed = OBJECTIVES[objective]
     updates, place = updates_for(changed, plan.updates), folder / "train" / f"{objective}-{seed}"
     own = {"config": plan.config, "teacher_ckpt": plan.ckpt, "output_dir": str(place), "seed": seed, "progress": False}
-    own |= {"guidance_scale": plan.guidance, "scenery": plan.task == "scenery"}
+    own["guidance_scale"] = plan.guidance
     pictures = 10 * DEFAULTS.pictures
     if objective in ON_PATHS:
         own |= on_paths(str(folder / f"paths-{seed}"))
@@ -306,7 +305,7 @@ def tables(results: Mapping[str, Any]) -> str:
     blocks.append(f"### seconds of a core a picture, without decoding\n\n{text_table(head, spent, markdown=True)}")
     choice = "; ".join(f"{name}: {spaced.removeprefix(name + '-')}" for name, spaced in results["chosen"].items())
     said = (
-        f"{plan['prompts']} prompts of the {plan['task']} task, {plan['noises']} noises each, 95 % bootstrap intervals "
+        f"{plan['prompts']} prompts, {plan['noises']} noises each, 95 % bootstrap intervals "
         f"over prompts; a cell has one number for each training seed. Compute: {plan['updates']} updates of lcm. Each "
         f"rival has the spacing that was nearest to real pictures on {min(TUNING_PROMPTS, plan['prompts'])} other "
         f"prompts: {choice}."
@@ -322,7 +321,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--objectives", nargs="+", choices=tuple(OBJECTIVES), default=tuple(OBJECTIVES), help="default: all")
     add("--seeds", nargs="+", type=natural, default=[0, 1], help="of the trainings (default: 0 1)")
     add("--updates", type=positive, default=DEFAULTS.steps, help="of lcm; others cost the same (default: %(default)s)")
-    add("--task", choices=TASKS, default="scenery", help="of training and panel (default: %(default)s)")
     add("--prompts", type=positive, default=256, help="default: %(default)s")
     add("--noises", type=positive, default=2, help="of each prompt; 2 or more measure diversity (default: %(default)s)")
     add("--panel", type=natural, default=0, help="seed of the panel (default: %(default)s)")
@@ -336,7 +334,7 @@ def work(args: argparse.Namespace) -> str:
     """Measure what is missing; returns the tables."""
     ckpt = args.ckpt or str(checkpoint_for(args.config, "--ckpt"))
     plan = Plan(
-        *(args.config, ckpt, tuple(args.objectives), tuple(args.seeds), args.updates, args.task),
+        *(args.config, ckpt, tuple(args.objectives), tuple(args.seeds), args.updates),
         *(args.prompts, args.noises, args.panel),
     )
     if args.prompts < 8:

@@ -28,12 +28,10 @@ from anytext_lcm.data import layout
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.scene import to_float
-from anytext_lcm.data.scenery import Scenery
 from anytext_lcm.drawing.cores import use_available_cores
 from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.files import atomic_file
 from anytext_lcm.judging.compare import run_method
-from anytext_lcm.judging.defaults import TASKS
 from anytext_lcm.judging.intervals import bootstrap_mean
 from anytext_lcm.judging.judge import REAL_SEED, real_pictures
 from anytext_lcm.judging.likeness import DetectorFeatures, RealFeatures
@@ -72,10 +70,8 @@ class Styled(Dataset):
 
     draws_anew_each_epoch = False
 
-    def __init__(self, count: int, seed: int, size: int, task: str, split: str = "train"):
-        scenery = Scenery() if task == "scenery" else None
-        options = {"image_size": size, "split": split, "edit_share": 0.0, "hint_share": 0.0, "scenery": scenery}
-        self.plain = MockDataset(count, seed, **options)
+    def __init__(self, count: int, seed: int, size: int, split: str = "train"):
+        self.plain = MockDataset(count, seed, size, split=split, edit_share=0.0, hint_share=0.0)
 
     def __len__(self) -> int:
         return len(self.plain)
@@ -205,13 +201,13 @@ class Judge:
 
     def __init__(self, args: argparse.Namespace):
         size = defaults_for(args.config).size[0]
-        self.panel = Panel.build(prompts=args.prompts, seed=args.panel, image_size=size, task=args.task)
+        self.panel = Panel.build(prompts=args.prompts, seed=args.panel, image_size=size)
         self.reader, self.features = LineReader(1), DetectorFeatures(1)
         count = 2 * len(self.panel)
-        styled = Styled(count, REAL_SEED + args.panel, size, args.task, "test")
+        styled = Styled(count, REAL_SEED + args.panel, size, "test")
         pictures = {
             "styled": np.stack([styled.picture(row) for row in range(count)]),
-            "plain": real_pictures(count, size, args.panel, args.task),
+            "plain": real_pictures(count, size, args.panel),
         }
         self.real = {name: RealFeatures(self.features(found)) for name, found in pictures.items()}
 
@@ -250,7 +246,7 @@ def work(args: argparse.Namespace) -> str:
     args.adapter, folder = resolve_adapter(args.adapter), Path(args.output)
     defaults, style = defaults_for(args.config), folder / "style"
     use_available_cores()
-    data = Styled(DEFAULTS.pictures, args.seed, defaults.size[0], args.task)
+    data = Styled(DEFAULTS.pictures, args.seed, defaults.size[0])
     if not style.exists():
         train_style(args, data, style)
     if not (folder / "distilled" / f"checkpoint-{args.updates}").exists():
@@ -298,7 +294,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--style_rate", type=finite, default=2e-4, help="of the style's training (default: %(default)s)")
     add("--rate", type=finite, default=3e-5, help="of the student's tuning (default: %(default)s)")
     add("--drift", type=finite, default=1.0, help="weight of the penalty (default: %(default)s)")
-    add("--task", choices=TASKS, default="scenery", help="default: %(default)s")
     add("--prompts", type=positive, default=128, help="of the panel (default: %(default)s)")
     add("--panel", type=natural, default=11, help="its seed (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of the trainings (default: %(default)s)")

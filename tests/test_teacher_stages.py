@@ -1,24 +1,22 @@
-"""The stages that the scenery task has of its own, in miniature."""
+"""The teacher's fonts and decoder, and how its stages go on from finished weights, in miniature."""
 
 import numpy as np
 import pytest
 import torch
 from small_models import EMBEDDED
 
-from anytext_lcm.data.scenery import Scenery
+from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.networks import EMBEDDED_CHECKPOINT
 from anytext_lcm.teacher import columns, features, stages
 from anytext_lcm.teacher.decoder import mixed_crops, train_decoder
-from anytext_lcm.teacher.diffusion import train_diffusion
+from anytext_lcm.teacher.diffusion import spread_colors, train_diffusion
 from anytext_lcm.teacher.font_reader import FONTS, hints, train_font_predictor
 from anytext_lcm.teacher.processes import Rank
-from anytext_lcm.teacher.recipe import recipe_of
-from anytext_lcm.teacher.tasks import training_pictures
+from anytext_lcm.teacher.recipe import Recipe
 
 ALONE = Rank(0, 1, torch.device("cpu"))
-TINY = recipe_of(
-    "scenery",
+TINY = Recipe(
     pictures=16,
     seed=3,
     vae_batch=6,
@@ -33,8 +31,8 @@ TINY = recipe_of(
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Data of the scenery task, and the shipped weights laid out as the stages' states."""
-    folder = tmp_path_factory.mktemp("scenery")
+    """Mock pictures, and the shipped weights laid out as the stages' states."""
+    folder = tmp_path_factory.mktemp("stages")
     columns.create_columns(folder, TINY.pictures)
     columns.draw(ALONE, folder, TINY)
     columns.finish_data(folder, 1)
@@ -42,9 +40,8 @@ def work(tmp_path_factory):
     return folder
 
 
-def test_the_columns_hold_the_scenery(work):
-    data = training_pictures(TINY, columns.SIDE, columns.LINES)
-    assert isinstance(data.scenery, Scenery)
+def test_the_columns_hold_the_pictures_of_the_seed(work):
+    data = MockDataset(TINY.pictures, seed=TINY.seed)
     found = columns.open_columns(work)
     for i in (0, 9):
         np.testing.assert_array_equal(found["img"][i].transpose(1, 2, 0), data.scene(i).image)
@@ -82,30 +79,40 @@ def test_decoder_and_fonts_leave_latents_and_reading_alone_and_the_diffusion_tak
         assert torch.equal(state["average"][f"module.embedding_manager.font_predictor.{name}"], value)
     assert torch.equal(state["raw"]["text_predictor.head.fc.weight"], before_letters(work))
 
-    stages.stage_export(work, tmp_path / "teacher.safetensors", "scenery")
+    stages.stage_export(work, tmp_path / "teacher.safetensors")
     model = AnyText2.from_config(EMBEDDED).load_checkpoint(tmp_path / "teacher.safetensors")
     decoder = torch.load(work / "decoder.pt", weights_only=True)["average"]["module.decoder.linear.weight"]
     torch.testing.assert_close(model.first_stage_model.decoder.linear.weight, decoder, atol=1e-3, rtol=1e-3)
 
 
-def test_weights_go_on_with_their_own_colours_and_fonts(work, tmp_path):
-    """Weights of another task get colours that can be learned; those of the same task keep what they learned."""
-    torch.save(torch.load(work / "recogniser.pt", weights_only=True), work / "fonts.pt")
+def test_finished_weights_keep_what_they_learned(work, tmp_path):
     features.finish_features(work)  # the scale factor
-    stages.stage_export(work, tmp_path / "teacher.safetensors", "scenery")
+    stages.stage_export(work, tmp_path / "teacher.safetensors")
     again = tmp_path / "again"
     again.mkdir()
     stages.start_from(tmp_path / "teacher.safetensors", again, TINY)
-    name = "embedding_manager.color_proj.0.weight"
-    before, after = (torch.load(folder / "diffusion.pt", weights_only=True)["raw"] for folder in (work, again))
-    shipped = AnyText2.from_config(EMBEDDED).load_checkpoint(EMBEDDED_CHECKPOINT).state_dict()
-    assert not torch.allclose(before[name], shipped[name], atol=1e-3)
-    torch.testing.assert_close(after[name], before[name], atol=1e-3, rtol=1e-3)
-    fonts = torch.load(again / "fonts.pt", weights_only=True)
-    for key, value in torch.load(work / "fonts.pt", weights_only=True).items():
-        torch.testing.assert_close(fonts[key], value, atol=1e-3, rtol=1e-3)
-    for name in ("fonts.pt", "features.done"):
-        (work / name).unlink()
+    learned = stages.load_average(work).state_dict()
+    (work / "features.done").unlink()
+    raw = torch.load(again / "diffusion.pt", weights_only=True)["raw"]
+    assert raw.keys() == learned.keys()
+    for name, value in learned.items():
+        torch.testing.assert_close(raw[name], value, atol=1e-3, rtol=1e-3)
+    for name, value in torch.load(again / "fonts.pt", weights_only=True).items():
+        torch.testing.assert_close(value, learned[f"embedding_manager.font_predictor.{name}"], atol=1e-3, rtol=1e-3)
+
+
+def test_the_colour_projection_starts_with_every_colour_apart():
+    projection = torch.nn.Sequential(torch.nn.Linear(3, 128), torch.nn.LayerNorm(128))
+    colors = torch.tensor([[0, 0, 0], [128] * 3, [255] * 3, [500] * 3, [200, 40, 40], [100, 20, 20]]).float()
+
+    def closest():
+        distances = torch.cdist(projection(colors), projection(colors)) + 100 * torch.eye(len(colors))
+        return distances.min().item()
+
+    with torch.no_grad():
+        assert closest() < 0.3  # torch's own start, of vectors 11 long
+        spread_colors(projection)
+        assert closest() > 1.5
 
 
 def before_letters(work):
