@@ -52,11 +52,37 @@ WRONG = {
         ),
         ("(prepare + denoise + decode) /", "denoise /", "a factor of 1 changes nothing"),
     ],
+    "lost_at": [
+        ("        before = value\n", "", "compared with the link before it"),
+        ("before - tolerance", "before", "within the tolerance"),
+        ("    return None", "    return name", "must be None, not 'student'"),
+        ("before = 1.0", "before = 0.0", "the reader fails there"),
+        ("before - tolerance", "before + tolerance", "must be None, not 'drawn'"),
+        (
+            "        if value < before - tolerance:\n            return name\n        before = value\n    return None",
+            "        pass\n    return min(ned, key=ned.get) if min(ned.values()) < 0.9 else None",
+            "the first link that loses",
+        ),
+    ],
     "my_scene": [
         ("24, 74, 104, 114", "24, 44, 104, 84", "overlap"),
         ("24, 74, 104, 114", "24, 74, 104, 90", "16 pixels high"),
         ("24, 74, 104, 114", "24, 74, 204, 114", "leaves the picture"),
         ("[above, below]", "[above]", "1 lines with text"),
         ("a white background, black text", "black text", "does not name the background"),
+    ],
+    "merged_weight": [
+        ("scale * ", "", "scale is missing"),
+        ("exact.to(weight.dtype)", "exact", "torch.float32"),
+        ("weight.float() + scale * up.float() @ down.float()", "weight + scale * (up @ down)", "more than once"),
+        ("    exact = weight.float() +", "    exact = weight; exact +=", "it changes the weight"),
+        ("up.float() @ down.float()", "down.float() @ up.float()", "stops with RuntimeError"),
+    ],
+    "unbeaten": [
+        (" and a != b", "", "does not beat itself"),
+        ("a[0] <= b[0]", "a[0] < b[0]", "far differs"),
+        ("a[1] >= b[1]", "a[1] <= b[1]", "best reads most"),
+        ("not any(", "any(", "far differs"),
+        (" and a[1] >= b[1] and a[2] <= b[2]", "", "best reads most"),
     ],
 }

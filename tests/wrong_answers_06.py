@@ -27,4 +27,11 @@ WRONG = {
         ("v - (start - end) * du", "v - du", "between equal times"),
         (".detach()", "", "no gradient"),
     ],
+    "left": [
+        ("1 / shares", "shares", "that is the chance itself"),
+        ("1 / shares.square().sum(-1)", "(shares > 0).sum(-1)", "however unlikely"),
+        ("1 / shares.square().sum(-1)", "1 / shares.max(-1).values", "the likeliest picture alone"),
+        (".sum(-1)", ".sum()", "the shape ()"),
+        (".square()", "", "must give 4, 2 and 1"),
+    ],
 }

@@ -116,6 +116,57 @@ def speedup(answer) -> str:
     return "25 times faster denoising makes a picture with a fifth of decoding 4.3 times as fast."
 
 
+def lost_at(answer) -> str:
+    """ned {name: 0..1} in the order of the chain, tolerance -> name or None."""
+    names = ("drawn", "autoencoder", "teacher", "student")
+
+    def found(*values: float) -> str | None:
+        return answer(dict(zip(names, values, strict=True)), 0.1)
+
+    whole = found(1.0, 0.95, 0.97, 0.96)
+    require(whole != "autoencoder", "a fall of 0.05 is within the tolerance of 0.1")
+    require(whole is None, f"where nothing is lost it must be None, not {whole!r}")
+    require(found(0.5, 0.5, 0.5, 0.5) == "drawn", "0.5 at the first link is below 1: the reader fails there")
+    both = found(1.0, 0.4, 0.1, 0.0)
+    require(both == "autoencoder", f"1, 0.4, 0.1, 0: the first link that loses is the autoencoder, not {both!r}")
+    slow = found(0.95, 0.88, 0.8, 0.5)
+    require(slow == "student", f"0.95, 0.88, 0.8, 0.5: each is compared with the link before it, so not {slow!r}")
+    return "It names the first link to mend; a later one may be worse."
+
+
+def merged_weight(answer) -> str:
+    """weight (24, 16), up (24, 4), down (4, 16), all fp16, scale -> (24, 16) fp16."""
+    generator = torch.Generator().manual_seed(6)
+    weight, up, down = (torch.randn(shape, generator=generator).half() for shape in ((24, 16), (24, 4), (4, 16)))
+    before, product = weight.clone(), up.double() @ down.double()
+    exact = weight.double() + 0.7 * product
+    found = answer(weight, up, down, 0.7)
+    require(same(weight, before, 0), "it changes the weight that it was given; write weight + ..., not weight += ...")
+    require(not same(found, weight + product, 0.02), "scale is missing")
+    require(same(found, exact, 0.02), "it is not weight + scale * up @ down")
+    require(found.dtype == weight.dtype, f"it is {found.dtype}, and the weight's torch.float16 is asked for")
+    least = (exact.half().double() - exact).abs().mean()
+    often = (found.double() - exact).abs().mean() > 1.05 * least
+    require(not often, "it rounds more than once: add and multiply in fp32, then go back to fp16")
+    return "The one rounding left is the one that fp16 asks for."
+
+
+def unbeaten(answer) -> str:
+    """rows {name: (evaluations, share, distance)} -> names."""
+    rows = {"costly": (8, 0.91, 0.31), "best": (8, 0.92, 0.30), "good": (4, 0.90, 0.30), "far": (4, 0.90, 0.35)}
+    rows["cheap"] = (2, 0.80, 0.50)
+    found = answer(rows)
+    require(isinstance(found, list), f"it returns {type(found).__name__}, and a list is asked for")
+    require(found, "nothing is left: a row does not beat itself")
+    require("far" not in found, "far differs from good in distance alone, and loses")
+    require("costly" not in found, "costly is behind best twice, at the same cost")
+    require("cheap" in found, "cheap has the fewest evaluations, so nothing beats it")
+    require("best" in found, "best reads most lines; more is better there")
+    require(found == ["best", "good", "cheap"], f"best, good and cheap are left, in this order; it says {found}")
+    require(answer({"a": rows["good"], "b": rows["good"]}) == ["a", "b"], "of two equal rows none beats the other")
+    return "What is left is a choice between cost, reading and distance."
+
+
 def my_scene(answer) -> str:
     """A play.Scene with two lines."""
     require(isinstance(answer, play.Scene), f"it is {type(answer).__name__}, and a play.Scene is asked for")
@@ -142,6 +193,9 @@ CHECKS = {
     "clear_until": clear_until,
     "kernel_mmd": kernel_mmd,
     "speedup": speedup,
+    "lost_at": lost_at,
     "my_scene": my_scene,
+    "merged_weight": merged_weight,
+    "unbeaten": unbeaten,
 }
 check = checker(CHECKS)

@@ -62,5 +62,18 @@ def meanflow(answer) -> str:
     return "On a path with x = angle^2 / 2 it is the average velocity, and it carries no gradient."
 
 
-CHECKS = {"guidance": guidance, "average": average, "edge": edge, "meanflow": meanflow}
+def left(answer) -> str:
+    """shares (B, K), rows that sum to 1 -> (B,)."""
+    even = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    found = answer(even)
+    require(not same(found, torch.tensor([0.25, 0.5, 1.0])), "that is the chance itself; its inverse is asked for")
+    require(same(found, torch.tensor([4.0, 2.0, 1.0])), "even rows over 4, 2 and 1 pictures must give 4, 2 and 1")
+    between = answer(torch.tensor([[0.8, 0.1, 0.1]]))
+    require(not same(between, torch.tensor([3.0])), "it counts the pictures that are possible, however unlikely")
+    require(not same(between, torch.tensor([1 / 0.8])), "it sees the likeliest picture alone")
+    require(same(between, torch.tensor([1 / 0.66])), "for 0.8, 0.1, 0.1 the chance of two equal draws is 0.66")
+    return "At t = 999 many pictures are left, and hardly more than one halfway."
+
+
+CHECKS = {"guidance": guidance, "average": average, "edge": edge, "meanflow": meanflow, "left": left}
 check = checker(CHECKS)

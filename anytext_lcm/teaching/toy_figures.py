@@ -147,7 +147,8 @@ def toy_guidance(data: Mixture, cond: Mixture, timestep: int, guidance_scale: fl
         axis.set_aspect("equal")
         axis.set_xlim(-2, 2)
         axis.set_ylim(-2, 2)
-        finish(axis, "first coordinate", "second coordinate", title, axis is right)
+        finish(axis, "first coordinate", "second coordinate", title, False)
+    right.legend(fontsize=9, frameon=False, loc="lower right")  # below the ring, for any scale
     figure.suptitle(f"Guidance scale $s_g$ = {guidance_scale:g} ($w$ = {guidance_scale - 1:g})", fontsize=11)
     return figure
 
@@ -155,7 +156,8 @@ def toy_guidance(data: Mixture, cond: Mixture, timestep: int, guidance_scale: fl
 def toy_clouds(data: Mixture, clouds: Mapping[str, object], title: str = "") -> Figure:
     """Samples side by side, each (N, 2) by name, over the modes of a mixture in the plane; up to four in a row."""
     columns, rows = min(4, len(clouds)), -(-len(clouds) // 4)
-    figure, axes = new_figure(rows * (WIDTH / columns + 0.5) + 0.4, rows, columns, sharex=True, sharey=True)
+    panel = (WIDTH - 0.7) / columns + 0.2 * (1 + any("," in name for name in clouds))  # a square under its name
+    figure, axes = new_figure(rows * panel + 0.75, rows, columns, sharex=True, sharey=True)
     for spare in axes.flat[len(clouds) :]:
         spare.axis("off")
     for axis, (name, points) in zip(axes.flat, clouds.items(), strict=False):
