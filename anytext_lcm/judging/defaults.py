@@ -29,6 +29,7 @@ COMPARISON = (  # the README's table: every family at equal evaluations; guided 
     *(f"student-{n}-deterministic" for n in (2, 4, 8)),
 )
 
+PANEL = "panel"  # for the benchmark's prompts: those of the embedded network's own task
 BENCHMARK_METHODS = ("teacher-20", "student-4", "student-8")
 # AnyText2's eval/anytext2_singleGPU.py: pictures of a prompt, seed of the first, words behind every caption, what is
 # guided away from (its demo has another negative prompt).
