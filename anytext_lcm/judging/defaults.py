@@ -18,7 +18,7 @@ METHODS = (
     "student-4",
     "student-8",
 )
-COMPARISON = (  # the README's table: every family at equal evaluations; guided steps count twice
+COMPARISON = (  # every family of methods at equal evaluations; guided steps count twice
     REAL,
     RECONSTRUCTION,
     *(f"teacher-{n}" for n in (50, 20, 8, 4, 2, 1)),

@@ -30,8 +30,7 @@ DEFAULT_STAGES = {
 class Recipe:
     """All numbers of a run that starts from random weights. "Per process" numbers grow with the processes.
 
-    The shipped weights come from eight shorter runs, between which data and settings were mended
-    (anytext_lcm/assets/README.md).
+    The shipped weights come from eight shorter runs, between which data and settings were mended.
     """
 
     task: str = "mock"  # one of TASKS
