@@ -76,15 +76,16 @@ def closing(report: Mapping[str, Any], output: Path, minutes: float) -> str:
     for name in (report["reference"], next(name for name in METHODS if name.startswith("student"))):
         row = report["methods"][name]
         read, real = row["accuracy"], row["distribution"]
-        cells = [f"{row[speed]['denoise']:.1f}x", "{value:.2f} [{low:.2f}, {high:.2f}]".format(**read)]
+        cells = [f"{row[speed]['denoise']:.1f}", "{value:.2f} [{low:.2f}, {high:.2f}]".format(**read)]
         rows.append([name, *cells, f"{real['kernel']['value']:.2f}" if real else "-"])
-    table = text_table(["", "faster", "lines read", "distance to real pictures"], rows, align="lr")
+    table = text_table(["", "denoising, times as fast", "lines read", "distance to real pictures"], rows, align="lr")
     draw = '--prompt "yellow text on a red background" --line "HELLO@10,40,118,80"'
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
     return f"""
 {table}
-A number after the dash is the steps; the brackets are a 95 % interval over {report["panel"]["prompts"]} prompts.
+A number after the dash is the steps, brackets are a 95 % interval over {report["panel"]["prompts"]} prompts, and a
+lower distance is nearer.
 
 The pictures side by side: {output / "grid.png"}
 All methods and measures:  {output / "table.md"}

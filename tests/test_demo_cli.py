@@ -58,7 +58,7 @@ def test_three_numbers_of_teacher_and_student():
         row = report["methods"][method]
         faster, near = row["speedup_cores"]["denoise"], row["distribution"]["kernel"]["value"]
         [line] = [line for line in lines if line.startswith(f"{method} ")]
-        assert re.search(rf" {faster:.1f}x +{row['accuracy']['value']:.2f} \[.*\] +{near:.2f}$", line), line
+        assert re.search(rf" {faster:.1f} +{row['accuracy']['value']:.2f} \[.*\] +{near:.2f}$", line), line
 
 
 def test_a_failed_run_leaves_the_former_results(tmp_path, monkeypatch, capsys):
