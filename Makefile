@@ -6,27 +6,38 @@ CELL_TIMEOUT ?= 300
 # A process per core, each with whole files, which share what they train; tests/conftest.py orders the files.
 PARALLEL := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
+comma := ,
 INSTALL := -m pip install --disable-pip-version-check
 EXTRAS := '.[test,notebooks,site]'
+# Files at the package's root, and folders that run.
+COMMANDS := $(sort $(patsubst anytext_lcm/%/,%,$(dir $(wildcard anytext_lcm/*/__main__.py))) \
+	$(filter-out __init__ command files,$(basename $(notdir $(wildcard anytext_lcm/*.py)))))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo notebooks site test test-full test-browser lint format bench readme teacher lock clean
 
 # A line "##@ NAME" begins a group of targets, and "##" after a target says what it does.
-help:
+help:  ## list the targets and the commands
+	@printf "AnyText2 distilled into few steps. New here: make demo, then read README.md.\n"
 	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf "\nThe first target that needs Python makes .venv. Commands: .venv/bin/python -m anytext_lcm.sample --help\n"
+	@printf "\nSettings, as in make demo PY=python3.12\n"
+	@printf "  %-17s %s\n" "PY=$(notdir $(PY))" "the Python that makes .venv, 3.11 or newer" \
+		"CELL_TIMEOUT=$(CELL_TIMEOUT)" "seconds that a cell of a notebook may take in make test" \
+		'FOLDERS="..."' "what was measured, for make readme"
+	@printf "\nCommands, .venv/bin/python -m anytext_lcm.NAME --help, once a target that needs Python has made .venv:\n"
+	@echo "$(COMMANDS)" | fold -s -w 100 | sed 's/^/  /'
 
 # The first install shows its progress; a refresh is quiet.
 $(STAMP): pyproject.toml requirements.lock
 	@test -n "$(PY)" || { echo "No python3 found: install Python 3.11 or newer, or run make PY=/path/to/python." >&2; exit 2; }
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PY) is older than Python 3.11: install 3.11 or newer, or run make PY=/path/to/python." >&2; exit 2; }
-	@test -x $(BIN)/python || $(PY) -m venv .venv || { rm -rf .venv; echo \
+	@test -x $(BIN)/python || { echo "Making .venv with $(PY)."; $(PY) -m venv .venv; } || { rm -rf .venv; echo \
 		"$(PY) cannot create a virtual environment: install its venv module (Debian, Ubuntu: apt-get install python3-venv)." \
 		>&2; exit 2; }
-	@echo "Installing the package and what it needs into .venv: downloads on first use, a quiet check later."
+	@echo "$(if $(wildcard $@),Checking,Installing) the $$(grep -c == requirements.lock) packages of requirements.lock$(if \
+		$(wildcard $@),$(comma) quietly.,: pip names each as it comes.)"
 	$(BIN)/python $(INSTALL) $(if $(wildcard $@),--quiet) -c requirements.lock -e $(EXTRAS)
 	@touch $@
 

@@ -6,12 +6,17 @@ words behind the caption, its negative prompt and phrase, a font hint in the gly
 does, NAME_0.jpg ... NAME_3.jpg, so that its scripts for FID and CLIPScore run on the folders. Lines are cut out and
 compared as eval/eval_dgocr.py does. The report names the differences, the reader and the noise first of all. An
 interrupted run continues where it stopped.
+
+`--pictures NAME=FOLDER ...` scores what any model drew for the same prompts, by the same measures, and loads no network
+but the reader.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anytext_lcm.command import (
     add_adapter,
@@ -25,19 +30,65 @@ from anytext_lcm.command import (
 )
 from anytext_lcm.data.fonts import PLAIN_FONT
 from anytext_lcm.data.text import checked
-from anytext_lcm.judging.defaults import ADDED_WORDS, BENCHMARK_METHODS, EVALUATION_NEGATIVE_PROMPT, SAMPLES, SEED
+from anytext_lcm.judging.defaults import (
+    ADDED_WORDS,
+    BENCHMARK_METHODS,
+    EVALUATION_NEGATIVE_PROMPT,
+    PANEL,
+    SAMPLES,
+    SEED,
+)
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, FULL_NEGATIVE_PROMPT, defaults_for
+
+if TYPE_CHECKING:
+    from anytext_lcm.judging.benchmark_run import Plan
+
+# Flags of drawing, which say nothing about pictures that are there already.
+DRAWING = "methods seed font no_font_hint words adapter guidance_scale negative_prompt config ckpt device precision"
+DRAWN, SCORED = "outputs/benchmark", "outputs/yardstick"  # defaults of --output
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser("benchmark", "Draws AnyText-benchmark by teacher and student and has the lines read.")
+    parser = new_parser(
+        "benchmark",
+        "Draws AnyText-benchmark by teacher and student, or takes pictures of any model, and has the lines read.",
+        "python -m anytext_lcm.benchmark --data laion_word/test1k.json --pictures teacher=DIR mine=DIR --real DIR",
+    )
     add = parser.add_argument
-    add("--data", required=True, help="test1k.json of laion_word or wukong_word")
+    add(
+        "--data",
+        default=PANEL,
+        metavar=f"FILE|{PANEL}",
+        help="test1k.json of laion_word or wukong_word, or the embedded network's own prompts (default: %(default)s)",
+    )
+    add(
+        "--pictures",
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="score these instead of drawing: folders with NAME_0.jpg ... NAME_3.jpg for each prompt, NAME being its "
+        "img_name up to the first dot; also .png and .webp",
+    )
+    add(
+        "--reference",
+        metavar="NAME",
+        help="the method or pictures that all are compared with, prompt by prompt, and at whose size lines are read "
+        "(default: the teacher with most steps, or the first of --pictures)",
+    )
+    add("--real", metavar="FOLDER", help=f"real pictures, to measure the distance to ({PANEL} has its own)")
+    add(
+        "--partial",
+        action="store_true",
+        help="with --pictures: score the prompts that every folder has whole, instead of refusing when one is missing",
+    )
+    add(
+        "--write_prompts",
+        metavar="FILE",
+        help="write the prompts in the layout of test1k.json, for another model to draw, and do nothing else",
+    )
     add(
         "--output",
-        default="outputs/benchmark",
-        help="gets a folder of pictures for each method, and report.json; goes on where it stopped "
-        "(default: %(default)s)",
+        help="gets report.json, table.md, chart.png, grid.png and a folder of pictures for each method that is drawn; "
+        f"drawing goes on where it stopped (default: {DRAWN}, with --pictures {SCORED})",
     )
     add(
         "--methods",
@@ -47,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="teacher-N, teacher-N-eta1, student-N, student-N-deterministic, "
         f"student-N-gamma0.3, student-N-w0.5 or untrained-N in N steps (default: {' '.join(BENCHMARK_METHODS)})",
     )
-    add("--limit", type=positive, help="prompts, the first ones (default: all)")
+    add("--limit", type=positive, help=f"prompts, the first ones (default: all; of the {PANEL} 64)")
     add("--samples", type=positive, default=SAMPLES, help="pictures of each prompt (default: %(default)s, upstream's)")
     add(
         "--seed",
@@ -62,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
         "that has it (default: %(default)s)",
     )
     add("--no_font_hint", action="store_true", help="leave the font open")
-    add("--words", default=ADDED_WORDS, help="behind every caption (default: %(default)s)")
+    add("--words", help=f"behind every caption (default: {ADDED_WORDS}; of the {PANEL} none)")
     add_guidance(parser)
     add_adapter(parser)
     add_network(parser, str(EMBEDDED_CONFIG))
@@ -71,14 +122,77 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def work(args: argparse.Namespace) -> str:
-    """Check what can be checked before the weights are loaded, then draw, read and write."""
-    from anytext_lcm.adapter.lora import resolve_adapter
+    """Check what can be checked before anything is loaded, then draw or take, read and write."""
+    if args.write_prompts is not None:
+        from anytext_lcm.judging.benchmark_set import read_tasks, write_prompts
+
+        write_prompts(args.write_prompts, read_tasks(args.data, args.limit))
+        return args.write_prompts
+    if args.pictures is not None:
+        return score(args)
+    if args.partial:
+        raise ValueError("--partial is of --pictures: what is drawn here is whole.")
+    return draw(args)
+
+
+def score(args: argparse.Namespace) -> str:
+    """Score the folders of --pictures."""
+    usual = build_parser()
+    if given := [f"--{name}" for name in DRAWING.split() if getattr(args, name) != usual.get_default(name)]:
+        raise ValueError(f"{', '.join(given)} is of drawing, and --pictures are drawn already: drop it.")
+    folders = read_pictures(args.pictures)
+
+    from anytext_lcm.drawing.cores import use_available_cores
+    from anytext_lcm.files import check_writable
+    from anytext_lcm.judging.benchmark_pictures import check_scoring
+    from anytext_lcm.judging.benchmark_report import REPORT, format_table
+    from anytext_lcm.judging.benchmark_run import score_folders
+    from anytext_lcm.judging.benchmark_set import read_tasks
+
+    output, reference = output_of(args), args.reference or next(iter(folders))
+    tasks = read_tasks(args.data, args.limit)
+    scoring = check_scoring(tasks, folders, args.samples, reference, args.real, args.partial, args.data == PANEL)
+    check_writable(output / REPORT)
+    use_available_cores()
+    report = score_folders(scoring, args.data, output)
+    return f"{format_table(report)}\n{output / REPORT}"
+
+
+def read_pictures(words: Sequence[str]) -> dict[str, Path]:
+    """Folders by name, in their order. Raises ValueError for a word that is not NAME=FOLDER and for a name twice."""
+    folders: dict[str, Path] = {}
+    for word in words:
+        name, _, folder = word.partition("=")
+        if not folder or not re.fullmatch(r"[\w.@+-]+", name):
+            raise ValueError(f"{word!r} is not NAME=FOLDER, as in mine=outputs/pictures: give each folder a name.")
+        if name in folders:
+            raise ValueError(f"Two folders of --pictures are named {name!r}: give each a name of its own.")
+        folders[name] = Path(folder)
+    return folders
+
+
+def draw(args: argparse.Namespace) -> str:
+    """Draw the prompts by --methods, and score what was drawn."""
     from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
+    from anytext_lcm.judging.benchmark_report import REPORT, format_table
+    from anytext_lcm.judging.benchmark_run import check_plan, run_benchmark
+    from anytext_lcm.model.loading import load_chosen
+
+    plan = plan_of(args)
+    require_network(args.config, args.ckpt)
+    ready = check_plan(plan, args.limit)
+    use_available_cores()
+    report = run_benchmark(load_chosen(args.config, args.ckpt, args.device, plan.precision), ready)
+    return f"{format_table(report)}\n{plan.output / REPORT}"
+
+
+def plan_of(args: argparse.Namespace) -> "Plan":
+    """What to draw, from the flags. Raises ValueError or FileNotFoundError."""
+    from anytext_lcm.adapter.lora import resolve_adapter
     from anytext_lcm.drawing.methods import parse_method
-    from anytext_lcm.judging.benchmark_run import Plan, check_plan, run_benchmark
-    from anytext_lcm.judging.benchmark_set import REPORT, format_table
-    from anytext_lcm.model.loading import chosen_precision, load_chosen
+    from anytext_lcm.judging.benchmark_run import Plan
+    from anytext_lcm.model.loading import chosen_precision
 
     defaults, adapter = defaults_for(args.config), resolve_adapter(args.adapter)
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
@@ -88,15 +202,17 @@ def work(args: argparse.Namespace) -> str:
     if args.negative_prompt is not None and not any(method.guided for method in methods):
         raise ValueError("Without guidance a negative prompt has no effect: raise --guidance_scale above 1 or drop it.")
     precision = chosen_precision(args.device, args.precision)
-    negative = args.negative_prompt
+    negative, words = args.negative_prompt, args.words
     if negative is None:  # the demo's stands for AnyText2 where nothing is said
         own = defaults.negative_prompt
         negative = EVALUATION_NEGATIVE_PROMPT if own == FULL_NEGATIVE_PROMPT else own
+    if words is None:
+        words = "" if args.data == PANEL else ADDED_WORDS
     checked(negative, "The negative prompt")
-    checked(args.words, "The text of --words")
-    plan = Plan(
+    checked(words, "The text of --words")
+    return Plan(
         data=args.data,
-        output=Path(args.output),
+        output=output_of(args),
         methods=methods,
         config=args.config,
         ckpt=args.ckpt,
@@ -104,23 +220,27 @@ def work(args: argparse.Namespace) -> str:
         adapter_name=args.adapter,
         font=str(args.font),
         font_hint=not args.no_font_hint,
-        words=args.words,
+        words=words,
         samples=args.samples,
         seed=args.seed,
         precision=precision,
         guidance_scale=guidance,
         negative_prompt=negative,
+        reference=args.reference,
+        real=args.real,
     )
-    require_network(args.config, args.ckpt)
-    ready = check_plan(plan, args.limit)
-    use_available_cores()
-    report = run_benchmark(load_chosen(args.config, args.ckpt, args.device, precision), ready)
-    return f"{format_table(report)}\n{plan.output / REPORT}"
+
+
+def output_of(args: argparse.Namespace) -> Path:
+    """--output or its default."""
+    return Path(args.output or (DRAWN if args.pictures is None else SCORED))
 
 
 def kept(args: argparse.Namespace) -> str:
     """What a benchmark that was stopped has kept, and how to go on."""
-    return f"{args.output} keeps the pictures that were complete; the same command goes on from there."
+    if args.pictures is not None or args.write_prompts is not None:
+        return "nothing was written; the same command begins anew."
+    return f"{output_of(args)} keeps the pictures that were complete; the same command goes on from there."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -75,17 +75,18 @@ def closing(report: Mapping[str, Any], output: Path, minutes: float) -> str:
     for name in (report["reference"], next(name for name in METHODS if name.startswith("student"))):
         row = report["methods"][name]
         read, real, things = row["accuracy"], row["distribution"], row.get("objects_obeyed")
-        cells = [f"{row[speed]['denoise']:.1f}x", "{value:.2f} [{low:.2f}, {high:.2f}]".format(**read)]
+        cells = [f"{row[speed]['denoise']:.1f}", "{value:.2f} [{low:.2f}, {high:.2f}]".format(**read)]
         cells += [f"{things['value']:.2f}" if things else "-", f"{real['kernel']['value']:.2f}" if real else "-"]
         rows.append([name, *cells])
-    head = ["", "faster", "lines read", "objects obeyed", "distance to real pictures"]
+    head = ["", "denoising, times as fast", "lines read", "objects obeyed", "distance to real pictures"]
     table = text_table(head, rows, align="lr")
     draw = '--prompt "a blue background with a red circle, text" --line "OPEN@10,12,118,52#yellow"'
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
     return f"""
 {table}
-A number after the dash is the steps; the brackets are a 95 % interval over {report["panel"]["prompts"]} prompts.
+A number after the dash is the steps, brackets are a 95 % interval over {report["panel"]["prompts"]} prompts, and a
+lower distance is nearer.
 
 The pictures side by side: {output / "grid.png"}
 All methods and measures:  {output / "table.md"}

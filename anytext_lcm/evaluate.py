@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--comparison",
         action="store_true",
-        help="the methods of the README's table, which need diffusers; instead of --methods",
+        help="every family of methods at equal evaluations, which needs diffusers; instead of --methods",
     )
     add(
         "--prompts",

@@ -39,6 +39,7 @@ notebooks/[0-9][0-9]_*
 :glob:
 
 docs/commands
+docs/yardstick
 RESULTS
 notebooks/measured/*
 anytext_lcm/assets/README

@@ -13,7 +13,7 @@ A table of an evaluation names rows and columns, or has all of them:
     <!-- methods comparison | teacher-50, student-4 | method, lines right -->
     <!-- /methods -->
 
-The other blocks are `all_methods REPORT`, `legend REPORT`, `speed REPORT` and `ablations REPORT`. A column whose
+The other blocks are `all_methods REPORT`, `speed REPORT` and `ablations REPORT`. A column whose
 heading has a comma is named in a list with semicolons. No line begins with the mark of a number: Markdown would take
 the line for HTML.
 """
@@ -114,7 +114,6 @@ def all_methods(report: str) -> str:
 MADE: dict[str, Callable[..., str]] = {
     "methods": methods,
     "all_methods": all_methods,
-    "legend": lambda report: tables.legend(stored(report)),
     "speed": lambda report: format_report(stored(report)).strip(),
     "ablations": lambda report: format_table(stored(report)).strip(),
 }
@@ -122,8 +121,6 @@ MADE: dict[str, Callable[..., str]] = {
 
 def block(path: Path, name: str, arguments: str, old: str) -> str:
     """What stands between a pair of marks in the document at `path`. Raises ValueError where nothing can."""
-    if name == "results":
-        return all_methods("comparison")
     if name in ("speed", "ablations", "full_size") and not arguments:
         return old  # of before their numbers were stored
     if name not in MADE:
@@ -136,7 +133,7 @@ def block(path: Path, name: str, arguments: str, old: str) -> str:
 
 def check_pairs(path: Path, text: str) -> None:
     """Raise ValueError when a mark lacks its partner, or when a number's mark begins a line."""
-    for name in {"results", *MADE, *re.findall(r"<!-- /([a-z_]+) -->", text), ""}:
+    for name in {*MADE, *re.findall(r"<!-- /([a-z_]+) -->", text), ""}:
         if len(re.findall(f"<!-- {name or '='} ", text)) != text.count(f"<!-- /{name or ''} -->"):
             raise ValueError(f"{path.name}: the marks of {name or 'a number'} are not in pairs.")
     if re.search(r"^<!-- = ", text, re.M):

@@ -17,6 +17,8 @@ from anytext_lcm.adapter.lora import adapter_state, attach, save_adapter
 from anytext_lcm.data.batch import TEXT_PHRASES
 from anytext_lcm.judging import benchmark_run, benchmark_set, reading
 from anytext_lcm.judging.benchmark_lines import ENGLISH, is_chinese, upstream_crop, upstream_ned
+from anytext_lcm.judging.benchmark_pictures import check_scoring
+from anytext_lcm.judging.benchmark_score import kinds_of_lines, score_pictures, summarise
 from anytext_lcm.judging.benchmark_set import make_batch, polygons_of, read_tasks
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, FULL_CONFIG
 
@@ -200,16 +202,17 @@ def test_scores_of_real_text(tmp_path, data):
                 image[make_batch(task, (512, 512), 1, "DejaVuSans.ttf", False)["glyphs"][0].amax(0).numpy() > 60] = 0
             for path in benchmark_set.picture_paths(tmp_path / kind, task, 2):
                 Image.fromarray(image).save(path)
+    scoring = check_scoring(tasks, {kind: tmp_path / kind for kind in ("good", "bad")}, 2, "good")
     reader = reading.LineReader(1)
-    good, bad = (benchmark_set.score_tasks(reader, tasks, tmp_path / kind, 2, (512, 512)) for kind in ("good", "bad"))
+    scores = {name: score_pictures(reader, tasks, found.paths, (512, 512)) for name, found in scoring.found.items()}
+    good, bad = (scores[kind].lines for kind in ("good", "bad"))
     assert len(good["exact"]) == 2 * 5 and sorted(set(good["group"])) == [0, 1, 2]
     assert not good["exact"][good["group"] == 2].any()
     assert good["correct"].mean() >= 0.4 and good["ned"].mean() > 0.5 and bad["ned"].mean() < 0.2
-    rows = benchmark_set.summarise({"teacher-20": good, "student-4": bad}, "teacher-20")
-    assert rows["teacher-20"]["retention"]["value"] == 1 and rows["student-4"]["retention"]["value"] == 0
-    assert "retention" not in benchmark_set.summarise({"student-4": bad}, None)["student-4"]
-    with pytest.raises(ValueError, match="not 64 x 64"):
-        benchmark_set.score_tasks(reader, tasks, tmp_path / "bad", 2, (64, 64))
+    rows = summarise(scores, "good", kinds_of_lines(tasks, 2), 2)
+    assert rows["good"]["retention"]["value"] == 1 and rows["bad"]["retention"]["value"] == 0
+    alone = summarise({"bad": scores["bad"]}, None, {}, 2)["bad"]
+    assert "retention" not in alone and "difference" not in alone
 
 
 @pytest.fixture
@@ -246,7 +249,8 @@ def test_the_whole_way(command, tmp_path, capsys):
 
 
 def written(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "report.json"}
+    """When each method's pictures and settings were written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*/*")}
 
 
 def test_another_set_of_the_same_name_is_not_scored_by_the_first_ones_pictures(command, data, tmp_path, capsys):

@@ -62,7 +62,7 @@ def test_four_numbers_of_teacher_and_student():
         faster, near = row["speedup_cores"]["denoise"], row["distribution"]["kernel"]["value"]
         [line] = [line for line in lines if line.startswith(f"{method} ")]
         read = f"{row['accuracy']['value']:.2f}"
-        assert re.search(rf" {faster:.1f}x +{read} \[.*\] +{share:.2f} +{near:.2f}$", line), line
+        assert re.search(rf" {faster:.1f} +{read} \[.*\] +{share:.2f} +{near:.2f}$", line), line
 
 
 def test_a_failed_run_leaves_the_former_results(tmp_path, monkeypatch, capsys):

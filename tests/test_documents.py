@@ -20,7 +20,7 @@ from anytext_lcm.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "anytext_lcm"
-NAMING = [*readme_parts.documents(), ROOT / "CONTRIBUTING.md"]
+NAMING = [*readme_parts.documents(), ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [ROOT / "CONTRIBUTING.md", *readme_parts.documents(), *sorted((ROOT / "docs").glob("*.md"))]
 LINKING += [ROOT / "tests" / "reference" / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 # The diary names what has left the package, with the commit that held it.
@@ -146,6 +146,16 @@ def unknown_in_span(document: Path, span: str) -> list[str]:
     return unknown_flags(re.findall(r"(?<![\w-])--[a-z]\w*", span), set().union(*map(flags, parsers().values())))
 
 
+def unknown_in_prose(document: Path, text: str) -> list[str]:
+    """What plain text, outside code, names that does not exist: files with their endings, flags, commands."""
+    named = re.findall(rf"(?<![\w/.])[\w./-]*\w\.(?:{ENDINGS})\b", text)
+    unknown = [name for name in named if missing_file(document, name)]
+    flagged = [word for word in re.findall(r"(?<![\w-])--[a-z]\w*", text)]
+    commands = [line for line in re.findall(r"-m anytext_lcm[.\w]*", text) if not PLACEHOLDER.search(line)]
+    unknown += [command for command in commands if command not in parsers()]
+    return unknown + unknown_flags(flagged, set().union(*map(flags, parsers().values())))
+
+
 def importable(name: str) -> bool:
     """Whether a dotted name is a module or what one holds."""
     try:
@@ -163,6 +173,7 @@ def file_stems() -> set[str]:
 def test_what_a_document_names_exists(path):
     unknown = [name for span in documents.spans(path) for name in unknown_in_span(path, span)]
     unknown += [name for line in documents.shell_lines(path) for name in unknown_in_command(line)]
+    unknown += unknown_in_prose(path, documents.prose(path))
     assert sorted(set(unknown)) == GONE.get(str(path.relative_to(ROOT)), [])
 
 
@@ -194,6 +205,15 @@ def test_commands_can_be_parsed(path):
 )
 def test_a_name_that_does_not_exist_is_found(span):
     assert unknown_in_span(ROOT / "README.md", span)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["See notes.md.", "as lcm/nothing.py does", "with --lora_ranks 4", "run python -m anytext_lcm.samples first"],
+)
+def test_a_sentence_that_names_what_does_not_exist_is_found(sentence):
+    assert unknown_in_prose(ROOT / "README.md", sentence)
+    assert not unknown_in_prose(ROOT / "README.md", "RESULTS.md, lcm/steps.py, --lora_rank, -m anytext_lcm.sample")
 
 
 @pytest.mark.parametrize("path", LINKING, ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -42,6 +43,11 @@ def contact_sheet(columns: Mapping[str, np.ndarray], labels: Sequence[Sequence[s
             place = (gap, head + row * (height + gap) + (4 + 16 * line) * unit)
             pen.text(place, _fit(pen, text, label - gap, plain), font=plain, fill="black")
     return np.asarray(sheet)
+
+
+def prompt_label(texts: Sequence[str], caption: str) -> list[str]:
+    """A prompt as the lines of a label: its texts in quotes, and the beginning of its caption."""
+    return [*(f'"{text}"' for text in texts), *wrap(caption, 22, break_long_words=False, break_on_hyphens=False)[:4]]
 
 
 def _font(name: str, size: float) -> ImageFont.FreeTypeFont:

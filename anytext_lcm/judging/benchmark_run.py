@@ -1,7 +1,7 @@
-"""A run over AnyText-benchmark: a plan, checked before the weights are loaded, then drawn, read and reported."""
+"""A run over AnyText-benchmark: a plan, checked before the weights are loaded, then drawn, scored and reported. Or
+pictures that are there already, scored and reported alike.
+"""
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,24 @@ from anytext_lcm.adapter.stored import CONFIG_FILE, WEIGHTS_FILE
 from anytext_lcm.data.fonts import font_path
 from anytext_lcm.drawing.cores import describe_hardware
 from anytext_lcm.drawing.methods import Method, reference_of
-from anytext_lcm.files import atomic_file, check_writable
-from anytext_lcm.judging import reading
-from anytext_lcm.judging.benchmark_lines import is_chinese
+from anytext_lcm.files import check_writable
+from anytext_lcm.judging.benchmark_pictures import Scoring, check_scoring, real_files
+from anytext_lcm.judging.benchmark_report import REPORT, notes_on, published, write_benchmark
+from anytext_lcm.judging.benchmark_score import judge
 from anytext_lcm.judging.benchmark_set import (
-    CHINESE_NOTE,
-    NOTES,
     PHRASE,
-    PUBLISHED,
-    REPORT,
-    WHOLE,
     Task,
     check_font,
     check_settings,
     content_of,
     draw_tasks,
     read_tasks,
-    score_tasks,
     settings_of,
-    summarise,
+    tasks_content,
 )
-from anytext_lcm.judging.defaults import SAMPLES
+from anytext_lcm.judging.defaults import PANEL
 from anytext_lcm.model.anytext2 import AnyText2
-from anytext_lcm.model.networks import checkpoint_for, defaults_for, is_anytext2
+from anytext_lcm.model.networks import checkpoint_for, defaults_for
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,8 @@ class Plan:
     precision: str  # of weights and network
     guidance_scale: float
     negative_prompt: str
+    reference: str | None = None  # the method that others are compared with; None: the teacher with most steps
+    real: str | None = None  # a folder of real pictures
 
     @property
     def names(self) -> dict[str, str]:
@@ -71,7 +68,7 @@ class Plan:
     def contents(self) -> dict[str, str]:
         """Length and checksum of each file. Raises FileNotFoundError."""
         found = {
-            "data": content_of(self.data),
+            "data": tasks_content(self.data),
             "config": content_of(self.config),
             "ckpt": content_of(self.ckpt or checkpoint_for(self.config, "--ckpt"), ends=True),
             "font": content_of(font_path(self.font)),
@@ -115,46 +112,58 @@ def check_plan(plan: Plan, limit: int | None = None) -> Checked:
     unwritten = check_font(tasks, plan.font)
     settings = plan.settings()
     check_writable(plan.output / REPORT)
+    names = [method.name for method in plan.methods]
+    if plan.reference is not None and plan.reference not in names:
+        raise ValueError(f"{plan.reference} is none of the methods, {', '.join(names)}: name one as --reference.")
+    if plan.real is not None:
+        real_files(plan.real)
     for method in plan.methods:
         check_settings(plan.output / method.name, settings_of(method, settings))
     return Checked(plan, tasks, settings, unwritten)
 
 
 def run_benchmark(model: AnyText2, checked: Checked) -> dict[str, Any]:
-    """Draw what is not there yet, read all of it, write and return the report. `model` is the bare teacher."""
-    plan, tasks, size = checked.plan, checked.tasks, tuple(checked.settings["size"])
+    """Draw what is not there yet, score all of it, write and return the report. `model` is the bare teacher."""
+    plan, tasks = checked.plan, checked.tasks
     if plan.adapter is not None:
         load_adapter(model, plan.adapter)
-    reader, scores, seconds = reading.LineReader(), {}, {}
-    for method in plan.methods:
-        folder = plan.output / method.name
-        seconds[method.name] = draw_tasks(model, tasks, method, folder, checked.settings)
-        scores[method.name] = score_tasks(reader, tasks, folder, plan.samples, size)
-    reference, texts = reference_of(plan.methods), [text for task in tasks for text, _ in task.lines]
-    rows = summarise(scores, reference)
-    for name, row in rows.items():
+    seconds = {
+        method.name: draw_tasks(model, tasks, method, plan.output / method.name, checked.settings)
+        for method in plan.methods
+    }
+    folders = {method.name: plan.output / method.name for method in plan.methods}
+    reference = plan.reference or reference_of(plan.methods)
+    scoring = check_scoring(tasks, folders, plan.samples, reference, plan.real, of_panel=plan.data == PANEL)
+    judged = judge(scoring)
+    for name, row in judged["methods"].items():
         row["seconds_this_run"] = seconds[name]
     report = {
         "anytext_lcm": __version__,
         "settings": checked.settings | {"guidance_scale": plan.guidance_scale},
-        "prompts": len(tasks),
-        "lines": len(texts),
         "lines_the_font_lacks": checked.unwritten,
-        "samples": plan.samples,
-        "reference": reference,
         "published": published(tasks, plan.config, plan.samples),
         "hardware": describe_hardware(model.device),
-        "notes": [*NOTES, CHINESE_NOTE] if is_chinese(texts) else list(NOTES),
-        "methods": rows,
+        "notes": notes_on(judged, tasks, drawn=True),
+        **judged,
     }
-    with atomic_file(plan.output / REPORT) as temporary:
-        temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_benchmark(plan.output, report, scoring)
     return report
 
 
-def published(tasks: Sequence[Task], config: str | Path, samples: int) -> Mapping[str, Any] | None:
-    """AnyText2's own figures: of its network, on a whole set with four pictures a prompt; None for anything else."""
-    if len(tasks) != WHOLE or samples != SAMPLES or not is_anytext2(config):
-        return None
-    found = PUBLISHED[is_chinese([text for task in tasks for text, _ in task.lines])]
-    return dict(zip(("name", "accuracy", "ned"), found, strict=True))
+def score_folders(scoring: Scoring, data: str, output: Path, show: bool = True) -> dict[str, Any]:
+    """Score pictures that are there already, write and return the report. data: where the prompts are from."""
+    judged = judge(scoring, show)
+    report = {
+        "anytext_lcm": __version__,
+        "settings": {
+            "names": {"data": Path(data).name},
+            "contents": {"data": tasks_content(data)},
+            "pictures": {name: str(found.folder) for name, found in scoring.found.items()},
+            "real": scoring.real_name,
+        },
+        "published": None,  # who drew the pictures is not known
+        "notes": notes_on(judged, scoring.tasks, drawn=False),
+        **judged,
+    }
+    write_benchmark(output, report, scoring)
+    return report

@@ -1,8 +1,8 @@
-"""AnyText-benchmark: its prompts, how they are drawn and scored as upstream does."""
+"""AnyText-benchmark: its prompts, and how they are drawn as upstream does."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,43 +14,23 @@ from tqdm import tqdm
 from anytext_lcm.data.batch import MAX_CHARACTERS, TEXT_PHRASES, Line, build_conditioning, collate
 from anytext_lcm.data.fonts import DrawingError, check_fonts, covers
 from anytext_lcm.data.json_stream import read_records
-from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.data.records import clean
 from anytext_lcm.drawing.draw import draw_prepared, prepare
 from anytext_lcm.drawing.methods import Method
-from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.files import atomic_file, read_json
-from anytext_lcm.judging import intervals, reading
-from anytext_lcm.judging.benchmark_lines import ENGLISH, is_chinese, upstream_crop, upstream_ned
-from anytext_lcm.judging.defaults import ADDED_WORDS
+from anytext_lcm.judging.defaults import ADDED_WORDS, PANEL
+from anytext_lcm.judging.judge import unseen_scenes
+from anytext_lcm.judging.panel import PANEL_SEED
 from anytext_lcm.model.anytext2 import AnyText2
 
 SIDE = 512  # pixels of the benchmark's pictures, in which its polygons are given
 MAX_LINES = 20  # upstream's
-SETTINGS, REPORT = "settings.json", "report.json"
+SETTINGS = "settings.json"
+PANEL_PROMPTS, PANEL_SIDE = 64, 128  # how many prompts PANEL has, and the pixels of its pictures
 END = 2**20  # bytes at the beginning and the end of a checkpoint that tell it from another
 BLANK = (" ", ((0, 0), (0, 50), (50, 50), (50, 0)))  # upstream's line of a picture whose lines are none
 # Upstream draws one of six at random, from a generator that every prompt seeds with 100: from the second on this one.
 PHRASE = TEXT_PHRASES[1]
-WHOLE = 1000  # prompts of laion_word's and of wukong_word's test1k.json
-# AnyText2's README, read by ModelScope's recogniser: sentence accuracy and NED of 20 steps.
-PUBLISHED = {False: ("AnyText2, English", 0.8175, 0.9193), True: ("AnyText2, Chinese", 0.7250, 0.8529)}  # if Chinese
-
-
-NOTES = (
-    "Drawn and measured as AnyText2's eval/anytext2_singleGPU.py and eval/eval_dgocr.py do, but for what follows.",
-    "Lines are read by PP-OCRv6 from rapidocr; the published numbers are by ModelScope's recogniser, so first compare "
-    "methods of this report with each other.",
-    "Each picture has its own noise, from its own seed on the CPU; upstream draws four from one generator on the GPU.",
-    "Glyphs are drawn by the Pillow that is installed (upstream: 9.5), which chooses another size or offset for some "
-    "lines, and in the font that was named (upstream: Arial Unicode); a line that it lacks is not drawn and is wrong.",
-    "The first prompt's text caption begins like all others; upstream draws its phrase at random.",
-    "FID and CLIPScore are left out: their networks are not part of this package. The pictures are named as "
-    "upstream's own scripts expect them.",
-)
-CHINESE_NOTE = (
-    "NED compares all letters as they are; upstream's counts letters that its Chinese dictionary lacks as one."
-)
 
 
 @dataclass(frozen=True)
@@ -65,13 +45,15 @@ class Task:
 
 
 def read_tasks(path: str | Path, limit: int | None = None) -> list[Task]:
-    """Read the prompts of a test1k.json, or the first of them. The pictures it names are not needed.
+    """Read the prompts of a test1k.json or of PANEL, or the first of them. The pictures it names are not needed.
 
     A name ends at its first dot, as upstream's file names do. Lines marked invalid are left out; of the others the
     first 20 count, and the first 20 characters of each; where none is left BLANK stands for them. Raises
     FileNotFoundError, or ValueError for a file of another layout or without a line of text, and for two prompts of one
     name.
     """
+    if str(path) == PANEL:
+        return _panel_tasks(limit or PANEL_PROMPTS)
     _, raws = read_records(path)
     tasks: list[Task] = []
     for number, raw in enumerate(raws):
@@ -95,6 +77,32 @@ def read_tasks(path: str | Path, limit: int | None = None) -> list[Task]:
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path} has several prompts named {doubled[0]!r}; their pictures would replace each other.")
     return tasks
+
+
+def _panel_tasks(count: int) -> list[Task]:
+    """The first prompts of the embedded network's own task, with words that no training picture shows."""
+    scenes, tasks = unseen_scenes(count, PANEL_SEED, PANEL_SIDE), []
+    for index in range(count):
+        item = scenes[index]
+        boxes = (SIDE // PANEL_SIDE * np.rint(quad).astype(int) for quad in item["condition_polygons"])
+        lines = tuple((text, tuple(map(tuple, box.tolist()))) for text, box in zip(item["texts"], boxes, strict=True))
+        tasks.append(Task(f"panel{index:05d}", item["img_caption"].replace("*", " "), lines))
+    return tasks
+
+
+def write_prompts(path: str | Path, tasks: Sequence[Task]) -> None:
+    """Write prompts in the layout of a test1k.json, so that any model can draw them."""
+    records = [
+        {
+            "img_name": f"{task.name}.jpg",
+            "caption": task.caption,
+            "annotations": [{"polygon": points, "text": text, "valid": True} for text, points in task.lines],
+        }
+        for task in tasks
+    ]
+    with atomic_file(path) as temporary:
+        text = json.dumps({"data_list": records}, indent=1, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def check_font(tasks: Sequence[Task], font: str | Path) -> int:
@@ -164,6 +172,13 @@ def content_of(path: str | Path, ends: bool = False) -> str:
     return f"{length} bytes, {digest.hexdigest()[:16]}"
 
 
+def tasks_content(data: str | Path) -> str:
+    """`content_of` a file of prompts; of PANEL, which has no file, a checksum alone. Raises FileNotFoundError."""
+    if str(data) != PANEL:
+        return content_of(data)
+    return hashlib.sha256(repr(_panel_tasks(PANEL_PROMPTS)).encode()).hexdigest()[:16]
+
+
 def settings_of(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that a method's pictures depend on, and the method, ready for JSON.
 
@@ -228,75 +243,3 @@ def draw_tasks(
             seconds[phase] += drawing.clock.wall[phase]
         seconds["pictures"] += samples
     return seconds
-
-
-def _read_pictures(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray]:
-    for path in paths:
-        image = open_picture(path)
-        if image.shape[:2] != size:
-            raise ValueError(f"{path} is {image.shape[1]} x {image.shape[0]} pixels, not {size[1]} x {size[0]}.")
-        yield image
-
-
-def score_tasks(
-    reader: reading.LineReader, tasks: Sequence[Task], folder: Path, samples: int, size: tuple[int, int]
-) -> dict[str, np.ndarray]:
-    """Read a folder's pictures of prompts with text. Returns arrays with an entry per prompt, sample and line, in this
-    order.
-
-    exact and ned compare as upstream does: case, spaces and punctuation count. correct and lenient_ned compare letters
-    and digits alone. group: the prompt.
-    """
-    known = None if is_chinese([text for task in tasks for text, _ in task.lines]) else ENGLISH
-    parts: dict[str, list[np.ndarray]] = {}
-    for number, task in enumerate(tasks):
-        if not task.lines:
-            continue
-        polygons = polygons_of(task, size)
-        pictures = _read_pictures(picture_paths(folder, task, samples), size)
-        read = reader.read_crops([upstream_crop(picture, polygon) for picture in pictures for polygon in polygons])
-        wanted = [text for text, _ in task.lines] * samples
-        plain = [(reading.normalise(a), reading.normalise(b)) for a, b in zip(wanted, read, strict=True)]
-        found = {
-            "exact": np.array([a == b for a, b in zip(wanted, read, strict=True)]),
-            "ned": np.array([upstream_ned(a, b, known) for a, b in zip(wanted, read, strict=True)]),
-            "correct": np.array([a == b for a, b in plain]),
-            "lenient_ned": np.array([reading.ned(a, b) for a, b in plain]),
-            "group": np.full(len(wanted), number),
-        }
-        for key, values in found.items():
-            parts.setdefault(key, []).append(values)
-    return {key: np.concatenate(values) for key, values in parts.items()}
-
-
-def summarise(scores: Mapping[str, Mapping[str, np.ndarray]], reference: str | None) -> dict[str, Any]:
-    """Intervals of each method, over prompts, and its retention against the reference; ready for JSON."""
-    rows = {}
-    for name, found in scores.items():
-        rows[name] = {
-            key: asdict(intervals.bootstrap_mean(found[key], found["group"]))
-            for key in ("exact", "ned", "correct", "lenient_ned")
-        }
-        if reference is not None and scores[reference]["exact"].any():
-            rows[name]["retention"] = asdict(
-                intervals.paired_bootstrap(found["exact"], scores[reference]["exact"], found["group"])
-            )
-    return rows
-
-
-def format_table(report: Mapping[str, Any]) -> str:
-    """The report as a table for a terminal."""
-
-    def interval(found: Mapping[str, float] | None) -> str:
-        return "-" if found is None else "{value:.4f} [{low:.3f}, {high:.3f}]".format(**found)
-
-    head = ["method", "sentence accuracy", "NED", "retention", "letters and digits alone"]
-    rows = [
-        [name, *(interval(row.get(key)) for key in ("exact", "ned", "retention", "correct"))]
-        for name, row in report["methods"].items()
-    ]
-    if published := report["published"]:
-        rows.append([published["name"], f"{published['accuracy']:.4f}", f"{published['ned']:.4f}", "-", "-"])
-    counts = f"{report['prompts']} prompts, {report['lines']} lines, {report['samples']} pictures a prompt"
-    table = text_table(head, rows, align="l")
-    return "\n".join([f"{counts}; 95 % intervals over prompts.", table, *report["notes"]])

@@ -16,7 +16,7 @@ METHODS = (
     "student-4",
     "student-8",
 )
-COMPARISON = (  # the README's table: every family at equal evaluations; guided steps count twice
+COMPARISON = (  # every family of methods at equal evaluations; guided steps count twice
     REAL,
     RECONSTRUCTION,
     *(f"teacher-{n}" for n in (50, 20, 8, 4, 2, 1)),
@@ -27,6 +27,7 @@ COMPARISON = (  # the README's table: every family at equal evaluations; guided 
     *(f"student-{n}-deterministic" for n in (2, 4, 8)),
 )
 
+PANEL = "panel"  # for the benchmark's prompts: those of the embedded network's own task
 BENCHMARK_METHODS = ("teacher-20", "student-4", "student-8")
 # AnyText2's eval/anytext2_singleGPU.py: pictures of a prompt, seed of the first, words behind every caption, what is
 # guided away from (its demo has another negative prompt).

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from anytext_lcm.data.batch import collate
 from anytext_lcm.data.packed import expand
 from anytext_lcm.drawing.draw import Prepared, prepare
+from anytext_lcm.figures.contact_sheet import prompt_label
 from anytext_lcm.judging.judge import Judgement, PanelJudge, unseen_scenes
 from anytext_lcm.judging.reading import as_uint8
 from anytext_lcm.model.anytext2 import AnyText2
@@ -143,12 +143,7 @@ class Panel:
 
     def labels(self, count: int) -> list[list[str]]:
         """The texts of the first prompts and the beginning of their captions, for a contact sheet."""
-        first = self.items[:count]
-        return [[*(f'"{text}"' for text in item["texts"]), *_beginning(item["img_caption"])] for item in first]
-
-
-def _beginning(caption: str) -> list[str]:
-    return wrap(caption, 22, break_long_words=False, break_on_hyphens=False)[:4]
+        return [prompt_label(item["texts"], item["img_caption"]) for item in self.items[:count]]
 
 
 @dataclass(frozen=True)

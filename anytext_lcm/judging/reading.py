@@ -99,6 +99,11 @@ def _sides(quad: np.ndarray) -> tuple[float, float]:
     return max(1.0, float(edges[[0, 2]].mean())), max(1.0, float(edges[[1, 3]].mean()))
 
 
+def line_height(polygon: np.ndarray) -> float:
+    """The shorter side of a text line in pixels, at least 1. Raises ValueError as `line_quad`."""
+    return min(_sides(line_quad(polygon)))
+
+
 def rectify(image: np.ndarray, polygon: np.ndarray, height: int = READ_HEIGHT, margin: float = 0.1) -> np.ndarray:
     """The text line of `polygon` upright: (height, w, 3) uint8, with `margin` (in line heights) around it.
 
@@ -233,7 +238,7 @@ def score_lines(
         wanted=tuple(wanted),
         read=tuple(read),
         group=np.repeat(np.asarray(groups), [len(words) for words in texts]),
-        height=np.array([min(_sides(line_quad(polygon))) for lines in polygons for polygon in lines]),
+        height=np.array([line_height(polygon) for lines in polygons for polygon in lines]),
         correct=np.array([a == b for a, b in pairs]),
         exact=np.array([a.strip() == b.strip() for a, b in zip(wanted, read, strict=True)]),
         ned=np.array([ned(a, b) for a, b in pairs]),

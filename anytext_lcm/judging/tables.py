@@ -1,18 +1,11 @@
-"""The tables of an evaluation's report: for the terminal, and in Markdown as the README has them."""
+"""The tables of an evaluation's report: for the terminal, and in Markdown."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anytext_lcm.figures.text_table import text_table
 
 HEIGHT_LINES = 10  # a range of heights with fewer lines says nothing and has no column
-# Targets for the student of the embedded network: (method, lowest end of its retention's interval) ...
-RETENTION_TARGETS = (("student-4", 0.97), ("student-8", 0.99), ("student-16", 0.99))
-SPEED_TARGETS = (
-    ("denoise", 20.0),
-    ("end_to_end", 11.0),
-)  # ... and how many times as fast student-4 is as the reference
 
 
 def _interval(values: Mapping[str, float] | None, digits: int = 3, none: str = "–") -> str:
@@ -227,32 +220,6 @@ def equal_evaluations(report: Mapping[str, Any]) -> str:
     return _markdown(head, rows) if rows else ""
 
 
-def targets(report: Mapping[str, Any]) -> str:
-    """The targets and whether they were reached, a list of sentences; only of methods in the report."""
-    lines, methods = [], report["methods"]
-
-    def line(what: str, value: float, form: str, target: float) -> str:
-        return f"- {what}: {value:{form}} (target {target:g}): {'met' if value >= target else '**not met**'}."
-
-    for name, target in RETENTION_TARGETS:
-        if found := methods.get(name, {}).get("retention"):
-            lines.append(line(f"Retention of {name}, lower end of its interval", found["low"], ".3f", target))
-    _, speed, _ = times_of(report)
-    for phase, target in SPEED_TARGETS:
-        if found := methods.get("student-4", {}).get(speed):
-            words = "denoising" if phase == "denoise" else "end to end"
-            lines.append(line(f"student-4 faster than {report['reference']}, {words}", found[phase], ".1f", target))
-    if pairs := [p for p in report.get("equal_evaluations", ()) if re.fullmatch(r"student-\d+", p["student"])]:
-        reads = sum(p["accuracy_difference"]["low"] > 0 for p in pairs)
-        near = sum(None not in p["kernel"] and p["kernel"][0] < p["kernel"][1] for p in pairs)
-        verdict = "met" if reads == near == len(pairs) else "**not met**"
-        lines.append(
-            f"- Of {len(pairs)} rivals at equal evaluations the student reads more than {reads}, beyond the interval, "
-            f"and is nearer to real pictures than {near} (target: all): {verdict}."
-        )
-    return "\n".join(lines)
-
-
 def legend(report: Mapping[str, Any]) -> str:
     """The conditions of the measurement, in a few sentences."""
     panel, hardware, settings = report["panel"], report["hardware"], report["settings"]
@@ -295,7 +262,6 @@ def markdown(report: Mapping[str, Any]) -> str:
         "Lines right by height of the box": by_height(report),
         "Lines right by what they say": by_kind(report),
         "What reading does not see": likeness(report),
-        "Targets": targets(report),
     }
     blocks = [f"### {title}\n\n{table}" for title, table in parts.items() if table]
     return "\n\n".join([legend(report), *blocks]) + "\n"

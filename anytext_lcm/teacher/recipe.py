@@ -25,8 +25,7 @@ DEFAULT_STAGES = tuple(stage for stage in STAGES if stage != "tokenizer")
 class Recipe:
     """All numbers of a run that starts from random weights. "Per process" numbers grow with the processes.
 
-    The shipped weights come from eight shorter runs, between which data and settings were mended
-    (anytext_lcm/assets/README.md).
+    The shipped weights come from eight shorter runs, between which data and settings were mended.
     """
 
     seed: int = 0
