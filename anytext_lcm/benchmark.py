@@ -12,9 +12,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anytext_lcm.command import (
     add_adapter,
+    add_dry_run,
     add_guidance,
     add_network,
     add_precision,
@@ -27,6 +29,9 @@ from anytext_lcm.data.fonts import PLAIN_FONT
 from anytext_lcm.data.text import checked
 from anytext_lcm.judging.defaults import ADDED_WORDS, BENCHMARK_METHODS, EVALUATION_NEGATIVE_PROMPT, SAMPLES, SEED
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, FULL_NEGATIVE_PROMPT, defaults_for
+
+if TYPE_CHECKING:
+    from anytext_lcm.judging.benchmark_run import Plan
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_adapter(parser)
     add_network(parser, str(EMBEDDED_CONFIG))
     add_precision(parser)
+    add_dry_run(parser)
     return parser
 
 
@@ -75,7 +81,7 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.adapter.lora import resolve_adapter
     from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
-    from anytext_lcm.drawing.methods import parse_method
+    from anytext_lcm.drawing.methods import check_negative, parse_method
     from anytext_lcm.judging.benchmark_run import Plan, check_plan, run_benchmark
     from anytext_lcm.judging.benchmark_set import REPORT, format_table
     from anytext_lcm.model.loading import chosen_precision, load_chosen
@@ -85,8 +91,7 @@ def work(args: argparse.Namespace) -> str:
     methods = tuple(parse_method(name, guidance) for name in dict.fromkeys(args.methods))
     if adapter is None and any(method.adapter for method in methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
-    if args.negative_prompt is not None and not any(method.guided for method in methods):
-        raise ValueError("Without guidance a negative prompt has no effect: raise --guidance_scale above 1 or drop it.")
+    check_negative(args.negative_prompt, methods)
     precision = chosen_precision(args.device, args.precision)
     negative = args.negative_prompt
     if negative is None:  # the demo's stands for AnyText2 where nothing is said
@@ -111,11 +116,32 @@ def work(args: argparse.Namespace) -> str:
         guidance_scale=guidance,
         negative_prompt=negative,
     )
-    require_network(args.config, args.ckpt)
+    adapters = [] if adapter is None else [adapter]
+    if args.dry_run:
+        return describe(plan, adapters, args.limit)
+    require_network(args.config, args.ckpt, "--ckpt", adapters)
     ready = check_plan(plan, args.limit)
     use_available_cores()
     report = run_benchmark(load_chosen(args.config, args.ckpt, args.device, precision), ready)
     return f"{format_table(report)}\n{plan.output / REPORT}"
+
+
+def describe(plan: "Plan", adapters: Sequence[Path], limit: int | None) -> str:
+    """Print what is there and what the plan takes. Raises Missing for what is not there."""
+    from anytext_lcm.checks.drawing import add_work, look_at_drawing
+    from anytext_lcm.checks.everything import tell
+    from anytext_lcm.judging.benchmark_run import check_plan
+
+    found = look_at_drawing(plan.config, plan.ckpt, adapters, plan.precision)
+    if found.complete:  # the plan's checks read the weights' checksum
+        with found.looking_at("benchmark"):
+            ready = check_plan(plan, limit)
+            lines = sum(len(task.lines) for task in ready.tasks)
+            lacking = f", {ready.unwritten} of which {Path(plan.font).name} lacks" if ready.unwritten else ""
+            found.ok("benchmark", f"{plan.data}: {len(ready.tasks):,} prompts with {lines:,} lines{lacking}")
+            side = defaults_for(plan.config).size[0]
+            add_work(found, plan.config, side, plan.methods, len(ready.tasks) * plan.samples)
+    return tell(found)
 
 
 def kept(args: argparse.Namespace) -> str:

@@ -6,13 +6,14 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import add_guidance, add_network, add_precision, natural, new_parser, run
+from anytext_lcm.command import add_dry_run, add_guidance, add_network, add_precision, natural, new_parser, run
 from anytext_lcm.data.text import checked
-from anytext_lcm.files import atomic_folder
+from anytext_lcm.files import atomic_folder, check_replaceable
 from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION, TASKS
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
 from anytext_lcm.training.flags import add_flags
@@ -77,19 +78,65 @@ def build_parser() -> argparse.ArgumentParser:
     add_guidance(parser)
     add_network(parser, str(EMBEDDED_CONFIG))
     add_precision(parser)
+    add_dry_run(parser)
     return parser
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the flags ask for, checked."""
+
+    adapter: Path | None
+    others: dict[str, Path]  # more adapters by label
+    methods: list[str]
+    panel: "Panel"
+    guidance_scale: float
+    negative_prompt: str
+    precision: str
+
+    @property
+    def adapters(self) -> list[Path]:
+        return [*filter(None, [self.adapter]), *self.others.values()]
 
 
 def work(args: argparse.Namespace) -> str:
     """Check what can be checked before the weights are loaded, then draw, judge and write."""
-    from anytext_lcm.adapter.card import training_header
-    from anytext_lcm.adapter.choices import read_made_for
     from anytext_lcm.adapter.lora import load_adapter
     from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
-    from anytext_lcm.judging.compare import compare_methods, resolve_methods
+    from anytext_lcm.judging.compare import compare_methods
     from anytext_lcm.judging.report import write_report
-    from anytext_lcm.model.loading import chosen_precision, load_chosen
+    from anytext_lcm.model.loading import load_chosen
+
+    plan = make_plan(args)
+    if args.dry_run:
+        return describe(args, plan)
+    require_network(args.config, args.ckpt, "--ckpt", plan.adapters)
+    with atomic_folder(args.output) as folder:
+        use_available_cores()
+        model = load_chosen(args.config, args.ckpt, args.device, plan.precision)
+        if plan.adapter is not None:
+            load_adapter(model, plan.adapter)
+        settings = {
+            "config": Path(args.config).name,
+            "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
+            "precision": plan.precision,
+            "date": date.today().isoformat(),
+            "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
+        }
+        asked = (plan.methods, plan.guidance_scale, plan.negative_prompt)
+        report, results = compare_methods(model, plan.panel, *asked, settings, more_adapters=plan.others)
+        write_report(folder, report, results, plan.panel)
+    return args.output
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Check flags, adapters and data. Raises ValueError or FileNotFoundError."""
+    from anytext_lcm.adapter.card import training_header
+    from anytext_lcm.adapter.choices import read_made_for
+    from anytext_lcm.drawing.methods import check_negative
+    from anytext_lcm.judging.compare import resolve_methods
+    from anytext_lcm.model.loading import chosen_precision
 
     defaults = defaults_for(args.config)
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
@@ -98,28 +145,27 @@ def work(args: argparse.Namespace) -> str:
     adapter, others = read_adapters(args.adapter)
     suits = None if adapter is None else read_made_for(training_header(adapter))
     names = choose_methods(args, suits)
-    resolve_methods(names, guidance)
+    check_negative(args.negative_prompt, resolve_methods(names, guidance))
     panel = choose_panel(args, defaults)
+    if panel.source == "scenes" and defaults.checkpoint is None:  # a network of one's own
+        print(OTHER_TASK, file=sys.stderr)
     names = [name for name in names if panel.has_pictures or name not in (REAL, RECONSTRUCTION)]
     precision = chosen_precision(args.device, args.precision)
-    require_network(args.config, args.ckpt)
-    with atomic_folder(args.output) as folder:
-        if panel.source == "scenes" and defaults.checkpoint is None:  # a network of one's own
-            print(OTHER_TASK, file=sys.stderr)
-        use_available_cores()
-        model = load_chosen(args.config, args.ckpt, args.device, precision)
-        if adapter is not None:
-            load_adapter(model, adapter)
-        settings = {
-            "config": Path(args.config).name,
-            "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
-            "precision": precision,
-            "date": date.today().isoformat(),
-            "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
-        }
-        report, results = compare_methods(model, panel, names, guidance, negative, settings, more_adapters=others)
-        write_report(folder, report, results, panel)
-    return args.output
+    check_replaceable(args.output)
+    return Plan(adapter, others, names, panel, guidance, negative, precision)
+
+
+def describe(args: argparse.Namespace, plan: Plan) -> str:
+    """Print what is there and what the plan takes. Raises Missing for what is not there."""
+    from anytext_lcm.checks.drawing import add_work, look_at_drawing
+    from anytext_lcm.checks.everything import tell
+    from anytext_lcm.judging.compare import resolve_methods
+
+    found, panel = look_at_drawing(args.config, args.ckpt, plan.adapters, plan.precision), plan.panel
+    found.ok("panel", f"{panel.source}: {len(panel) // panel.repeats} prompts with {len(panel.groups)} lines")
+    if found.complete:
+        add_work(found, args.config, panel.size[0], resolve_methods(plan.methods, plan.guidance_scale), len(panel))
+    return tell(found)
 
 
 def read_adapters(names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:

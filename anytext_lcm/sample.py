@@ -11,7 +11,7 @@ from anytext_lcm.command import add_adapter, add_network, add_precision, finite,
 from anytext_lcm.data.fonts import PLAIN_FONT, check_fonts
 from anytext_lcm.data.text import checked
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST
-from anytext_lcm.drawing.methods import STUDENT_SAMPLERS, TEACHER_SAMPLERS
+from anytext_lcm.drawing.methods import STUDENT_SAMPLERS, TEACHER_SAMPLERS, check_negative
 from anytext_lcm.files import check_writable
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
 
@@ -135,10 +135,7 @@ def work(args: argparse.Namespace) -> str:
     method = choose_method(args, suits, defaults.guidance_scale)
     method = replace(method, attnx_scale=args.attnx_scale, strength=args.strength)
     if args.negative_prompt is not None:
-        if not method.guided:
-            raise ValueError(
-                "Without guidance a negative prompt has no effect: raise --guidance_scale above 1 or drop it."
-            )
+        check_negative(args.negative_prompt, [method])
         defaults = replace(defaults, negative_prompt=checked(args.negative_prompt, "The negative prompt"))
     if args.font_hint is not None:
         check_fonts([args.font_hint])
@@ -150,7 +147,7 @@ def work(args: argparse.Namespace) -> str:
     if not defaults.line_colours and any(line.color for prompt in prompts for line in prompt.lines):
         print("note: this network knows colours from the prompt alone; those of the lines do nothing.", file=sys.stderr)
 
-    require_network(args.config, args.ckpt)
+    require_network(args.config, args.ckpt, "--ckpt", [] if adapter is None else [adapter])
     use_available_cores()
     model = load_chosen(args.config, args.ckpt, args.device, precision)
     if adapters:

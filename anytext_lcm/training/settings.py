@@ -69,7 +69,8 @@ class DataSettings(NetworkSettings):
     )
     validation_share: float = setting(
         0.0,
-        "share of the pictures of --data_list that is held out for that instead, chosen by a checksum of their names",
+        "share of the pictures of --data_list, or captions of --paths, that is held out for that instead, chosen by a "
+        "checksum of their names or texts",
         at_least=0,
         at_most=0.5,
     )
@@ -302,8 +303,8 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         """Raise ValueError for two kinds of held-out records at once, and for a share of nothing."""
         if self.validation_list and self.validation_share:
             raise ValueError("--validation_list and --validation_share both name held-out records; give one of them.")
-        if self.validation_share and not self.data_list:
-            raise ValueError("--validation_share is a share of --data_list; name it.")
+        if self.validation_share and not (self.data_list or self.paths):
+            raise ValueError("--validation_share is a share of --data_list, or of the captions of --paths; name it.")
 
     def check_objective(self) -> None:
         """Raise ValueError for an objective, phases and paths that do not go together."""
