@@ -86,9 +86,15 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.judging.benchmark_set import REPORT, format_table
     from anytext_lcm.model.loading import chosen_precision, load_chosen
 
-    defaults, adapter = defaults_for(args.config), resolve_adapter(args.adapter)
+    defaults = defaults_for(args.config)
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
     methods = tuple(parse_method(name, guidance) for name in dict.fromkeys(args.methods))
+    students = [method for method in methods if method.adapter]
+    wanted = {resolve_adapter(args.adapter, method.steps) for method in students} or {resolve_adapter(args.adapter)}
+    if len(wanted) > 1:
+        names = ", ".join(method.name for method in students)
+        raise ValueError(f"{names} take different shipped adapters: measure them in two runs, or name one --adapter.")
+    [adapter] = wanted
     if adapter is None and any(method.adapter for method in methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
     check_negative(args.negative_prompt, methods)

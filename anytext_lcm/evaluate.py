@@ -5,7 +5,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -87,16 +87,18 @@ class Plan:
     """What the flags ask for, checked."""
 
     adapter: Path | None
+    own: dict[str, Path]  # another of the shipped adapters for a method's steps, by the method's name
     others: dict[str, Path]  # more adapters by label
     methods: list[str]
     panel: "Panel"
     guidance_scale: float
     negative_prompt: str
     precision: str
+    other_task: bool  # whether the panel is the embedded network's own, and the network another
 
     @property
     def adapters(self) -> list[Path]:
-        return [*filter(None, [self.adapter]), *self.others.values()]
+        return [*dict.fromkeys(filter(None, [self.adapter, *self.own.values(), *self.others.values()]))]
 
 
 def work(args: argparse.Namespace) -> str:
@@ -113,6 +115,8 @@ def work(args: argparse.Namespace) -> str:
         return describe(args, plan)
     require_network(args.config, args.ckpt, "--ckpt", plan.adapters)
     with atomic_folder(args.output) as folder:
+        if plan.other_task:
+            print(OTHER_TASK, file=sys.stderr)
         use_available_cores()
         model = load_chosen(args.config, args.ckpt, args.device, plan.precision)
         if plan.adapter is not None:
@@ -125,16 +129,19 @@ def work(args: argparse.Namespace) -> str:
             "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
         }
         asked = (plan.methods, plan.guidance_scale, plan.negative_prompt)
-        report, results = compare_methods(model, plan.panel, *asked, settings, more_adapters=plan.others)
+        more = {"own_adapters": plan.own, "more_adapters": plan.others}
+        report, results = compare_methods(model, plan.panel, *asked, settings, **more)
         write_report(folder, report, results, plan.panel)
     return args.output
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
     """Check flags, adapters and data. Raises ValueError or FileNotFoundError."""
-    from anytext_lcm.adapter.card import training_header
     from anytext_lcm.adapter.choices import read_made_for
-    from anytext_lcm.drawing.methods import check_negative
+    from anytext_lcm.adapter.lora import shipped_adapters
+    from anytext_lcm.adapter.shipped import adapter_for
+    from anytext_lcm.adapter.stored import training_header
+    from anytext_lcm.drawing.methods import Method, check_negative
     from anytext_lcm.judging.compare import resolve_methods
     from anytext_lcm.model.loading import chosen_precision
 
@@ -144,15 +151,19 @@ def make_plan(args: argparse.Namespace) -> Plan:
     checked(negative, "The negative prompt")
     adapter, others = read_adapters(args.adapter)
     suits = None if adapter is None else read_made_for(training_header(adapter))
-    names = choose_methods(args, suits)
-    check_negative(args.negative_prompt, resolve_methods(names, guidance))
+    shipped = shipped_adapters() if args.adapter[0] == "shipped" else {}
+    names = choose_methods(args, suits, shipped)
+    methods = resolve_methods(names, guidance)
+    check_negative(args.negative_prompt, methods)
+    students = [method for method in methods if isinstance(method, Method) and method.adapter]
+    suited = {method.name: adapter_for(shipped, method.steps) for method in students if shipped}
+    own = {name: folder for name, folder in suited.items() if folder != adapter}
     panel = choose_panel(args, defaults)
-    if panel.source == "scenes" and defaults.checkpoint is None:  # a network of one's own
-        print(OTHER_TASK, file=sys.stderr)
     names = [name for name in names if panel.has_pictures or name not in (REAL, RECONSTRUCTION)]
     precision = chosen_precision(args.device, args.precision)
     check_replaceable(args.output)
-    return Plan(adapter, others, names, panel, guidance, negative, precision)
+    other_task = panel.source == "scenes" and defaults.checkpoint is None
+    return Plan(adapter, own, others, names, panel, guidance, negative, precision, other_task)
 
 
 def describe(args: argparse.Namespace, plan: Plan) -> str:
@@ -163,13 +174,16 @@ def describe(args: argparse.Namespace, plan: Plan) -> str:
 
     found, panel = look_at_drawing(args.config, args.ckpt, plan.adapters, plan.precision), plan.panel
     found.ok("panel", f"{panel.source}: {len(panel) // panel.repeats} prompts with {len(panel.groups)} lines")
+    if plan.other_task:
+        found.note("panel", OTHER_TASK)
     if found.complete:
         add_work(found, args.config, panel.size[0], resolve_methods(plan.methods, plan.guidance_scale), len(panel))
     return tell(found)
 
 
 def read_adapters(names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
-    """The folder of the first adapter, None for none, and those of the others by label.
+    """The folder of the first adapter, None for none, and those of the others by label. The shipped one is that for
+    4 steps.
 
     Raises FileNotFoundError or ValueError.
     """
@@ -234,26 +248,41 @@ def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
     )
 
 
-def choose_methods(args: argparse.Namespace, suits: "MadeFor | None") -> Sequence[str]:
+def choose_methods(
+    args: argparse.Namespace, suits: "MadeFor | None", shipped: "Mapping[Path, MadeFor] | None" = None
+) -> Sequence[str]:
     """Names of the methods to draw, the student's by the sampler that the (first) adapter was made for.
 
-    suits: None without a student, which then has no methods. Named methods that the adapter was not made for are said
-    on stderr. Raises ValueError.
+    suits: None without a student, which then has no methods. shipped: the package's adapters, if they are drawn, each
+    in its own steps. Named methods that their adapter was not made for are said on stderr. Raises ValueError.
     """
     if args.comparison and args.methods is not None:
         raise ValueError("--comparison names the methods itself: drop it or --methods.")
     if args.methods is None:
         if args.comparison:
             return [name for name in COMPARISON if suits or not name.startswith("student")]
-        ending = "-deterministic" if suits and suits.samplers[0] == "deterministic" else ""
-        return [f"{name}{ending * name.startswith('student')}" for name in METHODS if suits or "student" not in name]
+        return [_suited(name, suits, shipped) for name in METHODS if suits or not name.startswith("student")]
     if suits is None and any(name.startswith("student") for name in args.methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
     for name in args.methods if suits else ():
         found = re.fullmatch(r"student-(\d+)(?:-(deterministic))?", name)
-        if found and (complaint := suits.complaint(found[2] or "lcm", int(found[1]))):
+        if found and (complaint := _made_for(name, suits, shipped).complaint(found[2] or "lcm", int(found[1]))):
             print(f"warning: {complaint}", file=sys.stderr)
     return args.methods
+
+
+def _suited(name: str, suits: "MadeFor | None", shipped: "Mapping[Path, MadeFor] | None") -> str:
+    """A default method by the sampler that its adapter was made for."""
+    if not name.startswith("student"):
+        return name
+    return name + "-deterministic" * (_made_for(name, suits, shipped).samplers[0] == "deterministic")
+
+
+def _made_for(name: str, suits: "MadeFor", shipped: "Mapping[Path, MadeFor] | None") -> "MadeFor":
+    """What the adapter of a student's method was made for. Arguments as of `choose_methods`."""
+    from anytext_lcm.adapter.shipped import adapter_for
+
+    return shipped[adapter_for(shipped, int(name.split("-")[1]))] if shipped else suits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

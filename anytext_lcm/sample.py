@@ -115,10 +115,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def work(args: argparse.Namespace) -> str:
     """Check everything that can be checked before the weights are loaded, then draw and write."""
-    from anytext_lcm.adapter.card import training_header
     from anytext_lcm.adapter.choices import read_made_for
     from anytext_lcm.adapter.lora import resolve_adapter
     from anytext_lcm.adapter.mix import WeightedAdapter, load_adapters
+    from anytext_lcm.adapter.stored import training_header
     from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.drawing.jobs import draw_jobs
@@ -126,7 +126,7 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.model.loading import chosen_precision, load_chosen
 
     defaults = asked_size(args, defaults_for(args.config))
-    adapter = resolve_adapter(args.adapter)
+    adapter = resolve_adapter(args.adapter, STUDENT_STEPS if args.steps is None else args.steps)
     if adapter is None and (args.mix or args.adapter_scale != 1.0):
         raise ValueError("The teacher is drawn without adapters: name one, or drop --mix and --adapter_scale.")
     mixed = map(WeightedAdapter.parse, args.mix or ())

@@ -297,8 +297,8 @@ def test_disk_memory_and_precision(given, tmp_path):
     found = Findings()
     machine.look_at_disk(found, str(tmp_path / "a" / "b"), 10, "checkpoints")
     machine.look_at_disk(found, str(tmp_path), 1e18, "checkpoints")
-    machine.look_at_memory(found, 10, 1)
-    machine.look_at_memory(found, 10**15, 3)
+    machine.look_at_memory(found, 10)
+    machine.look_at_memory(found, 10**15)
     machine.look_at_precision(found, TrainSettings(**given | {"mixed_precision": "fp16"}))
     assert [(f.subject, f.state) for f in found.found[:4]] == [
         ("disk", "ok"),
@@ -463,7 +463,7 @@ def test_doctor_and_dry_run_when_all_is_there(given, tmp_path, capsys, nothing_i
     cache = [flag for flag in flags if "lora" not in flag and "output_dir" not in flag]
     assert cache_latents.main([*cache, "--latents", str(tmp_path / "latents"), "--dry_run"]) == 0
     out = capsys.readouterr().out
-    assert "0.01 GB for 10,000 pictures in half precision" in out and "latents of 10,000 pictures" in out
+    assert "10.2 MB for 10,000 pictures in half precision" in out and "latents of 10,000 pictures" in out
     assert not (tmp_path / "latents").exists()
 
 

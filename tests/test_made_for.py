@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from anytext_lcm import evaluate, sample
-from anytext_lcm.adapter.card import facts, training_header
+from anytext_lcm.adapter.card import facts
 from anytext_lcm.adapter.choices import SAMPLERS, MadeFor, made_for, read_made_for
-from anytext_lcm.adapter.stored import WEIGHTS_FILE
+from anytext_lcm.adapter.stored import WEIGHTS_FILE, training_header
 from anytext_lcm.drawing.methods import STUDENT_SAMPLERS
 from anytext_lcm.training.settings import OBJECTIVES
 

@@ -6,12 +6,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from safetensors import safe_open
-
 from anytext_lcm import __version__
 from anytext_lcm.adapter.choices import LAYOUTS, read_made_for
 from anytext_lcm.adapter.lora import Adapter
-from anytext_lcm.adapter.stored import WEIGHTS_FILE, read_adapter
+from anytext_lcm.adapter.stored import WEIGHTS_FILE, read_adapter, training_header
 from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.files import printable
 from anytext_lcm.lcm.schedule import ddim_timesteps, lcm_timesteps
@@ -44,17 +42,6 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
         "parameters": sum(value.numel() for value in state.values()),
         "training": training,
     }
-
-
-def training_header(folder: str | Path) -> dict[str, Any]:
-    """What this package writes into the header of an adapter's weights; empty where another wrote them."""
-    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
-        header = file.metadata() or {}
-    try:
-        training = json.loads(header.get("anytext_lcm", "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return training if isinstance(training, dict) else {}
 
 
 def adapter_size(model: AnyText2) -> dict[str, Any]:
@@ -139,9 +126,12 @@ def facts(metadata: Mapping[str, Any], base: str = "") -> dict[str, Any]:
 
 
 def _objective(training: Mapping[str, Any]) -> str | None:
-    """The objective, with its phases where they were asked for."""
-    objective, phases = training.get("objective"), training.get("phases")
-    return objective if objective is None or phases is None else f"{objective}, phases {phases}"
+    """The objective, with its phases and the weight of text where they were asked for."""
+    objective, phases, weight = (training.get(key) for key in ("objective", "phases", "text_weight"))
+    if objective is None:
+        return None
+    more = [f"phases {phases}"] * (phases is not None) + [f"text counted {weight:g} times"] * (weight not in (None, 1))
+    return ", ".join([objective, *more])
 
 
 def _sampling(training: Mapping[str, Any]) -> str | None:

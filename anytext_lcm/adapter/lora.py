@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from anytext_lcm.adapter.choices import MadeFor
+from anytext_lcm.adapter.shipped import USUAL_STEPS, adapter_for, adapters_in
 from anytext_lcm.adapter.stored import (
     CONFIG_FILE,
     KEY_PREFIX,
@@ -235,11 +237,19 @@ def _write_config(adapter: Adapter, path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True, default=sorted) + "\n", encoding="utf-8")
 
 
-def resolve_adapter(name: str | Path) -> Path | None:
-    """A folder, "shipped" or "none" -> where the adapter is, None for none. Raises FileNotFoundError."""
+def shipped_adapters() -> dict[Path, MadeFor]:
+    """The adapters of the package, see `adapters_in`; all have the same layers and rank, so one loads over another."""
+    return adapters_in(SHIPPED_ADAPTER.parent)
+
+
+def resolve_adapter(name: str | Path, steps: int = USUAL_STEPS) -> Path | None:
+    """A folder, "shipped" (for so many steps) or "none" -> where the adapter is, None for none.
+
+    Raises FileNotFoundError, and ValueError as `adapters_in`.
+    """
     if str(name) == "none":
         return None
-    folder = SHIPPED_ADAPTER if str(name) == "shipped" else Path(name)
+    folder = adapter_for(shipped_adapters(), steps) if str(name) == "shipped" else Path(name)
     if not (folder / CONFIG_FILE).is_file():
         hint = "make one with `make demo` or `python -m anytext_lcm.train`, or say none for the teacher"
         raise FileNotFoundError(f"There is no adapter in {folder}; {hint}.")

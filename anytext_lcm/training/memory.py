@@ -151,7 +151,7 @@ def saved_bytes(
         torch.autograd.graph.saved_tensors_hooks(keep.add, lambda t: t),
     ):
         timestep = torch.zeros(1, dtype=torch.int64, device="meta")
-        eps = model.predict_noise(latents, timestep, cond, model.control(cond))
+        eps = model.predict_noise(latents, timestep, cond, model.control(cond, latents, timestep))
     assert eps.shape == latents.shape
     return keep.bytes + max(inside)
 
@@ -168,7 +168,10 @@ def evaluation_flops(config: str, side: int) -> tuple[int, int]:
     timestep = torch.zeros(1, dtype=torch.int64, device="meta")
     counted = []
     with torch.no_grad():
-        for networks in (lambda: model.control(cond), lambda: model.predict_noise(latents, timestep, cond, None)):
+        for networks in (
+            lambda: model.control(cond, latents, timestep),
+            lambda: model.predict_noise(latents, timestep, cond, None),
+        ):
             with FlopCounterMode(display=False) as counter:
                 networks()
             counted.append(counter.get_total_flops())

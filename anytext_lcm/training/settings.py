@@ -142,6 +142,9 @@ class ObjectiveSettings:
     huber_c: float = setting(
         1e-3, "where the loss turns from quadratic to absolute; small, since latents are about 1", above=0
     )
+    text_weight: float = setting(
+        1.0, "times that the loss counts latents under lines of text; 1 counts all alike", at_least=1, at_most=1000
+    )
 
 
 @dataclass(frozen=True)
