@@ -36,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["shipped"],
         metavar="DIR|shipped|none",
-        help="default: shipped; after the first, others of another training seed or objective, as LABEL=DIR, by which "
+        help="default: shipped, the one for a method's steps; after the first, others of another training seed or "
+        "objective, as LABEL=DIR, by which "
         "the student's methods are drawn too; without a label they are counted from 2",
     )
     add(

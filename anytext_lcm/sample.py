@@ -45,7 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
         "colour; once for each line",
     )
     add("--max_lines", type=positive, help="lines at most; default: what the network was trained with")
-    add_adapter(parser, "the student's adapter; none draws with the teacher (default: %(default)s)")
+    add_adapter(
+        parser, "the student's; shipped is the one for --steps, none draws with the teacher (default: %(default)s)"
+    )
     add("--adapter_scale", type=float, default=1.0, help="weight of the adapter (default: %(default)s)")
     add(
         "--mix",

@@ -69,7 +69,7 @@ def test_records_without_text_are_passed_over(records, tmp_path):
     assert len(items) == 2 and rest == []
     about["data_list"] = about["data_list"][1:]
     (tmp_path / "data.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match="1 held-out records of .*data.json can be drawn, and a panel needs 2"):
+    with pytest.raises(ValueError, match="1 held-out prompts of .*data.json can be drawn, and a panel needs 2"):
         held_out_items(AnyWordDataset(tmp_path / "data.json", rules=CALM), lines=9)
 
 

@@ -102,6 +102,7 @@ class Forecast:
 
 def scaled(count: float) -> str:
     """A count with three digits and a prefix: 2.51 T."""
+    count = float(f"{count:.3g}")  # 999,700 is 1 M
     power = min(6, max(0, (len(f"{count:.0f}") - 1) // 3))
     return f"{count / 1000**power:.3g} {' kMGTPE'[power].strip()}"
 

@@ -65,7 +65,7 @@ def look_at_adapters(found: Findings, model: "AnyText2", folders: Sequence[Path]
     from anytext_lcm.adapter.lora import read_fitting
 
     for folder in folders:
-        with found.looking_at("adapter"):
+        with found.looking_at("adapter", "Name one of this network with --adapter, or none."):
             config, state = read_fitting(model, folder)
             found.ok("adapter", f"{folder}: rank {config['r']}, {len(state) // 2} layers that fit the network")
 
