@@ -107,7 +107,7 @@ def test_fast_control_off_is_the_same_network_in_a_yaml_of_its_own(teacher, tmp_
         return draw(model, *more)
 
     monkeypatch.setattr(ablation, "run_method", noted)
-    found = ablation.ablate(tmp_path, ("fast control off", "text weight 5"), steps=2, lines=16, **small(teacher))
+    found = ablation.ablate(tmp_path, ("fast control off", "text counts 5 times"), steps=2, lines=16, **small(teacher))
     assert drawn == [True, True, False, True, True, True]  # teacher, default, the two runs, no average, untrained
     assert found["runs"]["fast control off"]["changes"] == {"config": str(yaml)}
     first, second = (OmegaConf.to_container(OmegaConf.load(path)) for path in (teacher / "micro.yaml", yaml))
@@ -116,7 +116,7 @@ def test_fast_control_off_is_the_same_network_in_a_yaml_of_its_own(teacher, tmp_
         "fast_control"
     )
     assert first == second
-    assert training_header(tmp_path / "text_weight_5" / "checkpoint-2")["text_weight"] == 5.0
+    assert training_header(tmp_path / "text_counts_5_times" / "checkpoint-2")["text_factor"] == 5.0
 
 
 def test_the_yaml_of_the_embedded_network_is_read_from_any_folder(tmp_path):

@@ -110,6 +110,7 @@ def test_evaluate_on_records(teacher, records, tmp_path, no_mock, capsys):
     assert "background_obeyed" not in row and report["methods"]["real"]["sharpness"]["gradient_energy_to_real"] == 1
     table = (tmp_path / "out" / "table.md").read_text()
     assert f"{panel['prompts']} prompts (held-out records of data.json)" in table
+    assert "None" not in table + capsys.readouterr().out  # no teacher to compare with
     assert "mock" not in table and Image.open(tmp_path / "out" / "grid.png").size[0] > 2 * SIDE
 
 

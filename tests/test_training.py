@@ -291,7 +291,7 @@ def test_without_fast_control_the_adapter_learns_and_draws_by_residuals_of_every
 def test_text_counts_as_often_as_asked():
     model, batch = student(), micro_batch()
     batch["inv_mask"][:, :, :8] = 1
-    parts = DistillStep(model, text_weight=5.0)(batch, seeded_generator(1))
+    parts = DistillStep(model, text_factor=5.0)(batch, seeded_generator(1))
     blocks = batch["positions"].amax(1).float().reshape(2, 8, 8, 8, 8).mean((2, 4))  # shares of 8 x 8 pixels
     assert blocks.min() == 0 and blocks.max() == 1 and ((blocks > 0) & (blocks < 1)).any()
     weight = (1 + 4 * blocks)[:, None].expand_as(parts.pred).clone()

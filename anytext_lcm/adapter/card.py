@@ -17,7 +17,7 @@ from anytext_lcm.model.anytext2 import AnyText2
 
 REPORT, CARD = "export.json", "README.md"
 LIBRARIES = ("peft", "diffusers")  # layouts that a hub knows as a library
-HEADER = {"guidance_scale": int | float, "step": int, "learning_rate": int | float}
+HEADER = {"guidance_scale": int | float, "step": int, "learning_rate": int | float, "text_factor": int | float}
 """Numbers that the card takes from the header of the weights."""
 TEMPLATE = Path(__file__).with_name("card.md")
 USES = {layout: Path(__file__).with_name("use") / f"{layout}.md" for layout in LAYOUTS}
@@ -127,7 +127,7 @@ def facts(metadata: Mapping[str, Any], base: str = "") -> dict[str, Any]:
 
 def _objective(training: Mapping[str, Any]) -> str | None:
     """The objective, with its phases and the weight of text where they were asked for."""
-    objective, phases, weight = (training.get(key) for key in ("objective", "phases", "text_weight"))
+    objective, phases, weight = (training.get(key) for key in ("objective", "phases", "text_factor"))
     if objective is None:
         return None
     more = [f"phases {phases}"] * (phases is not None) + [f"text counted {weight:g} times"] * (weight not in (None, 1))

@@ -204,7 +204,7 @@ def distill(
         negative_prompt=settings.negative_prompt,
         loss=settings.loss,
         huber_c=settings.huber_c,
-        text_weight=settings.text_weight,
+        text_factor=settings.text_factor,
     ).eval()  # nothing in the network may drop out or move its statistics
     if isinstance(dataset, PathDataset):
         dataset.check(settings, state.model)

@@ -193,7 +193,8 @@ def _count(
     model = AnyText2.from_config(config, device="meta").to(dtype).requires_grad_(False)
     base = sum(p.numel() * p.element_size() for p in model.parameters())
     with torch.no_grad():
-        control = model.control(_picture(model, side)[1])
+        latents, cond = _picture(model, side)
+        control = model.control(cond, latents, torch.zeros(1, dtype=torch.int64, device="meta"))
     for trunk in (model.model.diffusion_model, model.control_model):
         trunk.gradient_checkpointing = checkpointing
     activations = saved_bytes(model, side, targets, rank, kernel)

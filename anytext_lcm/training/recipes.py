@@ -81,7 +81,7 @@ RUNS = (
     "rank 16",
     "rank 64",
     "Huber",
-    "text weight 5",
+    "text counts 5 times",
     "fast control off",
     "cached latents",
 )
@@ -136,7 +136,7 @@ def changes(
         **{f"rank {rank}": {"lora_rank": rank, "lora_alpha": rank} for rank in (4, 16, 64)},
         "Huber": {"loss": "huber"},
         # Two ingredients of FlashGlyph: 5 is its own weight of text, and it feeds latents and timestep to WriteNet.
-        "text weight 5": {"text_weight": 5.0},
+        "text counts 5 times": {"text_factor": 5.0},
         "fast control off": {"config": slow},
         "cached latents": {"latents": latents},
     }

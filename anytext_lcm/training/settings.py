@@ -142,7 +142,7 @@ class ObjectiveSettings:
     huber_c: float = setting(
         1e-3, "where the loss turns from quadratic to absolute; small, since latents are about 1", above=0
     )
-    text_weight: float = setting(
+    text_factor: float = setting(
         1.0, "times that the loss counts latents under lines of text; 1 counts all alike", at_least=1, at_most=1000
     )
 

@@ -59,7 +59,7 @@ class DistillStep(nn.Module):
         negative_prompt: str = "",
         loss: str = "huber",
         huber_c: float = 1e-3,
-        text_weight: float = 1.0,
+        text_factor: float = 1.0,
     ):
         """Arguments as in TrainSettings. Raises ValueError as `objective_of` does."""
         super().__init__()
@@ -68,7 +68,7 @@ class DistillStep(nn.Module):
         self.solver = DDIMSolver(self.schedule)
         self.objective = objective_of(objective, phases)
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
-        self.text_weight = text_weight
+        self.text_factor = text_factor
         self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
         # The adapter is looked up here alone. Where it does not reach the encoder, teacher and student share encodings.
         adapter, unet = Adapter.of(model), "model.diffusion_model"
@@ -160,8 +160,8 @@ class DistillStep(nn.Module):
         pred, wanted = self.objective(point)
         # 10. loss: distance of the two
         weight = latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None
-        if self.text_weight != 1:
-            text = text_weights(cond.positions, latents, self.text_weight)
+        if self.text_factor != 1:
+            text = text_weight(cond.positions, latents, self.text_factor)
             weight = text if weight is None else weight * text
         x0 = schedule.x0_from_eps(x_t, student().detach(), t)
         return LossParts(self.loss(pred, wanted, weight=weight), pred, wanted, x0, teacher_x0, x_t, t)
@@ -209,11 +209,11 @@ def latent_weight(inv_mask: Tensor, latents: Tensor) -> Tensor:
     return 1 - F.interpolate(inv_mask.float(), size=latents.shape[-2:], mode="area")
 
 
-def text_weights(positions: Tensor, latents: Tensor, weight: float) -> Tensor:
-    """Summed masks of the lines (B, 1, H, W) -> weights (B, 1, h, w): `weight` under text, 1 elsewhere, by area."""
+def text_weight(positions: Tensor, latents: Tensor, factor: float) -> Tensor:
+    """Summed masks of the lines (B, 1, H, W) -> weights (B, 1, h, w): `factor` under text, 1 elsewhere, by area."""
     # FlashGlyph's map (its student_model_v3/losses.py, on the gradients of x0), but the loss stays a weighted mean.
     share = F.interpolate(positions.float().clamp(max=1), size=latents.shape[-2:], mode="area")
-    return 1 + (weight - 1) * share
+    return 1 + (factor - 1) * share
 
 
 def new_optimizer(parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
