@@ -140,6 +140,11 @@ def test_benchmark_takes_one_of_them(shipped, capsys):
 
 def test_the_card_says_it():
     training = {"objective": "pcm", "phases": 8, "made_for": made_for("pcm", 8).to_json()}
-    rows = facts({"training": training, "rank": 4, "alpha": 4.0, "layers": 2, "parameters": 10})
+    sizes = {"rank": 4, "alpha": 4.0, "layers": 2, "parameters": 10}
+    rows = facts({"training": training} | sizes)
     assert rows["Objective"] == "pcm, phases 8" and rows["Made for"] == "`--sampler deterministic`, 8 to 16 steps"
-    assert "Made for" not in facts({"training": {}, "rank": 4, "alpha": 4.0, "layers": 2, "parameters": 10})
+    assert (
+        facts({"training": {"objective": "lcm", "text_factor": 5.0}} | sizes)["Objective"]
+        == "lcm, text counted 5 times"
+    )
+    assert "Made for" not in facts({"training": {}} | sizes)

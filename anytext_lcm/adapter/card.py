@@ -127,11 +127,12 @@ def facts(metadata: Mapping[str, Any], base: str = "") -> dict[str, Any]:
 
 def _objective(training: Mapping[str, Any]) -> str | None:
     """The objective, with its phases and the weight of text where they were asked for."""
-    objective, phases, weight = (training.get(key) for key in ("objective", "phases", "text_factor"))
-    if objective is None:
-        return None
-    more = [f"phases {phases}"] * (phases is not None) + [f"text counted {weight:g} times"] * (weight not in (None, 1))
-    return ", ".join([objective, *more])
+    words = training.get("objective")
+    if words is not None and training.get("phases") is not None:
+        words += f", phases {training['phases']}"
+    if words is not None and training.get("text_factor") not in (None, 1):
+        words += f", text counted {training['text_factor']:g} times"
+    return words
 
 
 def _sampling(training: Mapping[str, Any]) -> str | None:

@@ -282,7 +282,8 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         check_picture_size(self.image_size, self.config)
         self.check_objective()
         if self.use_mock_dataset or self.paths:
-            names = [f"--{name}" for name in RECORDS_ONLY if getattr(self, name) != _DEFAULTS[name]]
+            of_paths = {"validation_share"} if self.paths else set()  # of their captions
+            names = [f"--{n}" for n in RECORDS_ONLY if n not in of_paths and getattr(self, n) != _DEFAULTS[n]]
             if names:
                 raise ValueError(f"{', '.join(names)} has no effect on mock data; leave it out or name --data_list.")
         elif self.scenery and self.paths is None:
