@@ -129,6 +129,8 @@ def work(args: argparse.Namespace) -> str:
             "date": date.today().isoformat(),
             "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
         }
+        if plan.own:
+            settings["own_adapters"] = {name: folder.name for name, folder in plan.own.items()}
         asked = (plan.methods, plan.guidance_scale, plan.negative_prompt)
         more = {"own_adapters": plan.own, "more_adapters": plan.others}
         report, results = compare_methods(model, plan.panel, *asked, settings, **more)

@@ -19,7 +19,7 @@ from anytext_lcm import benchmark, cache_latents, doctor, evaluate, export, samp
 from anytext_lcm.adapter.stored import WEIGHTS_FILE, read_adapter
 from anytext_lcm.checks import machine
 from anytext_lcm.checks.data import look_at_data, look_at_latents
-from anytext_lcm.checks.forecast import checkpoint_bytes, flops_per_picture, forecast, in_hours, latent_bytes, scaled
+from anytext_lcm.checks.forecast import checkpoint_bytes, duration, flops_per_picture, forecast, latent_bytes, scaled
 from anytext_lcm.checks.found import Findings
 from anytext_lcm.checks.network import describe_weights, look_at_network, require_network
 from anytext_lcm.command import Missing
@@ -509,9 +509,10 @@ def test_stored_latents_of_a_run_that_holds_records_out(given, tmp_path):
     assert [finding.state for finding in found.found] == ["note", "ok"] and "0.2 of them" in found.found[1].text
 
 
-def test_sizes_and_hours_keep_three_digits():
+def test_sizes_and_times_keep_three_digits():
     assert [f"{scaled(n)}B" for n in (12, 15_100_000, 999_700, 197e9)] == ["12 B", "15.1 MB", "1 MB", "197 GB"]
-    assert [in_hours(3600 * n) for n in (0.00012, 0.25, 4446.2)] == ["0.00012", "0.25", "4,446"]
+    said = [duration(n) for n in (0.2313, 99, 720, 7200, 16_006_320)]
+    assert said == ["0.231 seconds", "99 seconds", "12 minutes", "2 hours", "4,446 hours"]
 
 
 def test_estimate_says_time_disk_and_cards(given, capsys):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from anytext_lcm.checks.forecast import in_hours, scaled
+from anytext_lcm.checks.forecast import duration, scaled
 from anytext_lcm.checks.found import Findings
 from anytext_lcm.checks.machine import look_at_gpus, look_at_memory
 from anytext_lcm.checks.network import look_at_adapters, look_at_network
@@ -34,5 +34,5 @@ def add_work(found: Findings, config: str, side: int, methods: Sequence[Method |
     unet, control = evaluation_flops(config, side)
     total = calls * unet + pictures * control * sum(2 if method.guided else 1 for method in drawn)
     found.note("pictures", f"{pictures:,} by each of {', '.join(method.name for method in drawn) or 'no method'}")
-    hours = f"{in_hours(total / 1e12)} hours divided by the TFLOP/s that the device sustains"
-    found.note("work", f"{calls:,} evaluations of the UNet, {scaled(total)}FLOP: {hours}")
+    time = f"{duration(total / 1e12)} divided by the TFLOP/s that the device sustains"
+    found.note("work", f"{calls:,} evaluations of the UNet, {scaled(total)}FLOP: {time}")

@@ -89,8 +89,8 @@ class Forecast:
             f"{self.pictures} pictures, {scaled(self.total)}FLOP in {self.updates:,} updates"
         )
         if teraflops is None:
-            hours = in_hours(self.total / 1e12 / self.processes)
-            time = f"{hours} hours divided by the TFLOP/s that a process sustains (--tflops)"
+            time = duration(self.total / 1e12 / self.processes)
+            time += " divided by the TFLOP/s that a process sustains (--tflops)"
             return {"work": work, "time": time}
         hours = self.hours(teraflops)
         spent = f"{hours:,.1f} hours" if hours < 100 else f"{hours / 24:,.1f} days"
@@ -107,10 +107,13 @@ def scaled(count: float) -> str:
     return f"{count / 1000**power:.3g} {' kMGTPE'[power].strip()}"
 
 
-def in_hours(seconds: float) -> str:
-    """Hours with three digits: 4,446 or 0.25."""
+def duration(seconds: float) -> str:
+    """A time with three digits or more: 0.231 seconds, 12 minutes, 4,446 hours."""
+    for unit, length in (("seconds", 1), ("minutes", 60)):
+        if seconds < 100 * length:
+            return f"{seconds / length:.3g} {unit}"
     hours = seconds / 3600
-    return f"{hours:,.0f}" if hours >= 1000 else f"{hours:.3g}"
+    return f"{hours:,.0f} hours" if hours >= 100 else f"{hours:.3g} hours"
 
 
 def forecast(settings: "TrainSettings", processes: int) -> Forecast:
