@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from anytext_lcm.command import (
     add_adapter,
+    add_dry_run,
     add_guidance,
     add_network,
     add_precision,
@@ -118,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_adapter(parser)
     add_network(parser, str(EMBEDDED_CONFIG))
     add_precision(parser)
+    add_dry_run(parser)
     return parser
 
 
@@ -153,6 +155,8 @@ def score(args: argparse.Namespace) -> str:
     tasks = read_tasks(args.data, args.limit)
     scoring = check_scoring(tasks, folders, args.samples, reference, args.real, args.partial, args.data == PANEL)
     check_writable(output / REPORT)
+    if args.dry_run:
+        return f"{len(scoring.tasks) * args.samples} pictures in each of {', '.join(folders)}: all are there."
     use_available_cores()
     report = score_folders(scoring, args.data, output)
     return f"{format_table(report)}\n{output / REPORT}"
@@ -180,7 +184,10 @@ def draw(args: argparse.Namespace) -> str:
     from anytext_lcm.model.loading import load_chosen
 
     plan = plan_of(args)
-    require_network(args.config, args.ckpt)
+    adapters = [] if plan.adapter is None else [plan.adapter]
+    if args.dry_run:
+        return describe(plan, adapters, args.limit)
+    require_network(args.config, args.ckpt, "--ckpt", adapters)
     ready = check_plan(plan, args.limit)
     use_available_cores()
     report = run_benchmark(load_chosen(args.config, args.ckpt, args.device, plan.precision), ready)
@@ -190,17 +197,22 @@ def draw(args: argparse.Namespace) -> str:
 def plan_of(args: argparse.Namespace) -> "Plan":
     """What to draw, from the flags. Raises ValueError or FileNotFoundError."""
     from anytext_lcm.adapter.lora import resolve_adapter
-    from anytext_lcm.drawing.methods import parse_method
+    from anytext_lcm.drawing.methods import check_negative, parse_method
     from anytext_lcm.judging.benchmark_run import Plan
     from anytext_lcm.model.loading import chosen_precision
 
-    defaults, adapter = defaults_for(args.config), resolve_adapter(args.adapter)
+    defaults = defaults_for(args.config)
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
     methods = tuple(parse_method(name, guidance) for name in dict.fromkeys(args.methods))
+    students = [method for method in methods if method.adapter]
+    wanted = {resolve_adapter(args.adapter, method.steps) for method in students} or {resolve_adapter(args.adapter)}
+    if len(wanted) > 1:
+        names = ", ".join(method.name for method in students)
+        raise ValueError(f"{names} take different shipped adapters: measure them in two runs, or name one --adapter.")
+    [adapter] = wanted
     if adapter is None and any(method.adapter for method in methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
-    if args.negative_prompt is not None and not any(method.guided for method in methods):
-        raise ValueError("Without guidance a negative prompt has no effect: raise --guidance_scale above 1 or drop it.")
+    check_negative(args.negative_prompt, methods)
     precision = chosen_precision(args.device, args.precision)
     negative, words = args.negative_prompt, args.words
     if negative is None:  # the demo's stands for AnyText2 where nothing is said
@@ -234,6 +246,24 @@ def plan_of(args: argparse.Namespace) -> "Plan":
 def output_of(args: argparse.Namespace) -> Path:
     """--output or its default."""
     return Path(args.output or (DRAWN if args.pictures is None else SCORED))
+
+
+def describe(plan: "Plan", adapters: Sequence[Path], limit: int | None) -> str:
+    """Print what is there and what the plan takes. Raises Missing for what is not there."""
+    from anytext_lcm.checks.drawing import add_work, look_at_drawing
+    from anytext_lcm.checks.everything import tell
+    from anytext_lcm.judging.benchmark_run import check_plan
+
+    found = look_at_drawing(plan.config, plan.ckpt, adapters, plan.precision)
+    if found.complete:  # the plan's checks read the weights' checksum
+        with found.looking_at("benchmark"):
+            ready = check_plan(plan, limit)
+            lines = sum(len(task.lines) for task in ready.tasks)
+            lacking = f", {ready.unwritten} of which {Path(plan.font).name} lacks" if ready.unwritten else ""
+            found.ok("benchmark", f"{plan.data}: {len(ready.tasks):,} prompts with {lines:,} lines{lacking}")
+            side = defaults_for(plan.config).size[0]
+            add_work(found, plan.config, side, plan.methods, len(ready.tasks) * plan.samples)
+    return tell(found)
 
 
 def kept(args: argparse.Namespace) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from anytext_lcm.checks.forecast import scaled
 from anytext_lcm.command import FAILURES, AlreadyReported, finite, new_parser, positive, run
 from anytext_lcm.training.flags import add_flags, collect
 from anytext_lcm.training.settings import TrainSettings, check_picture_size
@@ -151,20 +152,11 @@ def announce(writer) -> str:
     left = layout.bytes * missing / layout.shards
     if left > (free := shutil.disk_usage(writer.folder).free):
         raise ValueError(
-            f"{writer.folder} needs {size(left)} more and its disk has {size(free)} left; name another disk."
+            f"{writer.folder} needs {scaled(left)}B more and its disk has {scaled(free)}B left; name another disk."
         )
     there = f", {layout.shards - missing} of them are there" if missing < layout.shards else ""
     pictures = f"{layout.rows} pictures of {8 * width} x {8 * height}, {layout.settings['precision']}"
-    return f"{pictures}: {size(layout.bytes)} in {layout.shards} files{there}; {size(left)} to write."
-
-
-def size(count: float) -> str:
-    """Bytes in words: 197 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    return f"{pictures}: {scaled(layout.bytes)}B in {layout.shards} files{there}; {scaled(left)}B to write."
 
 
 class Pace:

@@ -71,6 +71,13 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative_prompt", help="the teacher's (default: what suits the network)")
 
 
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """--dry_run of a command that draws many pictures."""
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check all inputs, print what it would take, and draw nothing"
+    )
+
+
 def add_rate(parser: argparse.ArgumentParser) -> None:
     """--tflops and --price, from which the time and the cost of a run are estimated."""
     parser.add_argument(

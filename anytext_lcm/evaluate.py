@@ -5,14 +5,15 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import add_guidance, add_network, add_precision, natural, new_parser, run
+from anytext_lcm.command import add_dry_run, add_guidance, add_network, add_precision, natural, new_parser, run
 from anytext_lcm.data.text import checked
-from anytext_lcm.files import atomic_folder
+from anytext_lcm.files import atomic_folder, check_replaceable
 from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
 from anytext_lcm.training.flags import add_flags
@@ -35,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["shipped"],
         metavar="DIR|shipped|none",
-        help="default: shipped; after the first, others of another training seed or objective, as LABEL=DIR, by which "
+        help="default: shipped, the one for a method's steps; after the first, others of another training seed or "
+        "objective, as LABEL=DIR, by which "
         "the student's methods are drawn too; without a label they are counted from 2",
     )
     add(
@@ -76,19 +78,74 @@ def build_parser() -> argparse.ArgumentParser:
     add_guidance(parser)
     add_network(parser, str(EMBEDDED_CONFIG))
     add_precision(parser)
+    add_dry_run(parser)
     return parser
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the flags ask for, checked."""
+
+    adapter: Path | None
+    own: dict[str, Path]  # another of the shipped adapters for a method's steps, by the method's name
+    others: dict[str, Path]  # more adapters by label
+    methods: list[str]
+    panel: "Panel"
+    guidance_scale: float
+    negative_prompt: str
+    precision: str
+    other_pictures: bool  # whether the panel is the embedded network's own, and the network another
+
+    @property
+    def adapters(self) -> list[Path]:
+        return [*dict.fromkeys(filter(None, [self.adapter, *self.own.values(), *self.others.values()]))]
 
 
 def work(args: argparse.Namespace) -> str:
     """Check what can be checked before the weights are loaded, then draw, judge and write."""
-    from anytext_lcm.adapter.card import training_header
-    from anytext_lcm.adapter.choices import read_made_for
     from anytext_lcm.adapter.lora import load_adapter
     from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
-    from anytext_lcm.judging.compare import compare_methods, resolve_methods
+    from anytext_lcm.judging.compare import compare_methods
     from anytext_lcm.judging.report import write_report
-    from anytext_lcm.model.loading import chosen_precision, load_chosen
+    from anytext_lcm.model.loading import load_chosen
+
+    plan = make_plan(args)
+    if args.dry_run:
+        return describe(args, plan)
+    require_network(args.config, args.ckpt, "--ckpt", plan.adapters)
+    with atomic_folder(args.output) as folder:
+        if plan.other_pictures:
+            print(OTHER_PICTURES, file=sys.stderr)
+        use_available_cores()
+        model = load_chosen(args.config, args.ckpt, args.device, plan.precision)
+        if plan.adapter is not None:
+            load_adapter(model, plan.adapter)
+        settings = {
+            "config": Path(args.config).name,
+            "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
+            "precision": plan.precision,
+            "date": date.today().isoformat(),
+            "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
+        }
+        if plan.own:
+            settings["own_adapters"] = {name: folder.name for name, folder in plan.own.items()}
+        asked = (plan.methods, plan.guidance_scale, plan.negative_prompt)
+        more = {"own_adapters": plan.own, "more_adapters": plan.others}
+        report, results = compare_methods(model, plan.panel, *asked, settings, **more)
+        write_report(folder, report, results, plan.panel)
+    return args.output
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Check flags, adapters and data. Raises ValueError or FileNotFoundError."""
+    from anytext_lcm.adapter.choices import read_made_for
+    from anytext_lcm.adapter.lora import shipped_adapters
+    from anytext_lcm.adapter.shipped import adapter_for
+    from anytext_lcm.adapter.stored import training_header
+    from anytext_lcm.drawing.methods import Method, check_negative
+    from anytext_lcm.judging.compare import resolve_methods
+    from anytext_lcm.model.loading import chosen_precision
 
     defaults = defaults_for(args.config)
     guidance = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
@@ -96,33 +153,39 @@ def work(args: argparse.Namespace) -> str:
     checked(negative, "The negative prompt")
     adapter, others = read_adapters(args.adapter)
     suits = None if adapter is None else read_made_for(training_header(adapter))
-    names = choose_methods(args, suits)
-    resolve_methods(names, guidance)
+    shipped = shipped_adapters() if args.adapter[0] == "shipped" else {}
+    names = choose_methods(args, suits, shipped)
+    methods = resolve_methods(names, guidance)
+    check_negative(args.negative_prompt, methods)
+    students = [method for method in methods if isinstance(method, Method) and method.adapter]
+    suited = {method.name: adapter_for(shipped, method.steps) for method in students if shipped}
+    own = {name: folder for name, folder in suited.items() if folder != adapter}
     panel = choose_panel(args, defaults)
     names = [name for name in names if panel.has_pictures or name not in (REAL, RECONSTRUCTION)]
     precision = chosen_precision(args.device, args.precision)
-    require_network(args.config, args.ckpt)
-    with atomic_folder(args.output) as folder:
-        if panel.source == "scenes" and defaults.checkpoint is None:  # a network of one's own
-            print(OTHER_PICTURES, file=sys.stderr)
-        use_available_cores()
-        model = load_chosen(args.config, args.ckpt, args.device, precision)
-        if adapter is not None:
-            load_adapter(model, adapter)
-        settings = {
-            "config": Path(args.config).name,
-            "ckpt": Path(args.ckpt).name if args.ckpt else "embedded",
-            "precision": precision,
-            "date": date.today().isoformat(),
-            "adapter": args.adapter[0] if len(args.adapter) == 1 else args.adapter,
-        }
-        report, results = compare_methods(model, panel, names, guidance, negative, settings, more_adapters=others)
-        write_report(folder, report, results, panel)
-    return args.output
+    check_replaceable(args.output)
+    other_pictures = panel.source == "scenes" and defaults.checkpoint is None
+    return Plan(adapter, own, others, names, panel, guidance, negative, precision, other_pictures)
+
+
+def describe(args: argparse.Namespace, plan: Plan) -> str:
+    """Print what is there and what the plan takes. Raises Missing for what is not there."""
+    from anytext_lcm.checks.drawing import add_work, look_at_drawing
+    from anytext_lcm.checks.everything import tell
+    from anytext_lcm.judging.compare import resolve_methods
+
+    found, panel = look_at_drawing(args.config, args.ckpt, plan.adapters, plan.precision), plan.panel
+    found.ok("panel", f"{panel.source}: {len(panel) // panel.repeats} prompts with {len(panel.groups)} lines")
+    if plan.other_pictures:
+        found.note("panel", OTHER_PICTURES)
+    if found.complete:
+        add_work(found, args.config, panel.size[0], resolve_methods(plan.methods, plan.guidance_scale), len(panel))
+    return tell(found)
 
 
 def read_adapters(names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
-    """The folder of the first adapter, None for none, and those of the others by label.
+    """The folder of the first adapter, None for none, and those of the others by label. The shipped one is that for
+    4 steps.
 
     Raises FileNotFoundError or ValueError.
     """
@@ -186,26 +249,41 @@ def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
     )
 
 
-def choose_methods(args: argparse.Namespace, suits: "MadeFor | None") -> Sequence[str]:
+def choose_methods(
+    args: argparse.Namespace, suits: "MadeFor | None", shipped: "Mapping[Path, MadeFor] | None" = None
+) -> Sequence[str]:
     """Names of the methods to draw, the student's by the sampler that the (first) adapter was made for.
 
-    suits: None without a student, which then has no methods. Named methods that the adapter was not made for are said
-    on stderr. Raises ValueError.
+    suits: None without a student, which then has no methods. shipped: the package's adapters, if they are drawn, each
+    in its own steps. Named methods that their adapter was not made for are said on stderr. Raises ValueError.
     """
     if args.comparison and args.methods is not None:
         raise ValueError("--comparison names the methods itself: drop it or --methods.")
     if args.methods is None:
         if args.comparison:
             return [name for name in COMPARISON if suits or not name.startswith("student")]
-        ending = "-deterministic" if suits and suits.samplers[0] == "deterministic" else ""
-        return [f"{name}{ending * name.startswith('student')}" for name in METHODS if suits or "student" not in name]
+        return [_suited(name, suits, shipped) for name in METHODS if suits or not name.startswith("student")]
     if suits is None and any(name.startswith("student") for name in args.methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
     for name in args.methods if suits else ():
         found = re.fullmatch(r"student-(\d+)(?:-(deterministic))?", name)
-        if found and (complaint := suits.complaint(found[2] or "lcm", int(found[1]))):
+        if found and (complaint := _made_for(name, suits, shipped).complaint(found[2] or "lcm", int(found[1]))):
             print(f"warning: {complaint}", file=sys.stderr)
     return args.methods
+
+
+def _suited(name: str, suits: "MadeFor | None", shipped: "Mapping[Path, MadeFor] | None") -> str:
+    """A default method by the sampler that its adapter was made for."""
+    if not name.startswith("student"):
+        return name
+    return name + "-deterministic" * (_made_for(name, suits, shipped).samplers[0] == "deterministic")
+
+
+def _made_for(name: str, suits: "MadeFor", shipped: "Mapping[Path, MadeFor] | None") -> "MadeFor":
+    """What the adapter of a student's method was made for. Arguments as of `choose_methods`."""
+    from anytext_lcm.adapter.shipped import adapter_for
+
+    return shipped[adapter_for(shipped, int(name.split("-")[1]))] if shipped else suits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -71,7 +71,7 @@ def work(args: argparse.Namespace) -> str:
         raise ValueError("There is nothing to export without an adapter; name one.")
     mixed = map(WeightedAdapter.parse, args.mix or ())
     adapters = [WeightedAdapter(adapter, args.adapter_scale), *mixed]
-    require_network(args.config, args.ckpt)
+    require_network(args.config, args.ckpt, "--ckpt", [adapter])
     about = describe_adapter(adapter)
     if len(adapters) > 1 or args.adapter_scale != 1.0:
         about["mixed_from"] = [{"name": found.source.name, "scale": found.scale} for found in adapters]

@@ -152,6 +152,18 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_replaceable(path: str | Path, mark: str = "report.json") -> Path:
+    """The absolute path of a folder that `atomic_folder` may write. Raises ValueError as that does for any other."""
+    path = Path(path).absolute()
+    if path.exists():
+        if not path.is_dir():
+            raise ValueError(f"{path} is a file; name a folder to write.")
+        if any(path.iterdir()) and not (path / mark).is_file():
+            raise ValueError(f"{path} holds other files and will not be replaced; name another folder.")
+    check_writable(path)
+    return path
+
+
 @contextmanager
 def atomic_folder(path: str | Path, mark: str = "report.json") -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends well, else it vanishes.
@@ -160,12 +172,7 @@ def atomic_folder(path: str | Path, mark: str = "report.json") -> Iterator[Path]
     name deletes nothing. What a killed run of the same machine left of its own temporary folder is deleted. Raises
     ValueError for any other folder, before the block runs.
     """
-    path = Path(path).absolute()
-    if path.exists():
-        if not path.is_dir():
-            raise ValueError(f"{path} is a file; name a folder to write.")
-        if any(path.iterdir()) and not (path / mark).is_file():
-            raise ValueError(f"{path} holds other files and will not be replaced; name another folder.")
+    path = check_replaceable(path, mark)
     with _folder_of(path) as folder, _temporary_folder(path, folder) as temporary:
         yield temporary
 

@@ -11,7 +11,7 @@ from anytext_lcm.command import add_adapter, add_network, add_precision, finite,
 from anytext_lcm.data.fonts import PLAIN_FONT, check_fonts
 from anytext_lcm.data.text import checked
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST
-from anytext_lcm.drawing.methods import STUDENT_SAMPLERS, TEACHER_SAMPLERS
+from anytext_lcm.drawing.methods import STUDENT_SAMPLERS, TEACHER_SAMPLERS, check_negative
 from anytext_lcm.files import check_writable
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, Defaults, defaults_for
 
@@ -45,7 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
         "colour; once for each line",
     )
     add("--max_lines", type=positive, help="lines at most; default: what the network was trained with")
-    add_adapter(parser, "the student's adapter; none draws with the teacher (default: %(default)s)")
+    add_adapter(
+        parser, "the student's; shipped is the one for --steps, none draws with the teacher (default: %(default)s)"
+    )
     add("--adapter_scale", type=float, default=1.0, help="weight of the adapter (default: %(default)s)")
     add(
         "--mix",
@@ -115,10 +117,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def work(args: argparse.Namespace) -> str:
     """Check everything that can be checked before the weights are loaded, then draw and write."""
-    from anytext_lcm.adapter.card import training_header
     from anytext_lcm.adapter.choices import read_made_for
     from anytext_lcm.adapter.lora import resolve_adapter
     from anytext_lcm.adapter.mix import WeightedAdapter, load_adapters
+    from anytext_lcm.adapter.stored import training_header
     from anytext_lcm.checks.network import require_network
     from anytext_lcm.drawing.cores import use_available_cores
     from anytext_lcm.drawing.jobs import draw_jobs
@@ -126,7 +128,7 @@ def work(args: argparse.Namespace) -> str:
     from anytext_lcm.model.loading import chosen_precision, load_chosen
 
     defaults = asked_size(args, defaults_for(args.config))
-    adapter = resolve_adapter(args.adapter)
+    adapter = resolve_adapter(args.adapter, STUDENT_STEPS if args.steps is None else args.steps)
     if adapter is None and (args.mix or args.adapter_scale != 1.0):
         raise ValueError("The teacher is drawn without adapters: name one, or drop --mix and --adapter_scale.")
     mixed = map(WeightedAdapter.parse, args.mix or ())
@@ -135,10 +137,7 @@ def work(args: argparse.Namespace) -> str:
     method = choose_method(args, suits, defaults.guidance_scale)
     method = replace(method, attnx_scale=args.attnx_scale, strength=args.strength)
     if args.negative_prompt is not None:
-        if not method.guided:
-            raise ValueError(
-                "Without guidance a negative prompt has no effect: raise --guidance_scale above 1 or drop it."
-            )
+        check_negative(args.negative_prompt, [method])
         defaults = replace(defaults, negative_prompt=checked(args.negative_prompt, "The negative prompt"))
     if args.font_hint is not None:
         check_fonts([args.font_hint])
@@ -148,7 +147,7 @@ def work(args: argparse.Namespace) -> str:
     check_writable(args.output)
     precision = chosen_precision(args.device, args.precision)
 
-    require_network(args.config, args.ckpt)
+    require_network(args.config, args.ckpt, "--ckpt", [] if adapter is None else [adapter])
     use_available_cores()
     model = load_chosen(args.config, args.ckpt, args.device, precision)
     if adapters:

@@ -1,13 +1,18 @@
 """Ablations on a network of a few thousand weights: what they train, judge and write."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from micro_network import micro_network
+from omegaconf import OmegaConf
 
 from anytext_lcm.adapter import stored, targets
+from anytext_lcm.adapter.stored import training_header
 from anytext_lcm.judging import likeness
+from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
 from anytext_lcm.training import ablation, recipes
 from anytext_lcm.training.recipes import DEFAULTS, recipe
 from anytext_lcm.training.settings import TrainSettings
@@ -55,12 +60,13 @@ def test_every_run_differs_from_the_recipe_and_can_be(teacher, tmp_path):
     model, common = micro_network(), recipe(10) | small(teacher) | {"output_dir": str(tmp_path)}
     default = TrainSettings.from_dict(common)
     assert default.learning_rate == DEFAULTS.learning_rate and default.lora_targets == DEFAULTS.targets
-    changes = recipes.changes(model, DEFAULTS.targets, "latents", "paths")
+    changes = recipes.changes(model, DEFAULTS.targets, "latents", "paths", str(teacher / "micro.yaml"))
     assert tuple(changes) == recipes.RUNS
     for name, changed in changes.items():
         settings = TrainSettings.from_dict(common | changed)
         names = targets.resolve_targets(model, settings.lora_targets)
         differing = {key for key, value in settings.identity().items() if value != default.identity()[key]}
+        differing |= {"config"} & set(changed)  # another network
         assert names and differing and differing <= set(changed), name
         if name == "decoder alone":
             assert {n.split(".")[2] for n in names} <= {"middle_block", "output_blocks"}
@@ -92,12 +98,43 @@ def test_two_runs_are_trained_and_judged(teacher, tmp_path, monkeypatch, quick):
         ablation.ablate(tmp_path, (), steps=2, lines=16, **small(teacher))
 
 
+def test_fast_control_off_is_the_same_network_in_a_yaml_of_its_own(teacher, tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(ablation, "format_table", lambda results: "")
+    yaml, drawn = tmp_path / ablation.SLOW, []
+    draw = ablation.run_method
+
+    def noted(model, *more):
+        drawn.append(model.control_model.fast_control)
+        return draw(model, *more)
+
+    monkeypatch.setattr(ablation, "run_method", noted)
+    found = ablation.ablate(tmp_path, ("fast control off", "text counts 5 times"), steps=2, lines=16, **small(teacher))
+    assert drawn == [True, True, False, True, True, True]  # teacher, default, the two runs, no average, untrained
+    assert found["runs"]["fast control off"]["changes"] == {"config": str(yaml)}
+    first, second = (OmegaConf.to_container(OmegaConf.load(path)) for path in (teacher / "micro.yaml", yaml))
+    for network, fast in ((first, True), (second, False)):
+        params = network["model"]["params"]
+        assert params["control_stage_config"]["params"].pop("fast_control") is fast
+        params["cond_stage_config"]["params"]["version"] = Path(
+            params["cond_stage_config"]["params"]["version"]
+        ).resolve()
+    assert first == second
+    assert training_header(tmp_path / "text_counts_5_times" / "checkpoint-2")["text_factor"] == 5.0
+
+
+def test_the_yaml_of_the_embedded_network_is_read_from_any_folder(tmp_path):
+    ablation.write_slow(str(EMBEDDED_CONFIG), tmp_path / "slow.yaml")
+    model = AnyText2.from_config(tmp_path / "slow.yaml", device="meta")
+    assert not model.control_model.fast_control and model.tokenizer.placeholder_id == 265
+    assert defaults_for(tmp_path / "slow.yaml") == defaults_for(EMBEDDED_CONFIG)
+
+
 def test_a_training_that_gives_up_does_not_end_the_others(teacher, tmp_path, monkeypatch):
     def gives_up(settings, on_sample):
         raise FloatingPointError("Updates 1 to 10 were skipped.")
 
     monkeypatch.setattr(ablation, "run_distillation", gives_up)
-    monkeypatch.setattr(ablation, "judge", lambda settings, adapters, panel: {"teacher": {}, "runs": dict(adapters)})
+    monkeypatch.setattr(ablation, "judge", lambda settings, adapters, *_: {"teacher": {}, "runs": dict(adapters)})
     monkeypatch.setattr(ablation, "format_table", lambda results: "")
     found = ablation.ablate(tmp_path, ("Huber",), steps=2, lines=16, **small(teacher))["runs"]
     assert found["default"]["failed"] == found["Huber"]["failed"] == "Updates 1 to 10 were skipped."

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from anytext_lcm import benchmark, cache_latents, doctor, evaluate, export, sample, train
+from anytext_lcm.adapter.stored import WEIGHTS_FILE, read_adapter
 from anytext_lcm.checks import machine
 from anytext_lcm.checks.data import look_at_data, look_at_latents
-from anytext_lcm.checks.forecast import checkpoint_bytes, flops_per_picture, forecast, latent_bytes
+from anytext_lcm.checks.forecast import checkpoint_bytes, duration, flops_per_picture, forecast, latent_bytes, scaled
 from anytext_lcm.checks.found import Findings
 from anytext_lcm.checks.network import describe_weights, look_at_network, require_network
 from anytext_lcm.command import Missing
@@ -297,8 +299,8 @@ def test_disk_memory_and_precision(given, tmp_path):
     found = Findings()
     machine.look_at_disk(found, str(tmp_path / "a" / "b"), 10, "checkpoints")
     machine.look_at_disk(found, str(tmp_path), 1e18, "checkpoints")
-    machine.look_at_memory(found, 10, 1)
-    machine.look_at_memory(found, 10**15, 3)
+    machine.look_at_memory(found, 10)
+    machine.look_at_memory(found, 10**15)
     machine.look_at_precision(found, TrainSettings(**given | {"mixed_precision": "fp16"}))
     assert [(f.subject, f.state) for f in found.found[:4]] == [
         ("disk", "ok"),
@@ -463,8 +465,54 @@ def test_doctor_and_dry_run_when_all_is_there(given, tmp_path, capsys, nothing_i
     cache = [flag for flag in flags if "lora" not in flag and "output_dir" not in flag]
     assert cache_latents.main([*cache, "--latents", str(tmp_path / "latents"), "--dry_run"]) == 0
     out = capsys.readouterr().out
-    assert "0.01 GB for 10,000 pictures in half precision" in out and "latents of 10,000 pictures" in out
+    assert "10.2 MB for 10,000 pictures in half precision" in out and "latents of 10,000 pictures" in out
     assert not (tmp_path / "latents").exists()
+
+
+@pytest.mark.parametrize("command", [evaluate, benchmark])
+def test_dry_runs_of_what_draws(teacher, tmp_path, capsys, nothing_is_read, command):
+    """The checks of the run itself and what it takes; no weight is read as a number, and nothing is written."""
+    from anytext_lcm.adapter.lora import attach, save_adapter
+
+    adapter = save_adapter(attach(micro_network(), 2, 2), tmp_path / "adapter")
+    more = (
+        ["--lines", "4"] if command is evaluate else ["--data", records(tmp_path, ["Word", "more"]), "--samples", "3"]
+    )
+    flags = ["--config", str(teacher / "micro.yaml"), "--ckpt", str(teacher / "micro.safetensors"), "--dry_run", *more]
+    flags += ["--adapter", str(adapter), "--output", str(tmp_path / "new" / "out"), "--guidance_scale", "3"]
+    methods = ["--methods", "teacher-20", "student-4"]
+    before = sorted(tmp_path.rglob("*"))
+    assert command.main([*flags, *methods]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("Nothing is missing.\n") and sorted(tmp_path.rglob("*")) == before
+    pictures = int(re.search(r"pictures +(\d+) by each of teacher-20, student-4", out)[1])
+    assert pictures == 2 * 3 if command is benchmark else 2 <= pictures <= 4
+    unet, control = memory.evaluation_flops(str(teacher / "micro.yaml"), SIDE)
+    flops = pictures * (44 * unet + 3 * control)  # two branches of the teacher, one of the student
+    assert f"{44 * pictures} evaluations of the UNet, {scaled(flops)}FLOP" in out
+    assert f"rank 2, {len(read_adapter(adapter)[1]) // 2} layers that fit" in out
+    assert command.main([*flags, "--methods", "student-4", "--negative_prompt", "grey"]) == 2
+    assert capsys.readouterr().err.startswith("error: Without guidance a negative prompt has no effect")
+    state = {key.replace("diffusion_model", "other"): value for key, value in read_adapter(adapter)[1].items()}
+    save_file(state, adapter / WEIGHTS_FILE)
+    wanted = [command.main([*more_flags, *methods]) for more_flags in (flags, [f for f in flags if f != "--dry_run"])]
+    assert wanted == [2, 2] and capsys.readouterr().err.count("does not fit this network") == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_stored_latents_of_a_run_that_holds_records_out(given, tmp_path):
+    writer = ShardWriter(tmp_path / "latents", Layout(3, {"a": Array(torch.float16, (1,))}, {}, 4))
+    writer.write(0, {"a": torch.zeros(3, 1, dtype=torch.float16)})
+    found = Findings()
+    look_at_latents(found, str(tmp_path / "latents"), 4)
+    look_at_latents(found, str(tmp_path / "latents"), 4, held_out=0.2)
+    assert [finding.state for finding in found.found] == ["note", "ok"] and "0.2 of them" in found.found[1].text
+
+
+def test_sizes_and_times_keep_three_digits():
+    assert [f"{scaled(n)}B" for n in (12, 15_100_000, 999_700, 197e9)] == ["12 B", "15.1 MB", "1 MB", "197 GB"]
+    said = [duration(n) for n in (0.2313, 99, 720, 7200, 16_006_320)]
+    assert said == ["0.231 seconds", "99 seconds", "12 minutes", "2 hours", "4,446 hours"]
 
 
 def test_estimate_says_time_disk_and_cards(given, capsys):

@@ -12,7 +12,8 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
-from micro_network import CHANNELS, CONTEXT, ROOT, SIDE, micro_batch, micro_network
+from micro_network import CHANNELS, CONTEXT, ROOT, SIDE, micro_batch, micro_config, micro_network
+from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from PIL import Image
 from safetensors import safe_open
@@ -617,11 +618,19 @@ def test_the_card_shows_imports_that_work_and_its_template_is_installed():
         assert any(file.relative_to(ROOT / "anytext_lcm").match(pattern) for pattern in patterns)
 
 
-def test_command(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loading, "load_chosen", lambda *_: micro_network())
+@pytest.fixture
+def network(teacher, tmp_path):
+    """--config and a yaml of the micro network that names its weights."""
+    config = micro_config()
+    config.model.defaults = {"checkpoint": str(teacher / "micro.safetensors")}
+    OmegaConf.save(config, tmp_path / "micro.yaml")
+    return ["--config", tmp_path / "micro.yaml", "--device", "cpu"]
+
+
+def test_command(folder, network, tmp_path, capsys):
     (tmp_path / "report.json").write_text(json.dumps(MEASURED))
     command = ["--adapter", folder, "--output", tmp_path / "out", "--report", tmp_path / "report.json"]
-    command = [str(word) for word in (*command, "--base_model", "someone/anytext2")]
+    command = [str(word) for word in (*command, *network, "--base_model", "someone/anytext2")]
     assert export.main(command) == 0
     printed = capsys.readouterr().out
     assert printed.count("read back") == 4 and "Left out" in printed
@@ -649,12 +658,11 @@ def test_command(folder, tmp_path, monkeypatch, capsys):
     assert layouts.distance(on, probe(micro_network(seed=5).load_checkpoint(merged))) < 1e-2
 
 
-def test_card_of_a_mixture_is_of_the_mixture(folder, tmp_path, monkeypatch):
+def test_card_of_a_mixture_is_of_the_mixture(folder, network, tmp_path):
     """Two adapters of rank 3 side by side are one of rank 6, with twice the parameters."""
-    monkeypatch.setattr(loading, "load_chosen", lambda *_: micro_network())
     before = describe_adapter(folder)
     command = ["--adapter", folder, "--mix", f"{folder}@0.5", "--layouts", "peft", "--output", tmp_path / "out"]
-    assert export.main([str(word) for word in command]) == 0
+    assert export.main([str(word) for word in (*command, *network)]) == 0
     card = (tmp_path / "out" / "peft" / "README.md").read_text()
     after = describe_adapter(tmp_path / "out" / "peft")
     assert after["rank"] == 2 * before["rank"] and after["parameters"] == 2 * before["parameters"]

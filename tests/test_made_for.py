@@ -2,15 +2,21 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from micro_network import SIDE, micro_network
+from PIL import Image
 from safetensors.torch import save_file
 
-from anytext_lcm import evaluate, sample
-from anytext_lcm.adapter.card import facts, training_header
+from anytext_lcm import benchmark, evaluate, sample
+from anytext_lcm.adapter import lora
+from anytext_lcm.adapter.card import facts
 from anytext_lcm.adapter.choices import SAMPLERS, MadeFor, made_for, read_made_for
-from anytext_lcm.adapter.stored import WEIGHTS_FILE
+from anytext_lcm.adapter.stored import WEIGHTS_FILE, training_header
 from anytext_lcm.drawing.methods import STUDENT_SAMPLERS
+from anytext_lcm.judging.compare import draw_all, resolve_methods
+from anytext_lcm.judging.panel import Panel
 from anytext_lcm.training.settings import OBJECTIVES
 
 
@@ -71,8 +77,74 @@ def test_evaluate_draws_what_the_adapter_was_made_for(capsys):
         chosen(None, "--methods", "student-4")
 
 
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """Two adapters of the micro network as the package's: names say nothing, headers do."""
+    model = lora.attach(micro_network(), 2, 2)
+    for name, suits in (("b", MadeFor(("lcm",), (1, 8))), ("a", MadeFor(("deterministic", "lcm"), (4, 16)))):
+        for parameter in lora.adapter_state(model).values():
+            parameter.data += 0.05
+        header = {"objective": "lcm", "made_for": suits.to_json()}
+        lora.save_adapter(model, tmp_path / "assets" / name, {"anytext_lcm": json.dumps(header)})
+    monkeypatch.setattr(lora, "SHIPPED_ADAPTER", tmp_path / "assets" / "b")
+    return tmp_path / "assets"
+
+
+def test_the_shipped_adapter_for_the_steps(shipped, teacher, tmp_path, capsys):
+    assert [*lora.shipped_adapters()] == [shipped / "b", shipped / "a"]
+    chosen = {steps: lora.resolve_adapter("shipped", steps).name for steps in (1, 4, 8, 9, 16, 50)}
+    assert chosen == {1: "b", 4: "b", 8: "b", 9: "a", 16: "a", 50: "a"} and lora.resolve_adapter("shipped").name == "b"
+    network = ["--config", str(teacher / "micro.yaml"), "--ckpt", str(teacher / "micro.safetensors"), "--device", "cpu"]
+    wish = ["--prompt", "a wall", "--line", "cat@4,10,60,40"]
+
+    def drawn(*flags):
+        assert sample.main([*network, *wish, "--output", str(tmp_path / "a.png"), *flags]) == 0
+        return json.loads(Image.open(tmp_path / "a.png").text["anytext_lcm"])
+
+    assert drawn("--steps", "2")["adapters"][0]["name"] == "b"
+    many = drawn("--steps", "16")
+    assert many["adapters"][0]["name"] == "a" and many["method"]["name"] == "student-16-deterministic"
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_evaluate_draws_each_method_by_its_own_adapter(shipped):
+    model = lora.load_adapter(micro_network(), shipped / "b")
+    panel = Panel.build(prompts=2, image_size=SIDE)
+    methods = resolve_methods(["student-1", "student-16-deterministic"], 3.0)
+    own = {"student-16-deterministic": shipped / "a"}
+    both = draw_all(model, panel, methods, "", {}, own_adapters=own).results
+    for name, folder in (("student-1", "b"), ("student-16-deterministic", "a")):
+        alone = lora.load_adapter(micro_network(), shipped / folder)
+        found = draw_all(alone, panel, resolve_methods([name], 3.0), "", {}).results[name]
+        assert np.array_equal(both[name].images, found.images)
+    other = draw_all(model, panel, methods, "", {}).results["student-16-deterministic"]
+    assert not np.array_equal(both["student-16-deterministic"].images, other.images)
+
+
+def test_the_default_methods_take_the_sampler_of_their_own_adapter(shipped):
+    args, found = evaluate.build_parser().parse_args([]), lora.shipped_adapters()
+    few = {shipped / "b": MadeFor(("lcm",), (1, 2)), shipped / "a": found[shipped / "a"]}
+    names = evaluate.choose_methods(args, MadeFor(("lcm",), (1, 2)), few)
+    assert [n for n in names if "student" in n] == [
+        "student-1",
+        "student-2",
+        "student-4-deterministic",
+        "student-8-deterministic",
+    ]
+
+
+def test_benchmark_takes_one_of_them(shipped, capsys):
+    assert benchmark.main(["--data", "x.json", "--methods", "student-4", "student-16"]) == 2
+    assert "student-4, student-16 take different shipped adapters" in capsys.readouterr().err
+
+
 def test_the_card_says_it():
     training = {"objective": "pcm", "phases": 8, "made_for": made_for("pcm", 8).to_json()}
-    rows = facts({"training": training, "rank": 4, "alpha": 4.0, "layers": 2, "parameters": 10})
+    sizes = {"rank": 4, "alpha": 4.0, "layers": 2, "parameters": 10}
+    rows = facts({"training": training} | sizes)
     assert rows["Objective"] == "pcm, phases 8" and rows["Made for"] == "`--sampler deterministic`, 8 to 16 steps"
-    assert "Made for" not in facts({"training": {}, "rank": 4, "alpha": 4.0, "layers": 2, "parameters": 10})
+    assert (
+        facts({"training": {"objective": "lcm", "text_factor": 5.0}} | sizes)["Objective"]
+        == "lcm, text counted 5 times"
+    )
+    assert "Made for" not in facts({"training": {}} | sizes)

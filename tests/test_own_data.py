@@ -69,7 +69,7 @@ def test_records_without_text_are_passed_over(records, tmp_path):
     assert len(items) == 2 and rest == []
     about["data_list"] = about["data_list"][1:]
     (tmp_path / "data.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match="1 held-out records of .*data.json can be drawn, and a panel needs 2"):
+    with pytest.raises(ValueError, match="1 held-out prompts of .*data.json can be drawn, and a panel needs 2"):
         held_out_items(AnyWordDataset(tmp_path / "data.json", rules=CALM), lines=9)
 
 
@@ -110,6 +110,7 @@ def test_evaluate_on_records(teacher, records, tmp_path, no_mock, capsys):
     assert "background_obeyed" not in row and report["methods"]["real"]["sharpness"]["gradient_energy_to_real"] == 1
     table = (tmp_path / "out" / "table.md").read_text()
     assert f"{panel['prompts']} prompts (held-out records of data.json)" in table
+    assert "None" not in table + capsys.readouterr().out  # no teacher to compare with
     assert "mock" not in table and Image.open(tmp_path / "out" / "grid.png").size[0] > 2 * SIDE
 
 

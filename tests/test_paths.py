@@ -17,7 +17,7 @@ from anytext_lcm.drawing.noise import initial_noise
 from anytext_lcm.lcm.paths import Paths
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import DDIMSolver
-from anytext_lcm.training import path_store
+from anytext_lcm.training import path_store, watching
 from anytext_lcm.training.memory import evaluation_flops
 from anytext_lcm.training.path_store import PathDataset
 from anytext_lcm.training.settings import TrainSettings
@@ -138,6 +138,43 @@ def test_captions_of_a_file_are_drawn_again_and_again(teacher, tmp_path, capsys)
     wrong = command(teacher, tmp_path / "new", "--captions", str(tmp_path / "wishes.json"))
     assert cache_latents.main(wrong) == 2 and "Entry 2" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_share_of_the_captions_is_held_out_for_panel_and_pictures(teacher, tmp_path, capfd, monkeypatch):
+    entries = [{"prompt": f"wall {n}", "lines": [f"W{n}@4,8,60,28"]} for n in range(8)]
+    (tmp_path / "wishes.json").write_text(json.dumps(entries))
+    folder = tmp_path / "paths"
+    wishes = ["--captions", str(tmp_path / "wishes.json")]
+    own = ["--latents", str(folder), "--draw", "9", "--guidance_scale", "3", "--negative_prompt", "", "--no-progress"]
+    assert cache_latents.main(network(teacher) + own + ["--train_batch_size", "3", *wishes]) == 0
+    data = PathDataset(settings(teacher, folder, validation_share=0.5))
+    trained = {data[n]["img_caption"] for n in range(len(data))}
+    held = {data.held_out[n]["img_caption"] for n in range(len(data.held_out))}
+    assert trained | held == {f"wall {n}" for n in range(8)} and not trained & held and len(held) >= 2
+    assert all(
+        torch.equal(data[n]["path"], PathDataset(settings(teacher, folder))[row]["path"])
+        for n, row in enumerate(data.rows)
+    )
+    flags = network(teacher) + ["--paths", str(folder), "--guidance_scale", "3", "--negative_prompt", ""]
+    flags += ["--train_batch_size", "1", "--gradient_accumulation_steps", "1", "--lora_rank", "2", "--lora_alpha", "2"]
+    flags += ["--mixed_precision", "no", "--max_train_steps", "1", "--no-progress", "--sample_steps", "1"]
+    seen, draw = [], watching.write_sheet
+    monkeypatch.setattr(
+        watching, "write_sheet", lambda path, batch, drawn: seen.append(batch) or draw(path, batch, drawn)
+    )
+    assert train.main([*flags, "--output_dir", str(tmp_path / "a"), "--validation_share", "0.5"]) == 0
+    assert set(seen[0]["img_caption"]) <= held and (tmp_path / "a" / "samples" / "000001.png").is_file()
+    assert "No panel is read" not in capfd.readouterr().err
+    flags += ["--panel_prompts", "2", "--output_dir", str(tmp_path / "b")]
+    assert train.main([*flags, "--patience", "1"]) == 2
+    assert "hold captions out with --validation_share" in capfd.readouterr().err
+
+
+def test_rules_hold_out_words_of_their_own(teacher, drawn):
+    with pytest.raises(ValueError, match="leave --validation_share out"):
+        PathDataset(settings(teacher, drawn, validation_share=0.1))
+    items = watching.panel_items(settings(teacher, drawn, panel_prompts=2), None)
+    assert len(items) == 2 and watching.panel_items(settings(teacher, drawn, panel_prompts=2), None, True) == []
 
 
 REFUSED = {

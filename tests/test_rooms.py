@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "training": {"lcm", "model", "adapter", "figures", "data", "drawing", "judging", "files", "command"},
     "teacher": {"lcm", "model", "data", "files"},
     "timing": {"lcm", "model", "adapter", "figures", "data", "drawing", "judging", "training", "files"},
-    "checks": {"lcm", "model", "data", "training", "timing", "files", "command"},
+    "checks": {"lcm", "model", "adapter", "data", "drawing", "training", "timing", "files", "command"},
     "teaching": {"lcm", "model", "adapter", "figures", "data", "drawing"},
 }
 COMMANDS = (

@@ -21,6 +21,7 @@ from anytext_lcm.adapter import lora
 from anytext_lcm.adapter.targets import find_targets
 from anytext_lcm.data.batch import Line, build_conditioning, collate
 from anytext_lcm.data.packed import expand
+from anytext_lcm.drawing.draw import predictor, prepare
 from anytext_lcm.lcm.consistency import consistency_function
 from anytext_lcm.lcm.objectives import OBJECTIVES
 from anytext_lcm.lcm.schedule import lcm_timesteps
@@ -51,9 +52,11 @@ def grads(model):
 # -- the step ---------------------------------------------------------------------------------------------
 
 
-def test_lcm_step_equals_one_written_out():
+@pytest.mark.parametrize("fast", [True, False])
+def test_lcm_step_equals_one_written_out(fast):
     """Cond and uncond one after the other, residuals computed anew each time, nothing shared or batched."""
     model, batch = student(), micro_batch()
+    model.control_model.fast_control = fast  # without it the residuals are those of their latents and timesteps
     parts = DistillStep(model, guidance_scale=7.5, negative_prompt="blurry")(batch, seeded_generator(5))
     with torch.no_grad():
         g = seeded_generator(5)  # the same draws in the same order
@@ -70,14 +73,14 @@ def test_lcm_step_equals_one_written_out():
 
         x_t = a(t).sqrt() * latents + (1 - a(t)).sqrt() * noise
         with lora.adapter_off(model):
-            eps_c = model.predict_noise(x_t, t, cond, model.control(cond))
-            eps_u = model.predict_noise(x_t, t, uncond, model.control(uncond))
+            eps_c = model.predict_noise(x_t, t, cond, model.control(cond, x_t, t))
+            eps_u = model.predict_noise(x_t, t, uncond, model.control(uncond, x_t, t))
         eps = eps_u + 7.5 * (eps_c - eps_u)
         x0 = (x_t - (1 - a(t)).sqrt() * eps) / a(t).sqrt()
         x_s = a(s).sqrt() * x0 + (1 - a(s)).sqrt() * eps
 
         def f(x, time):
-            eps = model.predict_noise(x, time, cond, model.control(cond))
+            eps = model.predict_noise(x, time, cond, model.control(cond, x, time))
             r = 10.0 * time.view(-1, 1, 1, 1)
             x0 = (x - (1 - a(time)).sqrt() * eps) / a(time).sqrt()
             return 0.25 / (r**2 + 0.25) * x + r / (r**2 + 0.25).sqrt() * x0
@@ -270,11 +273,33 @@ def test_precomputed_latents_spare_the_autoencoder():
     torch.testing.assert_close(parts.noisy_latents, DistillStep(model).schedule.add_noise(z, noise, t))
 
 
-def test_slow_control_is_refused():
-    model = micro_network()
+def test_without_fast_control_the_adapter_learns_and_draws_by_residuals_of_every_call():
+    model, batch = student(), micro_batch()
     model.control_model.fast_control = False
-    with pytest.raises(ValueError, match="fast_control"):
-        DistillStep(model)
+    DistillStep(model)(batch, seeded_generator(1)).loss.backward()
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in grads(model).values())
+    prepared = prepare(model, batch, (3, 4))
+    x, t = torch.randn(2, CHANNELS, SIDE // 8, SIDE // 8), torch.tensor([259, 999])
+    with torch.no_grad():
+        branches = (prepared.conditional, prepared.unconditional)
+        eps = [model.predict_noise(x, t, c, model.control(c, x, t, strength=0.5)) for c in branches]
+        for scale, wanted in ((1.0, eps[0]), (3.0, eps[1] + 3.0 * (eps[0] - eps[1]))):
+            found = predictor(model, prepared, scale, strength=0.5)(x, t)
+            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_text_counts_as_often_as_asked():
+    model, batch = student(), micro_batch()
+    batch["inv_mask"][:, :, :8] = 1
+    parts = DistillStep(model, text_factor=5.0)(batch, seeded_generator(1))
+    blocks = batch["positions"].amax(1).float().reshape(2, 8, 8, 8, 8).mean((2, 4))  # shares of 8 x 8 pixels
+    assert blocks.min() == 0 and blocks.max() == 1 and ((blocks > 0) & (blocks < 1)).any()
+    weight = (1 + 4 * blocks)[:, None].expand_as(parts.pred).clone()
+    weight[:, :, 0] = 0
+    losses = ((parts.pred - parts.target) ** 2 + 1e-6).sqrt() - 1e-3
+    torch.testing.assert_close(parts.loss, (losses * weight).sum() / weight.sum(), rtol=1e-4, atol=1e-6)
+    again = DistillStep(model)(batch, seeded_generator(1))
+    assert torch.equal(again.pred, parts.pred) and not torch.isclose(again.loss, parts.loss)
 
 
 def test_gradient_checkpointing_changes_nothing():

@@ -6,12 +6,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from safetensors import safe_open
-
 from anytext_lcm import __version__
 from anytext_lcm.adapter.choices import LAYOUTS, read_made_for
 from anytext_lcm.adapter.lora import Adapter
-from anytext_lcm.adapter.stored import WEIGHTS_FILE, read_adapter
+from anytext_lcm.adapter.stored import WEIGHTS_FILE, read_adapter, training_header
 from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.files import printable
 from anytext_lcm.lcm.schedule import ddim_timesteps, lcm_timesteps
@@ -19,7 +17,7 @@ from anytext_lcm.model.anytext2 import AnyText2
 
 REPORT, CARD = "export.json", "README.md"
 LIBRARIES = ("peft", "diffusers")  # layouts that a hub knows as a library
-HEADER = {"guidance_scale": int | float, "step": int, "learning_rate": int | float}
+HEADER = {"guidance_scale": int | float, "step": int, "learning_rate": int | float, "text_factor": int | float}
 """Numbers that the card takes from the header of the weights."""
 TEMPLATE = Path(__file__).with_name("card.md")
 USES = {layout: Path(__file__).with_name("use") / f"{layout}.md" for layout in LAYOUTS}
@@ -44,17 +42,6 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
         "parameters": sum(value.numel() for value in state.values()),
         "training": training,
     }
-
-
-def training_header(folder: str | Path) -> dict[str, Any]:
-    """What this package writes into the header of an adapter's weights; empty where another wrote them."""
-    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
-        header = file.metadata() or {}
-    try:
-        training = json.loads(header.get("anytext_lcm", "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return training if isinstance(training, dict) else {}
 
 
 def adapter_size(model: AnyText2) -> dict[str, Any]:
@@ -139,9 +126,13 @@ def facts(metadata: Mapping[str, Any], base: str = "") -> dict[str, Any]:
 
 
 def _objective(training: Mapping[str, Any]) -> str | None:
-    """The objective, with its phases where they were asked for."""
-    objective, phases = training.get("objective"), training.get("phases")
-    return objective if objective is None or phases is None else f"{objective}, phases {phases}"
+    """The objective, with its phases and the weight of text where they were asked for."""
+    words = training.get("objective")
+    if words is not None and training.get("phases") is not None:
+        words += f", phases {training['phases']}"
+    if words is not None and training.get("text_factor") not in (None, 1):
+        words += f", text counted {training['text_factor']:g} times"
+    return words
 
 
 def _sampling(training: Mapping[str, Any]) -> str | None:

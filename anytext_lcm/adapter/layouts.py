@@ -124,8 +124,8 @@ def probe(model: AnyText2, seed: int = 0) -> list[Tensor]:
     context, text = draw(2, 77, width), draw(2, 77, width)
     glyphs = (draw(2, 1, 64, 64) > 0.8).to(model.dtype)
     latents, masked = draw(2, channels, 8, 8), draw(2, channels, 8, 8)
-    residuals = model.control_model(glyphs, glyphs, masked, text)
     timesteps = torch.tensor([259, 999], device=model.device)
+    residuals = model.control_model(glyphs, glyphs, masked, text, x=latents, timesteps=timesteps)
     eps = model.model.diffusion_model(latents, timesteps, context, control=residuals)
     return [x.float().cpu() for x in (*residuals, eps)]
 

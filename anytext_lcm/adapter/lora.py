@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from anytext_lcm.adapter.choices import MadeFor
+from anytext_lcm.adapter.shipped import USUAL_STEPS, adapter_for, adapters_in
 from anytext_lcm.adapter.stored import (
     CONFIG_FILE,
     KEY_PREFIX,
@@ -235,11 +237,19 @@ def _write_config(adapter: Adapter, path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True, default=sorted) + "\n", encoding="utf-8")
 
 
-def resolve_adapter(name: str | Path) -> Path | None:
-    """A folder, "shipped" or "none" -> where the adapter is, None for none. Raises FileNotFoundError."""
+def shipped_adapters() -> dict[Path, MadeFor]:
+    """The adapters of the package, see `adapters_in`; all have the same layers and rank, so one loads over another."""
+    return adapters_in(SHIPPED_ADAPTER.parent)
+
+
+def resolve_adapter(name: str | Path, steps: int = USUAL_STEPS) -> Path | None:
+    """A folder, "shipped" (for so many steps) or "none" -> where the adapter is, None for none.
+
+    Raises FileNotFoundError, and ValueError as `adapters_in`.
+    """
     if str(name) == "none":
         return None
-    folder = SHIPPED_ADAPTER if str(name) == "shipped" else Path(name)
+    folder = adapter_for(shipped_adapters(), steps) if str(name) == "shipped" else Path(name)
     if not (folder / CONFIG_FILE).is_file():
         hint = "make one with `make demo` or `python -m anytext_lcm.train`, or say none for the teacher"
         raise FileNotFoundError(f"There is no adapter in {folder}; {hint}.")
@@ -250,12 +260,28 @@ def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = Fals
     """Put a saved adapter into the model, in place; over the attached one where both adapt the same modules. Return
     the model.
 
-    Which modules are adapted is read off the weights, so adapters that PEFT wrote itself load as well. Raises
-    FileNotFoundError for missing files and ValueError for an adapter of another network or rank; the model is
-    unchanged then.
+    Which modules are adapted is read off the weights, so adapters that PEFT wrote itself load as well. Raises as
+    `read_fitting`, and ValueError for an adapter of another rank than the attached one; the model is unchanged then.
+    """
+    config, state = read_fitting(model, directory)
+    rank, alpha = config["r"], config["lora_alpha"]
+    if adapter_layers(model):
+        attached = Adapter.of(model)
+        if (_shapes(attached.state()), attached.alpha) != (_shapes(state), alpha):
+            raise ValueError(
+                f"The adapter in {directory} differs from the attached one in targets, rank or alpha; "
+                "use a fresh model."
+            )
+    return attach_weights(model, rank, alpha, state, trainable)
+
+
+def read_fitting(model: nn.Module, directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`read_adapter` for this network, which may be on the meta device.
+
+    Raises FileNotFoundError for missing files and ValueError for an adapter of another network.
     """
     config, state = read_adapter(directory)
-    rank, alpha, shapes = config["r"], config["lora_alpha"], _shapes(state)
+    rank, shapes = config["r"], _shapes(state)
     try:
         wanted = update_shapes(model, resolve_targets(model, layer_names(state)), rank)
     except ValueError as error:
@@ -265,14 +291,7 @@ def load_adapter(model: nn.Module, directory: str | Path, trainable: bool = Fals
             f"The adapter in {directory} does not fit this network: "
             f"{len(wrong)} weights differ in shape, like {min(wrong)}."
         )
-    if adapter_layers(model):
-        attached = Adapter.of(model)
-        if (_shapes(attached.state()), attached.alpha) != (shapes, alpha):
-            raise ValueError(
-                f"The adapter in {directory} differs from the attached one in targets, rank or alpha; "
-                "use a fresh model."
-            )
-    return attach_weights(model, rank, alpha, state, trainable)
+    return config, state
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

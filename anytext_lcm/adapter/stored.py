@@ -1,11 +1,13 @@
 """A saved adapter, read and checked: the one way in for every folder in PEFT's format. Next: `lora.py`."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -55,6 +57,17 @@ def read_adapter(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
     state = read_tensors(path)
     _check_weights(state, config["r"], path)
     return config, state
+
+
+def training_header(folder: str | Path) -> dict[str, Any]:
+    """What this package writes into the header of an adapter's weights; empty where another wrote them."""
+    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
+        header = file.metadata() or {}
+    try:
+        training = json.loads(header.get("anytext_lcm", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return training if isinstance(training, dict) else {}
 
 
 def check_config(config: Mapping[str, Any], source: str | Path) -> None:

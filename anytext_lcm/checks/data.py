@@ -184,8 +184,8 @@ def _look_at_fonts(found: Findings, heads: Sequence[Head], fonts: Sequence[str] 
     raise ValueError(f"No line of text of {sources} can be used; {why}.")
 
 
-def look_at_latents(found: Findings, folder: str | None, records: int | None) -> None:
-    """Look for stored latents and compare their number with the records'."""
+def look_at_latents(found: Findings, folder: str | None, records: int | None, held_out: float = 0.0) -> None:
+    """Look for stored latents and compare their number with the records'. held_out: share of these."""
     if folder is None:
         return
     with found.looking_at("latents"):
@@ -197,7 +197,9 @@ def look_at_latents(found: Findings, folder: str | None, records: int | None) ->
             )
         stored = read_layout(folder).rows
         words = f"{folder}: latents of {stored} pictures"
-        if isinstance(records, int) and stored != records:
+        if isinstance(records, int) and held_out:  # the names of all pictures decide how many these are
+            found.ok("latents", f"{words}, of {records} records less the {held_out:g} of them that are held out")
+        elif isinstance(records, int) and stored != records:
             found.note("latents", f"{words}, the data set has {records} records")
         else:
             found.ok("latents", words)

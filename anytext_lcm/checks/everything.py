@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from anytext_lcm.checks.data import look_at_data, look_at_latents
-from anytext_lcm.checks.forecast import checkpoint_bytes, forecast, latent_bytes
+from anytext_lcm.checks.forecast import checkpoint_bytes, forecast, latent_bytes, scaled
 from anytext_lcm.checks.found import Findings
 from anytext_lcm.checks.machine import look_at_disk, look_at_memory, look_at_precision, verdicts
 from anytext_lcm.checks.network import look_at_network
@@ -30,14 +30,14 @@ def look_at_inputs(
     records = look_at_data(found, settings, data_needed)
     look_at_precision(found, settings)
     if model is not None:
-        look_at_memory(found, sum(p.numel() for p in model.parameters()), settings.num_processes or 1)
+        look_at_memory(found, 4 * sum(p.numel() for p in model.parameters()) * (settings.num_processes or 1))
         if latents_to is not None and records is not None:
             need = latent_bytes(model, settings.picture_size, records)
-            found.note("latents", f"{need / 1e9:.2f} GB for {records:,} pictures in half precision")
+            found.note("latents", f"{scaled(need)}B for {records:,} pictures in half precision")
             if ask_disk:
                 look_at_disk(found, latents_to, need, f"latents of {records:,} pictures")
     if latents_to is None:
-        look_at_latents(found, settings.latents_folder, records)
+        look_at_latents(found, settings.latents_folder, records, settings.validation_share)
     return found
 
 

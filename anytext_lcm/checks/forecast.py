@@ -85,11 +85,12 @@ class Forecast:
     def lines(self, teraflops: float | None, price: float | None) -> dict[str, str]:
         """Sentences by subject. teraflops: sustained by each process; price: of an hour of one process."""
         work = (
-            f"{_scaled(self.per_picture)}FLOP a picture, {_scaled(self.per_picture * self.pictures)}FLOP an update of "
-            f"{self.pictures} pictures, {_scaled(self.total)}FLOP in {self.updates:,} updates"
+            f"{scaled(self.per_picture)}FLOP a picture, {scaled(self.per_picture * self.pictures)}FLOP an update of "
+            f"{self.pictures} pictures, {scaled(self.total)}FLOP in {self.updates:,} updates"
         )
         if teraflops is None:
-            time = f"{self.hours(1.0):,.0f} hours divided by the TFLOP/s that a process sustains (--tflops)"
+            time = duration(self.total / 1e12 / self.processes)
+            time += " divided by the TFLOP/s that a process sustains (--tflops)"
             return {"work": work, "time": time}
         hours = self.hours(teraflops)
         spent = f"{hours:,.1f} hours" if hours < 100 else f"{hours / 24:,.1f} days"
@@ -99,10 +100,20 @@ class Forecast:
         return found
 
 
-def _scaled(count: float) -> str:
+def scaled(count: float) -> str:
     """A count with three digits and a prefix: 2.51 T."""
+    count = float(f"{count:.3g}")  # 999,700 is 1 M
     power = min(6, max(0, (len(f"{count:.0f}") - 1) // 3))
     return f"{count / 1000**power:.3g} {' kMGTPE'[power].strip()}"
+
+
+def duration(seconds: float) -> str:
+    """A time with three digits or more: 0.231 seconds, 12 minutes, 4,446 hours."""
+    for unit, length in (("seconds", 1), ("minutes", 60)):
+        if seconds < 100 * length:
+            return f"{seconds / length:.3g} {unit}"
+    hours = seconds / 3600
+    return f"{hours:,.0f} hours" if hours >= 100 else f"{hours:.3g} hours"
 
 
 def forecast(settings: "TrainSettings", processes: int) -> Forecast:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anytext_lcm.checks.forecast import scaled
 from anytext_lcm.checks.found import Findings
 
 if TYPE_CHECKING:
@@ -15,37 +16,46 @@ if TYPE_CHECKING:
 CARDS = (24, 16, 12)  # GiB
 MOST = 4096  # pictures of a batch that the settings allow
 RESERVED = 0.5  # GiB of a card that the driver and a display take
-LOADING = 1.1  # memory while weights are loaded, in units of their size in fp32
+LOADING = 1.1  # memory while weights are loaded, in units of their size
 GIB = 2**30
+
+
+def look_at_gpus(found: Findings) -> bool:
+    """Say which GPUs there are; returns whether one is used."""
+    import torch
+
+    from anytext_lcm.training.fitting import on_gpu
+
+    if not on_gpu():
+        found.note("GPU", "none: everything runs on the CPU")
+        return False
+    for number in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(number)
+        found.ok("GPU", f"{number}: {about.name}, {about.total_memory / GIB:.1f} GiB")
+    return True
 
 
 def look_at_precision(found: Findings, settings: "TrainSettings") -> None:
     """Compare the precision with what the devices can do, and say which devices there are."""
     import torch
 
-    from anytext_lcm.training.fitting import on_gpu
-
     wanted, count = settings.mixed_precision, torch.cuda.device_count()
-    if not on_gpu():
-        found.note("GPU", "none: everything runs on the CPU")
+    if not look_at_gpus(found):
         if wanted == "fp16":
             found.missing("precision", "mixed_precision fp16 needs a GPU; use bf16 or no on a CPU.")
         return
-    for number in range(count):
-        about = torch.cuda.get_device_properties(number)
-        found.ok("GPU", f"{number}: {about.name}, {about.total_memory / GIB:.1f} GiB")
     if settings.num_processes and settings.num_processes > count:
         found.note("GPU", f"{settings.num_processes} processes want as many GPUs, this machine has {count}")
     if wanted == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         found.missing("precision", "These GPUs do not compute in bf16: use --mixed_precision fp16.")
 
 
-def look_at_memory(found: Findings, parameters: int, processes: int) -> None:
-    """Compare what loading the weights takes with the memory that is free. parameters: of the network."""
+def look_at_memory(found: Findings, weights: int) -> None:
+    """Compare what loading the weights takes with the memory that is free. weights: bytes, of all processes."""
     import psutil
 
-    need, free = LOADING * 4 * parameters * processes, psutil.virtual_memory().available
-    words = f"loading the weights takes about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    need, free = LOADING * weights, psutil.virtual_memory().available
+    words = f"loading the weights takes about {scaled(need)}B, {scaled(free)}B are free"
     (found.ok if need <= free else found.note)("memory", words)
 
 
@@ -53,7 +63,7 @@ def look_at_disk(found: Findings, folder: str, need: float, what: str) -> None:
     """Compare the space that a folder needs with what its disk has. need: bytes; what: of what."""
     there = next((parent for parent in (Path(folder), *Path(folder).absolute().parents) if parent.is_dir()), Path("."))
     free = shutil.disk_usage(there).free
-    words = f"{folder}: {need / 1e9:.2f} GB for {what}, {free / 1e9:.1f} GB are free"
+    words = f"{folder}: {scaled(need)}B for {what}, {scaled(free)}B are free"
     if not os.access(there, os.W_OK):
         found.missing("disk", f"Nothing can be written to {there}; name another folder.")
     else:

@@ -161,20 +161,20 @@ def predictor(
     """(latents (B, C, h, w), timesteps int64 (B,)) -> guided eps (B, C, h, w) fp32.
 
     attnx_scale and strength weigh the extra attention and the residuals, as `Method` says. WriteNet's residuals are
-    computed here, once per branch; both branches go through the networks as one batch. The adapter has to be on or off
-    from here on.
+    computed here, once per branch, or without fast control in every call; both branches go through the networks as one
+    batch. The adapter has to be on or off from here on.
     """
-    if guidance_scale == 1.0:
-        conditioning = prepared.conditional
-        control = model.control(conditioning, strength=strength)
-        return lambda x, t: model.predict_noise(x, t, conditioning, control, attnx_scale)
-
-    conditioning = Conditioning.cat([prepared.conditional, prepared.unconditional])
-    control = model.control(conditioning, strength=strength)
+    guided = guidance_scale != 1.0
+    both = [prepared.conditional, prepared.unconditional]
+    conditioning = Conditioning.cat(both) if guided else prepared.conditional
+    once = model.control(conditioning, strength=strength) if model.control_model.fast_control else None
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        both = model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), conditioning, control, attnx_scale)
-        return guide(*both.chunk(2), guidance_scale)
+        if guided:
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+        control = once or model.control(conditioning, x, t, strength)
+        eps = model.predict_noise(x, t, conditioning, control, attnx_scale)
+        return guide(*eps.chunk(2), guidance_scale) if guided else eps
 
     return predict
 

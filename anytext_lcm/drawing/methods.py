@@ -162,6 +162,12 @@ def parse_method(name: str, guidance_scale: float = EMBEDDED_GUIDANCE) -> Method
     return _few_steps(part["kind"], steps, 1.0 + float(part["w"] or 0), gamma)
 
 
+def check_negative(given: str | None, methods: Sequence[Method | str]) -> None:
+    """Raise ValueError for a negative prompt that was asked for, and that none of the methods uses."""
+    if given is not None and not any(isinstance(method, Method) and method.guided for method in methods):
+        raise ValueError("Without guidance a negative prompt has no effect: raise --guidance_scale above 1 or drop it.")
+
+
 def reference_of(methods: Sequence[Method | str]) -> str | None:
     """The teacher with most steps of plain deterministic DDIM, which few-step methods are compared with."""
     ddim = [m for m in methods if isinstance(m, Method) and m.sampler == "ddim" and not m.eta]

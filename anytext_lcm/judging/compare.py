@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -40,16 +40,17 @@ def compare_methods(
     show: bool = True,
     more_adapters: Mapping[str, str | Path] | None = None,
     table: bool = True,
+    own_adapters: Mapping[str, str | Path] | None = None,
 ) -> tuple[dict[str, Any], dict[str, MethodResult]]:
     """Draw and judge a panel by every method: the report, ready for JSON, and what was drawn.
 
     guidance_scale, negative_prompt: the teacher's. settings: more for the report. show: progress bars and, unless
     table is false, the table at the end. more_adapters: folders by label; the student's methods are drawn with each
-    too, as student-4@LABEL, and the model's own adapter is put back. Raises ValueError for unknown methods and for
-    adapters that do not fit.
+    too, as student-4@LABEL, and the model's own adapter is put back. own_adapters: folders by name of the methods that
+    are not drawn with the model's own. Raises ValueError for unknown methods and for adapters that do not fit.
     """
     chosen = resolve_methods(methods, guidance_scale)
-    drawn = draw_all(model, panel, chosen, negative_prompt, more_adapters or {}, show)
+    drawn = draw_all(model, panel, chosen, negative_prompt, more_adapters or {}, show, own_adapters or {})
     judged = judge_all(panel, drawn, show)
     asked = {**(settings or {}), "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
     report = report_of(panel, drawn, judged, asked, describe_hardware(model.device))
@@ -85,8 +86,9 @@ def draw_all(
     negative_prompt: str,
     more_adapters: Mapping[str, str | Path],
     show: bool = False,
+    own_adapters: Mapping[str, str | Path] = {},
 ) -> DrawnPanel:
-    """Draw a panel by every method, then by the student's with more adapters.
+    """Draw a panel by every method, then by the student's with more adapters. Arguments as in `compare_methods`.
 
     Raises ValueError, before anything is drawn, for an adapter of other modules or rank and for missing diffusers.
     """
@@ -95,12 +97,18 @@ def draw_all(
             # diffusers may be missing, and threads that import it side by side fail.
             make_scheduler(method, NoiseSchedule(model.alphas_cumprod))
     with _own_adapter(model):
-        for folder in more_adapters.values():
+        for folder in dict.fromkeys([*own_adapters.values(), *more_adapters.values()]):
             load_adapter(model, folder)
     clock = Clock()
     with clock("prepare", model.device):
         prepared = prepare_panel(model, panel, negative_prompt)
-    results = [run_method(model, panel, method, prepared, show) for method in methods]
+    results = []
+    for method in methods:
+        folder = own_adapters.get(method.name) if isinstance(method, Method) else None
+        with nullcontext() if folder is None else _own_adapter(model):
+            if folder is not None:
+                load_adapter(model, folder)
+            results.append(run_method(model, panel, method, prepared, show))
     students = [method for method in methods if isinstance(method, Method) and method.adapter]
     with _own_adapter(model):
         for label, folder in more_adapters.items():

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from anytext_lcm.data.anyword import AnyWordDataset
 from anytext_lcm.data.fonts import PLAIN_FONT
@@ -13,12 +14,13 @@ from anytext_lcm.judging.panel import NOISE_STEP, Panel
 
 
 def held_out_items(
-    dataset: AnyWordDataset, prompts: int | None = None, lines: int | None = None, seed: int = 0
+    dataset: Dataset, prompts: int | None = None, lines: int | None = None, seed: int = 0
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """Items with text, each of another picture, in an order that `seed` decides: so many, or as many as have so many
     lines, or all there are. Also returns the places of the records that were not looked at.
 
-    Raises ValueError when there are fewer than 2.
+    dataset: with a length, items, and its files in `sources`; captions without pictures have no `img_name`. Raises
+    ValueError when there are fewer than 2.
     """
     order = np.random.default_rng([seed, 1]).permutation(len(dataset)).tolist()
     wanted, items, names, count, looked = (lines if prompts is None else prompts), [], set(), 0, 0
@@ -27,14 +29,15 @@ def held_out_items(
             break
         looked += 1
         item = dataset[place]
-        if item["img_name"] in names or not any(text.strip() for text in item["texts"]):
+        name = item.get("img_name", place)  # captions have no pictures
+        if name in names or not any(text.strip() for text in item["texts"]):
             continue  # a broken picture has been stepped over, or nothing is written in this one
         items.append(item)
-        names.add(item["img_name"])
+        names.add(name)
         count += int(item["n_lines"])
     if len(items) < 2:
         sources = ", ".join(map(str, dataset.sources))
-        raise ValueError(f"{len(items)} held-out records of {sources} can be drawn, and a panel needs 2: add some.")
+        raise ValueError(f"{len(items)} held-out prompts of {sources} can be drawn, and a panel needs 2: add some.")
     return items, order[looked:]
 
 

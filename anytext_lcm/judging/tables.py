@@ -90,13 +90,19 @@ def plain_table(report: Mapping[str, Any]) -> str:
         ]
         rows.append(cells)
     panel, distribution = report["panel"], next(iter(report["methods"].values()))["distribution"]
-    floor = _number(distribution and distribution["kernel_floor"]["value"], ".3f", "-")
+    against = (
+        f"retention, faster and RMSE (levels of 255) against {report['reference']}; " if report["reference"] else ""
+    )
+    if distribution:
+        floor = _number(distribution["kernel_floor"]["value"], ".3f")
+        distance = f"kernel distance to unseen real pictures{_of(panel)}, which are {floor} apart themselves;"
+    else:
+        distance = f"no distance to real pictures{_of(panel)};"
     seconds = "seconds of one core" if unit == "core s" else "seconds"
     words = [
         f"{panel['prompts']} prompts, {panel['lines']} lines, 95 % intervals over prompts; the same noise for all; "
         f"s: {seconds} a picture without decoding;",
-        f"retention, faster and RMSE (levels of 255) against {report['reference']}; kernel distance to unseen real "
-        f"pictures{_of(panel)}, which are {floor} apart themselves;",
+        against + distance,
         "sharp: gradient energy at the text over that of the real pictures.",
     ]
     if several:
@@ -243,12 +249,13 @@ def legend(report: Mapping[str, Any]) -> str:
     by_height_too = "" if all("lines" in bucket for bucket in buckets) else ", by height Wilson's"
     source = panel.get("source", "scenes")
     kind = "" if source == "scenes" else f" ({source})"
+    relative = f" Retention and speed are relative to {report['reference']}." if report["reference"] else ""
     task = "" if panel.get("task", "mock") == "mock" else f" of the {panel['task']} task"
     return (
         f"{panel['prompts']} prompts{kind}{task}, {panel['lines']} lines, {seeds} sampling seed{'s' * (seeds > 1)} "
         f"each, panel {panel['seed']}; 95 % bootstrap intervals over prompts{by_height_too}; the same noise for every "
         f"method; guidance {settings['guidance_scale']:g}, batch {settings['batch_size']}; {device}; torch "
-        f"{report['versions']['torch']}{date}. Retention and speed are relative to {report['reference']}.{floor} "
+        f"{report['versions']['torch']}{date}.{relative}{floor} "
         f"Sharpness is gradient energy at the text over that of real pictures, the same-noise distance is in levels of "
         f"255.{diversity}"
     )

@@ -35,7 +35,7 @@ def consistency_function(x_t: Tensor, eps: Tensor, timesteps: Tensor, schedule: 
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of values (B, C, h, w), weighted by (B, 1, h, w) in 0..1; 0 when all weights are."""
+    """Mean of values (B, C, h, w), weighted by (B, 1, h, w) from 0 on; 0 when all weights are."""
     if weight is None:
         return values.mean()
     weight = weight.float().expand_as(values)

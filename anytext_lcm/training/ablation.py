@@ -6,14 +6,14 @@ The runs are `recipes.RUNS`. All cost the same compute and draw from the same no
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from anytext_lcm import __version__
-from anytext_lcm.adapter.card import training_header
 from anytext_lcm.adapter.choices import read_made_for
 from anytext_lcm.adapter.lora import load_adapter
+from anytext_lcm.adapter.stored import training_header
 from anytext_lcm.drawing.cores import describe_hardware
 from anytext_lcm.drawing.methods import Method, student_method, teacher_method, untrained_method
 from anytext_lcm.figures.text_table import text_table
@@ -21,8 +21,9 @@ from anytext_lcm.files import atomic_file, check_writable
 from anytext_lcm.judging.compare import run_method
 from anytext_lcm.judging.intervals import paired_bootstrap
 from anytext_lcm.judging.panel import Panel, prepare_panel
+from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.loading import default_device
-from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
+from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for, find_config
 from anytext_lcm.training.checkpoints import EMA_FOLDER
 from anytext_lcm.training.data_order import build_dataset
 from anytext_lcm.training.latents import write_latents
@@ -33,6 +34,7 @@ from anytext_lcm.training.settings import TrainSettings
 
 DEFAULT, UNTRAINED, NO_AVERAGE = "default", "untrained", "no average"
 STUDENT_STEPS, TEACHER_STEPS = (4, 8), 50
+SLOW = "fast_control_off.yaml"
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
@@ -54,11 +56,31 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def judge(settings: TrainSettings, adapters: Mapping[str, Path | None], panel: Panel) -> dict[str, Any]:
+def write_slow(config: str, path: Path) -> None:
+    """Write the yaml of the same network without fast control, to be read from any folder."""
+    from omegaconf import OmegaConf
+
+    yaml = OmegaConf.load(find_config(config))
+    yaml.model.params.control_stage_config.params.fast_control = False
+    checkpoint = defaults_for(config).checkpoint
+    if checkpoint is not None:
+        yaml.model.defaults.checkpoint = str(checkpoint)
+    yaml.model.params.cond_stage_config.params.version = AnyText2.from_config(config, "meta").tokenizer_folder
+    with atomic_file(path) as temporary:
+        OmegaConf.save(yaml, temporary)
+
+
+def judge(
+    settings: TrainSettings,
+    adapters: Mapping[str, Path | None],
+    panel: Panel,
+    configs: Mapping[str, str],
+) -> dict[str, Any]:
     """Judge all runs on one panel, from the same noise: {"teacher": measures, "runs": {name: {steps: measures}}}.
 
-    adapters: None is the untrained student. "retention" is against the teacher, "over_default" against the default
-    run, both on the same lines; None where the other has no line right.
+    adapters: None is the untrained student. configs: yaml of the network of a run, by default the settings'.
+    "retention" is against the teacher, "over_default" against the default run, both on the same lines; None where the
+    other has no line right.
     """
     model = load_teacher(settings).to(default_device())
     prepared = prepare_panel(model, panel, settings.negative_prompt)  # no adapter reaches it
@@ -66,7 +88,8 @@ def judge(settings: TrainSettings, adapters: Mapping[str, Path | None], panel: P
     reference, measures = panel.judge(teacher.images)
     right, runs = {}, {}
     for name, adapter in adapters.items():
-        model = load_teacher(settings).to(default_device())
+        network = replace(settings, config=configs.get(name, settings.config))
+        model = load_teacher(network).to(default_device())
         if adapter is not None:
             load_adapter(model, adapter)
         runs[name] = {}
@@ -114,22 +137,26 @@ def ablate(
     settings = TrainSettings.from_dict(common)
     check_writable(output / "results.json")
     panel = Panel.build(lines=lines, seed=seed, image_size=defaults_for(settings.config).size[0])
-    folders = (str(output / name) for name in ("latents", "paths"))
-    asked = changes(load_teacher(settings), settings.lora_targets, *folders)
+    places = (str(output / name) for name in ("latents", "paths", SLOW))
+    asked = changes(load_teacher(settings), settings.lora_targets, *places)
+    if any("config" in asked[name] for name in chosen):
+        write_slow(settings.config, output / SLOW)
     plan: dict[str, dict[str, Any]] = {DEFAULT: {}} | {name: asked[name] for name in chosen}
     runs: dict[str, Any] = {}
     adapters: dict[str, Path | None] = {}
+    configs: dict[str, str] = {}
     for name, differs in plan.items():
         folder, updates = output / name.replace(" ", "_"), updates_for(differs, steps)
         own = common | differs | {"output_dir": str(folder), "max_train_steps": updates, "checkpointing_steps": updates}
         runs[name] = train(TrainSettings.from_dict(own)) | {"changes": differs}
         if "failed" not in runs[name]:
             adapters[name] = folder / f"checkpoint-{updates}" / EMA_FOLDER
+            configs[name] = own["config"]
     if DEFAULT in adapters:
         adapters[NO_AVERAGE] = adapters[DEFAULT].parent
         runs[NO_AVERAGE] = {"updates": steps, "changes": {"ema_decay": 0.0}}
     adapters[UNTRAINED], runs[UNTRAINED] = None, {"updates": 0}
-    found = judge(settings, adapters, panel)
+    found = judge(settings, adapters, panel, configs)
     for name, read in found["runs"].items():
         runs[name]["read"] = read
     results = {

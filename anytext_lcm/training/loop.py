@@ -19,7 +19,6 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from anytext_lcm.adapter.lora import adapter_state, attach
-from anytext_lcm.data.anyword import AnyWordDataset
 from anytext_lcm.data.packed import expand
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.training.average import Ema
@@ -42,7 +41,7 @@ from anytext_lcm.training.run_file import write_run
 from anytext_lcm.training.settings import PRECISIONS, TrainSettings
 from anytext_lcm.training.state_file import Progress
 from anytext_lcm.training.step import DistillStep, LossParts, new_optimizer, update
-from anytext_lcm.training.watching import OnSample, Watcher, sample_pictures
+from anytext_lcm.training.watching import HeldOut, OnSample, Watcher, sample_pictures
 
 BUCKETS = 5  # of timesteps, 200 wide: the x0 gap differs in meaning from one to the next
 
@@ -193,7 +192,7 @@ def distill(
     settings: TrainSettings,
     resume: Path | None,
     on_sample: OnSample | None,
-    held_out: AnyWordDataset | None = None,
+    held_out: HeldOut | None = None,
 ) -> Path:
     """Train on `dataset` from the checkpoint `resume`, or anew; return the last checkpoint. Collective."""
     state = new_student(settings, accelerator)
@@ -205,6 +204,7 @@ def distill(
         negative_prompt=settings.negative_prompt,
         loss=settings.loss,
         huber_c=settings.huber_c,
+        text_factor=settings.text_factor,
     ).eval()  # nothing in the network may drop out or move its statistics
     if isinstance(dataset, PathDataset):
         dataset.check(settings, state.model)
@@ -255,9 +255,12 @@ def run_distillation(
         checked, decided = fit_to_machine(TrainSettings.from_dict(settings))
         if decided and os.environ.get("RANK", "0") == "0":
             print("\n".join(decided), file=sys.stderr)
-        if dataset is None:
-            dataset = build_dataset(checked) if checked.paths is None else PathDataset(checked)
-        held_out = held_out_records(checked)
+        if checked.paths is None:
+            dataset = build_dataset(checked) if dataset is None else dataset
+            held_out = held_out_records(checked)
+        else:
+            dataset = PathDataset(checked) if dataset is None else dataset
+            held_out = getattr(dataset, "held_out", None)
         accelerator = start_accelerator(checked)
         with claimed(checked, accelerator) as resume:
             last = distill(accelerator, dataset, checked, resume, on_sample, held_out)

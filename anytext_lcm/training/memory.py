@@ -151,7 +151,7 @@ def saved_bytes(
         torch.autograd.graph.saved_tensors_hooks(keep.add, lambda t: t),
     ):
         timestep = torch.zeros(1, dtype=torch.int64, device="meta")
-        eps = model.predict_noise(latents, timestep, cond, model.control(cond))
+        eps = model.predict_noise(latents, timestep, cond, model.control(cond, latents, timestep))
     assert eps.shape == latents.shape
     return keep.bytes + max(inside)
 
@@ -168,7 +168,10 @@ def evaluation_flops(config: str, side: int) -> tuple[int, int]:
     timestep = torch.zeros(1, dtype=torch.int64, device="meta")
     counted = []
     with torch.no_grad():
-        for networks in (lambda: model.control(cond), lambda: model.predict_noise(latents, timestep, cond, None)):
+        for networks in (
+            lambda: model.control(cond, latents, timestep),
+            lambda: model.predict_noise(latents, timestep, cond, None),
+        ):
             with FlopCounterMode(display=False) as counter:
                 networks()
             counted.append(counter.get_total_flops())
@@ -190,7 +193,8 @@ def _count(
     model = AnyText2.from_config(config, device="meta").to(dtype).requires_grad_(False)
     base = sum(p.numel() * p.element_size() for p in model.parameters())
     with torch.no_grad():
-        control = model.control(_picture(model, side)[1])
+        latents, cond = _picture(model, side)
+        control = model.control(cond, latents, torch.zeros(1, dtype=torch.int64, device="meta"))
     for trunk in (model.model.diffusion_model, model.control_model):
         trunk.gradient_checkpointing = checkpointing
     activations = saved_bytes(model, side, targets, rank, kernel)

@@ -7,7 +7,9 @@ of shards (`shards.py`) with one array, `path`, float16 (n + 1, C, h, w) as `lcm
 
 import hashlib
 import shutil
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,7 @@ class Wishes(Dataset):
         self.network, self.side = defaults_for(settings.config), settings.picture_size
         self.prompts: list[Prompt] = []
         self.mock = None
+        self.sources = () if captions is None else (captions,)
         if captions is None:
             self.mock = mock_pictures(settings, size=count, edit_share=0.0)
         else:
@@ -73,6 +76,16 @@ class Wishes(Dataset):
         """Build every prompt of a captions file once. Raises ValueError naming the first that cannot be drawn."""
         for index in range(min(self.count, len(self.prompts))):
             self[index]
+
+    def held_out(self, share: float) -> "tuple[set[int], Wishes]":
+        """Places of the captions that a share of 0..1 holds out, by a checksum of prompt and lines, and these alone."""
+        texts = [repr((prompt.caption, [line.text for line in prompt.lines])) for prompt in self.prompts]
+        drawn = (zlib.crc32(text.encode("utf-8", "surrogatepass")) for text in texts)
+        places = {place for place, number in enumerate(drawn) if number < share * 2**32}
+        alone = copy(self)
+        alone.prompts = [self.prompts[place] for place in sorted(places)]
+        alone.count = len(places)
+        return places, alone
 
     def about(self) -> dict[str, Any]:
         """What decides the items, for the manifest."""
@@ -180,7 +193,10 @@ def _draw(rows: range, settings: TrainSettings, wishes: Wishes, model: AnyText2,
 
 
 class PathDataset(Dataset):
-    """Items with `path`, float16 (n + 1, C, h, w), from a folder that `write_paths` filled."""
+    """Items with `path`, float16 (n + 1, C, h, w), from a folder that `write_paths` filled.
+
+    Of paths drawn from captions, `validation_share` leaves out those of some captions, which are in `held_out`.
+    """
 
     def __init__(self, settings: TrainSettings):
         """Raises FileNotFoundError when the folder is no store of paths, ValueError for one that is not whole, and for
@@ -205,6 +221,24 @@ class PathDataset(Dataset):
                 f"say --image_size {about['side']}."
             )
         self.wishes = self._wishes(settings)
+        self.rows: Sequence[int] = range(len(self.reader))
+        self.held_out: Wishes | None = None  # captions that are not trained on
+        if self.wishes.captions is None:
+            if settings.validation_share:
+                raise ValueError(
+                    f"The paths in {self.folder} follow the mock data's rules, which hold words out themselves: leave "
+                    "--validation_share out."
+                )
+        elif settings.validation_share:
+            self._hold_out(settings.validation_share)
+        elif settings.patience:
+            raise ValueError("--patience needs a panel to go by; hold captions out with --validation_share.")
+
+    def _hold_out(self, share: float) -> None:
+        places, self.held_out = self.wishes.held_out(share)
+        self.rows = [row for row in self.rows if row % len(self.wishes.prompts) not in places]
+        if not self.rows:
+            raise ValueError(f"--validation_share {share:g} holds out all captions of {self.folder}: lower it.")
 
     def _wishes(self, settings: TrainSettings) -> Wishes:
         about, captions = self.about, None
@@ -222,10 +256,11 @@ class PathDataset(Dataset):
         return wishes
 
     def __len__(self) -> int:
-        return len(self.reader)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.wishes[index] | self.reader.row(index, PATH)
+        row = self.rows[index]
+        return self.wishes[row] | self.reader.row(row, PATH)
 
     def check(self, settings: TrainSettings, model: AnyText2) -> None:
         """Raise ValueError for paths of another teacher, guidance, negative prompt, schedule or number of points."""

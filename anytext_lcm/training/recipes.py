@@ -81,6 +81,8 @@ RUNS = (
     "rank 16",
     "rank 64",
     "Huber",
+    "text counts 5 times",
+    "fast control off",
     "cached latents",
 )
 """The names of the ablations, see `changes`."""
@@ -108,8 +110,13 @@ def on_paths(folder: str) -> dict[str, Any]:
     return {"use_mock_dataset": False, "paths": folder}
 
 
-def changes(model: "AnyText2", targets: Sequence[str], latents: str, paths: str) -> dict[str, dict[str, Any]]:
-    """{run: settings that differ from the recipe's} of all RUNS. latents, paths: folders of the cached ones."""
+def changes(
+    model: "AnyText2", targets: Sequence[str], latents: str, paths: str, slow: str
+) -> dict[str, dict[str, Any]]:
+    """{run: settings that differ from the recipe's} of all RUNS.
+
+    latents, paths: folders of the cached ones; slow: yaml of the network without fast control.
+    """
     from anytext_lcm.adapter.targets import find_targets, resolve_targets
 
     trunk = "model.diffusion_model."
@@ -128,6 +135,9 @@ def changes(model: "AnyText2", targets: Sequence[str], latents: str, paths: str)
         "decoder alone": {"lora_targets": decoder},
         **{f"rank {rank}": {"lora_rank": rank, "lora_alpha": rank} for rank in (4, 16, 64)},
         "Huber": {"loss": "huber"},
+        # Two ingredients of FlashGlyph: 5 is its own weight of text, and it feeds latents and timestep to WriteNet.
+        "text counts 5 times": {"text_factor": 5.0},
+        "fast control off": {"config": slow},
         "cached latents": {"latents": latents},
     }
 

@@ -67,7 +67,8 @@ class DataSettings(NetworkSettings):
     )
     validation_share: float = setting(
         0.0,
-        "share of the pictures of --data_list that is held out for that instead, chosen by a checksum of their names",
+        "share of the pictures of --data_list, or captions of --paths, that is held out for that instead, chosen by a "
+        "checksum of their names or texts",
         at_least=0,
         at_most=0.5,
     )
@@ -138,6 +139,9 @@ class ObjectiveSettings:
     loss: str = setting("huber", f"distance of student and target: {' or '.join(LOSSES)}", choices=LOSSES)
     huber_c: float = setting(
         1e-3, "where the loss turns from quadratic to absolute; small, since latents are about 1", above=0
+    )
+    text_factor: float = setting(
+        1.0, "times that the loss counts latents under lines of text; 1 counts all alike", at_least=1, at_most=1000
     )
 
 
@@ -276,7 +280,8 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         check_picture_size(self.image_size, self.config)
         self.check_objective()
         if self.use_mock_dataset or self.paths:
-            names = [f"--{name}" for name in RECORDS_ONLY if getattr(self, name) != _DEFAULTS[name]]
+            of_paths = {"validation_share"} if self.paths else set()  # of their captions
+            names = [f"--{n}" for n in RECORDS_ONLY if n not in of_paths and getattr(self, n) != _DEFAULTS[n]]
             if names:
                 raise ValueError(f"{', '.join(names)} has no effect on mock data; leave it out or name --data_list.")
         elif self.data_list and self.dataset_size != _DEFAULTS["dataset_size"]:
@@ -298,8 +303,8 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
         """Raise ValueError for two kinds of held-out records at once, and for a share of nothing."""
         if self.validation_list and self.validation_share:
             raise ValueError("--validation_list and --validation_share both name held-out records; give one of them.")
-        if self.validation_share and not self.data_list:
-            raise ValueError("--validation_share is a share of --data_list; name it.")
+        if self.validation_share and not (self.data_list or self.paths):
+            raise ValueError("--validation_share is a share of --data_list, or of the captions of --paths; name it.")
 
     def check_objective(self) -> None:
         """Raise ValueError for an objective, phases and paths that do not go together."""

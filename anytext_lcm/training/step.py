@@ -59,18 +59,16 @@ class DistillStep(nn.Module):
         negative_prompt: str = "",
         loss: str = "huber",
         huber_c: float = 1e-3,
+        text_factor: float = 1.0,
     ):
-        """Arguments as in TrainSettings. Raises ValueError without fast control, and as `objective_of` does."""
+        """Arguments as in TrainSettings. Raises ValueError as `objective_of` does."""
         super().__init__()
-        if not model.control_model.fast_control:
-            raise ValueError(
-                "Distillation shares control residuals between timesteps, so it needs fast_control: true in the yaml."
-            )
         self.model = model
         self.schedule = NoiseSchedule(model.alphas_cumprod)
         self.solver = DDIMSolver(self.schedule)
         self.objective = objective_of(objective, phases)
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
+        self.text_factor = text_factor
         self.loss = partial(pseudo_huber, c=huber_c) if loss == "huber" else l2
         # The adapter is looked up here alone. Where it does not reach the encoder, teacher and student share encodings.
         adapter, unet = Adapter.of(model), "model.diffusion_model"
@@ -100,12 +98,15 @@ class DistillStep(nn.Module):
             cond = model.condition(batch, generator, self.blank(batch))
             both = Conditioning.cat([cond, self._uncondition(cond)])
             # 3. control: residuals, once per step because they depend on neither x_t nor t
-            with self.without_adapter():
-                control_stem = model.control_stem(cond)
-                teacher_control = model.control(both, stem=control_stem.repeat(2))
-        if self.adapts_control:
+            teacher_control = student_control = None  # without fast control they do, and every call has its own
+            fast = model.control_model.fast_control
+            if fast:
+                with self.without_adapter():
+                    control_stem = model.control_stem(cond)
+                    teacher_control = model.control(both, stem=control_stem.repeat(2))
+        if fast and self.adapts_control:
             student_control = model.control(cond, stem=None if self.adapts_control_stem else control_stem)
-        else:
+        elif fast:
             student_control = [residual.chunk(2)[0] for residual in teacher_control]
 
         # 4. draw t: a point of the solver's grid for each picture
@@ -125,7 +126,8 @@ class DistillStep(nn.Module):
             with self.without_adapter():
                 stem = model.noise_stem(x, t) if stem is None else stem
                 x, t = torch.cat([x, x]), torch.cat([t, t])  # both branches in one batch
-                eps = model.predict_noise(x, t, both, teacher_control, encoded=encoded, stem=stem.repeat(2))
+                control = teacher_control or model.control(both, x, t)
+                eps = model.predict_noise(x, t, both, control, encoded=encoded, stem=stem.repeat(2))
             return guide(*eps.chunk(2), self.guidance_scale)
 
         with torch.no_grad(), self.without_adapter():
@@ -144,19 +146,23 @@ class DistillStep(nn.Module):
         # 8. target: the same weights without gradient at (x_s, s)
         @torch.no_grad()
         def target(x: Tensor, t: Tensor) -> Tensor:
-            return model.predict_noise(x, t, cond, [residual.detach() for residual in student_control])
+            return model.predict_noise(x, t, cond, student_control or model.control(cond, x, t))
 
         # 9. student: the same weights with gradient at (x_t, t)
         @cache
         def student() -> Tensor:
             own = None if encoded is None else [branches.chunk(2)[0] for branches in encoded]
             stem_too = None if self.adapts_stem else stem
-            return model.predict_noise(x_t, t, cond, student_control, encoded=own, stem=stem_too)
+            control = student_control or model.control(cond, x_t, t)
+            return model.predict_noise(x_t, t, cond, control, encoded=own, stem=stem_too)
 
         point = Point(schedule, latents, x_t, t, teacher_x0, x_s, s, student, target, teacher, generator, path)
         pred, wanted = self.objective(point)
         # 10. loss: distance of the two
         weight = latent_weight(batch["inv_mask"].to(latents.device), latents) if "inv_mask" in batch else None
+        if self.text_factor != 1:
+            text = text_weight(cond.positions, latents, self.text_factor)
+            weight = text if weight is None else weight * text
         x0 = schedule.x0_from_eps(x_t, student().detach(), t)
         return LossParts(self.loss(pred, wanted, weight=weight), pred, wanted, x0, teacher_x0, x_t, t)
 
@@ -201,6 +207,13 @@ def latent_weight(inv_mask: Tensor, latents: Tensor) -> Tensor:
     """Pixels to ignore (B, 1, H, W), 1 = ignore -> weights (B, 1, h, w), the share of a latent's pixels that counts."""
     # Upstream takes one pixel of each 8x8, at 512 px alone, and divides by the number of all of them.
     return 1 - F.interpolate(inv_mask.float(), size=latents.shape[-2:], mode="area")
+
+
+def text_weight(positions: Tensor, latents: Tensor, factor: float) -> Tensor:
+    """Summed masks of the lines (B, 1, H, W) -> weights (B, 1, h, w): `factor` under text, 1 elsewhere, by area."""
+    # FlashGlyph's map (its student_model_v3/losses.py, on the gradients of x0), but the loss stays a weighted mean.
+    share = F.interpolate(positions.float().clamp(max=1), size=latents.shape[-2:], mode="area")
+    return 1 + (factor - 1) * share
 
 
 def new_optimizer(parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:

@@ -27,12 +27,16 @@ from anytext_lcm.figures.contact_sheet import contact_sheet
 from anytext_lcm.files import atomic_file, printable
 from anytext_lcm.judging.own_panel import held_out_items
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.training.path_store import PathDataset, Wishes
 from anytext_lcm.training.resume import TrainingState
 from anytext_lcm.training.settings import TrainSettings
 
 PANEL_SEED = 40_000  # differs from the evaluation's: early stopping must not see the test panel
 SHOWN_PROBLEMS = 3  # of each kind
 SHOWN_PICTURES = 4
+
+HeldOut = AnyWordDataset | Wishes
+"""Prompts that are not trained on: records, or captions without pictures."""
 
 # (model, batch, settings, step) -> pictures (B, H, W, 3) uint8 and numbers by tag; "panel/ned", a number in 0..1,
 # decides which step is the best
@@ -84,28 +88,31 @@ class ReadingPanel:
         return {"panel/accuracy": scores.accuracy, "panel/ned": float(scores.ned.mean())}
 
 
-def panel_items(settings: TrainSettings, held_out: AnyWordDataset | None) -> list[dict[str, Any]]:
-    """The prompts of a run's panel, `panel_prompts` or as many as there are: held-out records, or for mock data scenes
-    with words of their own. None of other data that hold nothing out: prompts of another task would say nothing.
+def panel_items(settings: TrainSettings, held_out: HeldOut | None, own_captions: bool = False) -> list[dict[str, Any]]:
+    """The prompts of a run's panel, `panel_prompts` or as many as there are: held-out records or captions, or for mock
+    data scenes with words of their own. None of other data that hold nothing out, as paths of own captions: prompts of
+    another task would say nothing.
 
     Raises ValueError as `held_out_items`.
     """
     count = settings.panel_prompts
     if held_out is not None:
         return held_out_items(held_out, prompts=max(count, SHOWN_PICTURES))[0]
-    if settings.data_list or not count:
+    if settings.data_list or own_captions or not count:
         return []
     source = MockDataset(count, PANEL_SEED, settings.picture_size, split="test", edit_share=0.0, hint_share=0.0)
     return [source[i] for i in range(len(source))]
 
 
 def write_sheet(path: Path, batch: Mapping[str, Any], drawn: Mapping[str, np.ndarray]) -> None:
-    """Write the pictures of `sample_pictures` below each other as a PNG, the batch's own on the left."""
-    real = np.rint((batch["img"].cpu().numpy().transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
-    rows = min(map(len, (real, *drawn.values())))
+    """Write the pictures of `sample_pictures` below each other as a PNG, the batch's own on the left if it has any."""
+    own = {}
+    if "img" in batch:
+        own["data"] = np.rint((batch["img"].cpu().numpy().transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
+    rows = min(map(len, (*own.values(), *drawn.values())))
     labels = [[f'"{text}"' for text in texts] for texts in batch["texts"][:rows]]
     with atomic_file(path) as temporary:
-        Image.fromarray(contact_sheet({"data": real, **drawn}, labels)).save(temporary)
+        Image.fromarray(contact_sheet({**own, **drawn}, labels)).save(temporary)
 
 
 def report_problems(problems: Sequence[str], counts: Counter[str]) -> None:
@@ -135,16 +142,17 @@ class Watcher:
         settings: TrainSettings,
         dataset: Dataset,
         on_sample: OnSample | None,
-        held_out: AnyWordDataset | None = None,
+        held_out: HeldOut | None = None,
     ):
-        """on_sample draws the first four held-out records, or of `dataset`; without it the panel alone is drawn."""
+        """on_sample draws the first four held-out prompts, or of `dataset`; without it the panel alone is drawn."""
         self.state, self.settings, self.on_sample = state, settings, on_sample
         self.problems: Counter[str] = Counter()
         self.watching = state.accelerator.is_main_process and settings.sample_steps > 0
         self.batch = self.panel = None
         if not self.watching:
             return
-        items = panel_items(settings, held_out)
+        own_captions = isinstance(dataset, PathDataset) and dataset.wishes.captions is not None
+        items = panel_items(settings, held_out, own_captions)
         if on_sample is not None:
             shown = items if held_out is not None else [dataset[i] for i in range(min(SHOWN_PICTURES, len(dataset)))]
             self.batch = expand(collate(shown[:SHOWN_PICTURES]))

@@ -4,7 +4,7 @@
     python tests/full/measure.py command CHECKPOINT [--precision fp32] [--side 512] [--config YAML]
     python tests/full/measure.py sample CHECKPOINT [--dtype fp32|bf16] [--side 512]
     python tests/full/measure.py step CHECKPOINT [--dtype fp32|bf16] [--side 512] [--rank 64]
-    python tests/full/measure.py export CHECKPOINT [--rank 64]
+    python tests/full/measure.py export CHECKPOINT [--rank 64] [--config YAML]
 
 `peak_gb` is the largest resident set, mapped file pages included; `peak_own_gb` leaves those out, since the
 system takes them back when it needs them. `loading_gb` is by how much the former grows while `command`, which is
@@ -64,10 +64,10 @@ class Watch:
         }
 
 
-def build(checkpoint: str, dtype: torch.dtype = torch.float32) -> AnyText2:
+def build(checkpoint: str, dtype: torch.dtype = torch.float32, config: str | Path = CONFIG) -> AnyText2:
     """The model from the file, never held twice. CLIP's vocabulary is not in the repository: the embedded
     teacher's stands in for it."""
-    config = OmegaConf.load(CONFIG)
+    config = OmegaConf.load(config)
     config.model.params.cond_stage_config.params.version = str(ROOT / "anytext_lcm/assets/tokenizer")
     model = AnyText2.from_config(config, device="meta").to(dtype).load_checkpoint(checkpoint)
     return model.requires_grad_(False)
@@ -211,17 +211,18 @@ def step(arguments: argparse.Namespace) -> dict[str, object]:
 
 def export(arguments: argparse.Namespace) -> dict[str, object]:
     """An adapter that changes every target, in all four layouts, each read back and compared; fp16 files."""
-    from anytext_lcm.adapter.layouts import LAYOUTS
+    from anytext_lcm.adapter.layouts import ExportOptions
     from anytext_lcm.adapter.layouts import export as write
     from anytext_lcm.adapter.lora import adapter_state, attach
 
     with Watch() as watch, tempfile.TemporaryDirectory(dir=Path(arguments.checkpoint).parent) as folder:
-        model = attach(build(arguments.checkpoint), arguments.rank, arguments.rank).requires_grad_(False)
+        model = build(arguments.checkpoint, config=arguments.config)
+        attach(model, arguments.rank, arguments.rank).requires_grad_(False)
         generator = torch.Generator().manual_seed(0)
         for name, value in adapter_state(model).items():
             if "lora_B" in name:
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.01)
-        written = write(model, Path(folder), LAYOUTS, "", precision="fp16")
+        written = write(model, Path(folder), lambda **_: "", {}, ExportOptions(precision="fp16"))
         sizes = {layout: Path(folder) / name for layout, name in written["files"].items()}
         sizes["peft"] = sizes["peft"] / "adapter_model.safetensors"
         sizes = {layout: round(path.stat().st_size / 1e6, 1) for layout, path in sizes.items()}
