@@ -83,8 +83,8 @@ def test_judge_knows_good_from_bad(panel):
     assert (good["same_noise"]["rmse"], good["same_noise"]["psnr"]) == (0.0, None)
     same = bad["same_noise"]["interval"]
     assert 5 < same["low"] <= bad["same_noise"]["rmse"] <= same["high"]
-    assert good["background_obeyed"]["value"] > noise["background_obeyed"]["value"]
-    assert good["text_colour_obeyed"]["value"] > noise["text_colour_obeyed"]["value"]
+    assert good["objects_obeyed"]["value"] > noise["objects_obeyed"]["value"]
+    assert good["ink_obeyed"]["value"] > noise["ink_obeyed"]["value"]
     assert good["distribution"]["kernel"]["value"] < noise["distribution"]["kernel"]["value"]
     assert len(good["read"]) == len(panel.groups)
     kinds = good["by_kind"]

@@ -529,18 +529,20 @@ def test_names_that_only_look_like_checkpoints(teacher, tmp_path, unbroken):
 def test_settings_that_are_no_longer_there(teacher, tmp_path, unbroken):
     """An older checkpoint resumes if it was trained as every run is now, and is refused in a sentence otherwise."""
     common = {"loss_gain": 1.0, "guidance_spread": 0.0, "solver_steps": 50, "optimizer": "adamw"}
-    common["scenery"] = True  # the mock pictures as they are now
-    assert common == REMOVED
+    assert common | {"scenery": True} == REMOVED
     train(options(teacher, tmp_path, max_train_steps=2))
     checkpoint = tmp_path / "checkpoint-2"
     again = options(teacher, tmp_path, resume_from_checkpoint="latest")
-    other = {"loss_gain": 5.0, "guidance_spread": 2.0, "solver_steps": 100, "optimizer": "adamw8bit", "scenery": False}
-    for changed in ({name: value} for name, value in other.items()):
+    for changed in ({"loss_gain": 5.0}, {"guidance_spread": 2.0}, {"solver_steps": 100}, {"optimizer": "adamw8bit"}):
         change_state(checkpoint, lambda state, found=common | changed: state["settings"].update(found))
         [(name, value)] = changed.items()
         with pytest.raises(ValueError, match=f"was trained with {name} {value!r}, which this version no longer has"):
             train(again)
-    change_state(checkpoint, lambda state: state["settings"].update(common))
+    mock = common | {"use_mock_dataset": True, "scenery": False}
+    change_state(checkpoint, lambda state: state["settings"].update(mock))
+    with pytest.raises(ValueError, match="was trained with scenery False, which this version no longer has"):
+        train(again)
+    change_state(checkpoint, lambda state: state["settings"].update(mock | {"use_mock_dataset": False}))
     train(again)
     assert_same_checkpoint(unbroken[0], tmp_path / unbroken[0].name)
 

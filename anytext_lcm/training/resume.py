@@ -156,7 +156,9 @@ def check_same_run(directory: Path, stored: dict, state: TrainingState, settings
 
     The learning rate may change, and with `resume_changed` all but FIXED; what has changed is printed.
     """
-    removed = REMOVED if stored["settings"].get("use_mock_dataset") else {**REMOVED, "scenery": False}
+    removed = dict(REMOVED)
+    if not stored["settings"].get("use_mock_dataset"):
+        del removed["scenery"]
     if gone := [f"{k} {then!r}" for k, then in stored["settings"].items() if removed.get(k, then) != then]:
         raise ValueError(
             f"{directory} was trained with {', '.join(gone)}, which this version no longer has; start a new run, "
