@@ -102,12 +102,12 @@ def summary(report: Mapping[str, Any], markdown: bool = False) -> str:
     for name, row in report["methods"].items():
         cells = [name, *(_interval(row[key]) for key in ("exact", "ned", "correct"))]
         if reference is not None:
-            cells.append(_interval(row["difference"]["exact"], "+.4f", "+.3f"))
-        cells.append(_interval(row["grid"], ".2f", ".2f"))
-        rows.append(cells + [_interval(row["distance"], ".3f", ".2f")] * (real is not None))
+            cells.append(_interval(row["difference"]["exact"], "+z.4f", "+z.3f"))
+        cells.append(_interval(row["grid"], "z.2f", "z.2f"))
+        rows.append(cells + [_interval(row["distance"], "z.3f", "z.2f")] * (real is not None))
     blank = ["-"] * (reference is not None)
     if real is not None:
-        grid, distance = _interval(real["grid"], ".2f", ".2f"), _interval(real["distance"], ".3f", ".2f")
+        grid, distance = _interval(real["grid"], "z.2f", "z.2f"), _interval(real["distance"], "z.3f", "z.2f")
         rows.append(["real pictures", "-", "-", "-", *blank, grid, distance])
     if found := report["published"]:
         published = [found["name"], f"{found['accuracy']:.4f}", f"{found['ned']:.4f}", "-", *blank, "-"]
@@ -132,7 +132,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     """All tables, for table.md."""
     blocks = [counts(report), summary(report, markdown=True)]
     titles = {
-        "height": "the height of their box in a picture of 512 pixels",
+        "height": "height of the box in a picture of 512 pixels",
         "length": "characters",
         "script": "script",
     }
@@ -170,6 +170,7 @@ def chart(report: Mapping[str, Any]) -> Figure:
                 label=name,
             )
         axis.set_xticks(range(len(kept)), [first[i]["kind"] for i in kept], rotation=30, ha="right", fontsize=8)
+        axis.set_xlim(-0.6, len(kept) - 0.4)
         axis.set_ylim(-0.02, 1.05)
         style.finish(axis, label, "sentence accuracy" if kind == "height" else "", "", False)
     handles, names = axes[0, 0].get_legend_handles_labels()
