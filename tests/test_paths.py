@@ -155,6 +155,7 @@ def test_a_share_of_the_captions_is_held_out_for_panel_and_pictures(teacher, tmp
         torch.equal(data[n]["path"], PathDataset(settings(teacher, folder))[row]["path"])
         for n, row in enumerate(data.rows)
     )
+    assert len(PathDataset(settings(teacher, folder, validation_share=0.01)).held_out) == 2  # what a panel needs
     flags = network(teacher) + ["--paths", str(folder), "--guidance_scale", "3", "--negative_prompt", ""]
     flags += ["--train_batch_size", "1", "--gradient_accumulation_steps", "1", "--lora_rank", "2", "--lora_alpha", "2"]
     flags += ["--mixed_precision", "no", "--max_train_steps", "1", "--no-progress", "--sample_steps", "1"]
@@ -165,6 +166,8 @@ def test_a_share_of_the_captions_is_held_out_for_panel_and_pictures(teacher, tmp
     assert train.main([*flags, "--output_dir", str(tmp_path / "a"), "--validation_share", "0.5"]) == 0
     assert set(seen[0]["img_caption"]) <= held and (tmp_path / "a" / "samples" / "000001.png").is_file()
     assert "No panel is read" not in capfd.readouterr().err
+    assert train.main([*flags, "--output_dir", str(tmp_path / "b"), "--validation_share", "0.25", "--dry_run"]) == 0
+    assert f"{folder}: 7 paths of the teacher, 2 captions are held out" in capfd.readouterr().out
     flags += ["--panel_prompts", "2", "--output_dir", str(tmp_path / "b")]
     assert train.main([*flags, "--patience", "1"]) == 2
     assert "hold captions out with --validation_share" in capfd.readouterr().err

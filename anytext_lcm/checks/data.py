@@ -31,10 +31,13 @@ def look_at_data(found: Findings, settings: "TrainSettings", needed: bool = True
     they cannot be counted. needed: whether it is a fault when none is named.
     """
     if settings.paths is not None:
+        from anytext_lcm.training.path_store import PathDataset
+
         with found.looking_at("data"):
-            count = read_layout(settings.paths).rows
-            found.ok("data", f"{settings.paths}: {count} paths of the teacher")
-            return count
+            paths = PathDataset(settings)
+            captions = f", {len(paths.held_out)} captions are held out" if paths.held_out else ""
+            found.ok("data", f"{settings.paths}: {len(paths)} paths of the teacher{captions}")
+            return len(paths)
         return None
     if settings.use_mock_dataset and settings.data_list:
         found.missing("data", "Both data sets were named; pass --use_mock_dataset or --data_list.")

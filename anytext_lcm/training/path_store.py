@@ -78,10 +78,17 @@ class Wishes(Dataset):
             self[index]
 
     def held_out(self, share: float) -> "tuple[set[int], Wishes]":
-        """Places of the captions that a share of 0..1 holds out, by a checksum of prompt and lines, and these alone."""
-        texts = [repr((prompt.caption, [line.text for line in prompt.lines])) for prompt in self.prompts]
-        drawn = (zlib.crc32(text.encode("utf-8", "surrogatepass")) for text in texts)
-        places = {place for place, number in enumerate(drawn) if number < share * 2**32}
+        """Places of the captions that a share of 0..1 holds out, and these alone: those with lines whose texts have the
+        lowest checksums, 2 or more.
+        """
+        texts = {place: [line.text for line in prompt.lines] for place, prompt in enumerate(self.prompts)}
+        drawn = {
+            place: zlib.crc32(repr((self.prompts[place].caption, lines)).encode("utf-8", "surrogatepass"))
+            for place, lines in texts.items()
+            if any(text.strip() for text in lines)
+        }
+        count = max(2, round(share * len(self.prompts)))  # a panel needs 2
+        places = set(sorted(drawn, key=drawn.get)[:count])
         alone = copy(self)
         alone.prompts = [self.prompts[place] for place in sorted(places)]
         alone.count = len(places)
@@ -237,8 +244,11 @@ class PathDataset(Dataset):
     def _hold_out(self, share: float) -> None:
         places, self.held_out = self.wishes.held_out(share)
         self.rows = [row for row in self.rows if row % len(self.wishes.prompts) not in places]
-        if not self.rows:
-            raise ValueError(f"--validation_share {share:g} holds out all captions of {self.folder}: lower it.")
+        if not self.rows or len(self.held_out) < 2:
+            raise ValueError(
+                f"{self.folder} has {len(self.wishes.prompts)} captions, too few to hold 2 with text out and train on "
+                "others: draw paths from more, or leave --validation_share out."
+            )
 
     def _wishes(self, settings: TrainSettings) -> Wishes:
         about, captions = self.about, None
