@@ -40,7 +40,7 @@ notebooks/[0-9][0-9]_*
 
 docs/commands
 docs/yardstick
-RESULTS
+notebooks/measured/RESULTS
 notebooks/measured/*
 anytext_lcm/assets/README
 CONTRIBUTING
@@ -52,7 +52,6 @@ CONTRIBUTING
 extensions = ["myst_nb"]
 include_patterns = [
     "README*.md",
-    "RESULTS.md",
     "CONTRIBUTING.md",
     "docs/*.md",
     "anytext_lcm/assets/README.md",

@@ -2,8 +2,8 @@
 
 A FOLDER is what an evaluation, ablations or the speed benchmark wrote. Its numbers are stored in notebooks/measured,
 its pictures in notebooks/images; NAME=FOLDER stores the numbers alone, as NAME.json. Then all documents are made anew
-from the stored numbers. A document marks what is made, and a mark says from what. A number has a path and may have a
-format:
+from the stored numbers. A document marks what is made, and a mark says from what. A number has a path, in which
+%20 is a space, and may have a format:
 
     <!-- = comparison/methods/student-4/accuracy -->0.923 [0.90, 0.94]<!-- / -->
     <!-- = comparison/panel/lines d -->512<!-- / -->
@@ -25,6 +25,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from anytext_lcm.judging import tables
 from anytext_lcm.model.networks import FULL_CONFIG
@@ -45,7 +46,7 @@ BLOCK = re.compile(r"(<!-- ([a-z_]+)(?: ([^>]*?))? -->\n)(.*?)(<!-- /\2 -->)", r
 
 def documents() -> list[Path]:
     """The documents that may hold marks: READMEs, card, and what lies beside the stored numbers."""
-    return [*READMES.values(), CARD, *ROOT.glob("RESULTS.md"), *sorted(STORED.glob("*.md"))]
+    return [*READMES.values(), CARD, *sorted(STORED.glob("*.md"))]
 
 
 def stored(name: str) -> Any:
@@ -65,7 +66,7 @@ def number(path: str, form: str | None = None) -> str:
     A dash stands for a measure of obedience that the report does not have: no prompt of its panel asked for it. Raises
     ValueError when the path leads to no number.
     """
-    report, *keys = path.split("/")
+    report, *keys = map(unquote, path.split("/"))
     found = stored(report)
     if keys[:1] == ["methods"] and len(keys) > 2 and keys[2] in tables.OBEDIENCE:
         if keys[2] not in found["methods"].get(keys[1], {keys[2]}):

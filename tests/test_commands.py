@@ -263,7 +263,7 @@ def test_refused_in_one_sentence(name, options, words, folder, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("name", ["sample", "benchmark", "inspect_modules", "train", "cache_latents"])
+@pytest.mark.parametrize("name", ["sample", "inspect_modules", "train", "cache_latents"])
 def test_what_must_be_named(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert import_module(f"anytext_lcm.{name}").main([]) == 2

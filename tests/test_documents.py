@@ -34,7 +34,7 @@ FOREIGN_FLAGS = {"--multi_gpu"}  # of `accelerate launch`
 ENDINGS = "py|md|json|png|ipynb|yaml|yml|toml|lock|txt|ckpt|safetensors|cfg|ttf|pt"
 PLACEHOLDER = re.compile(r"-m anytext_lcm\.(…|\.\.\.|NAME)")
 # What a document names although it is gone. An entry goes with the sentence that names it.
-GONE = {"RESULTS.md": ["--second_reader"]}
+GONE: dict[str, list[str]] = {}
 
 
 @functools.cache

@@ -29,7 +29,7 @@ class DemoSettings:
     ema: float = 0.98  # at most; it begins low, and after 200 updates is 0.957, an average of about the last 20
     rank: int = 32
     # AnyText2's own groups reach nothing at 16x16 but the control residuals, since the attention is at 8x8; with the
-    # rest of the UNet the pictures came nearer to real ones (RESULTS.md has the figures).
+    # rest of the UNet the pictures came nearer to real ones (the diary of 2026-11-29 has the figures).
     targets: tuple[str, ...] = (
         "zero_convs",
         "middle_block_out",
