@@ -12,7 +12,7 @@ EMBEDDED_CONFIG = CONFIGS / "anytext2_tiny.yaml"
 FULL_CONFIG = CONFIGS / "anytext2_sd15.yaml"
 EMBEDDED_CHECKPOINT = ASSETS / "teacher.safetensors"
 
-EMBEDDED_GUIDANCE = 4.0  # as its yaml says
+EMBEDDED_GUIDANCE = 2.0  # as its yaml says
 FULL_GUIDANCE = 7.5  # AnyText2's evaluation scripts
 # AnyText2's demo.py
 FULL_NEGATIVE_PROMPT = (
