@@ -102,7 +102,7 @@ def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(shape):
 
 
 def test_muon_moves_a_matrix_as_torch_does():
-    """torch.optim.Muon works in bfloat16, hence the tolerance: 2 % of the largest move."""
+    """torch.optim.Muon works in bfloat16, ours where that is fast, hence the tolerance: 3 % of the largest move."""
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Parameter(torch.ones(16, 48)) for _ in range(2))
     optimisers = (
@@ -117,7 +117,7 @@ def test_muon_moves_a_matrix_as_torch_does():
             parameter.grad = gradient.clone()
             optimiser.step()
     assert (ours - 1).abs().max() > 0.05
-    torch.testing.assert_close(ours, theirs, atol=0.02 * (theirs - 1).abs().max().item(), rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=0.03 * (theirs - 1).abs().max().item(), rtol=0)
 
 
 def test_muon_takes_a_convolution_as_a_matrix():

@@ -411,7 +411,7 @@ def test_a_copied_yaml_keeps_its_defaults_and_its_weights_are_looked_for_beside_
     mine.parent.mkdir()
     mine.write_bytes(EMBEDDED_CONFIG.read_bytes())
     found, own = defaults_for(mine), defaults_for(EMBEDDED_CONFIG)
-    assert (found.guidance_scale, found.max_lines, found.negative_prompt) == (4.0, 2, "")
+    assert (found.guidance_scale, found.max_lines, found.negative_prompt) == (2.0, 2, "")
     assert replace(found, checkpoint=own.checkpoint) == own
     wanted = {"config": str(mine), "output_dir": str(tmp_path)}
     for load, flag in (

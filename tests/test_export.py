@@ -474,11 +474,21 @@ def test_foreign_text_stays_one_cell_and_one_value(folder, tmp_path):
     assert {line.replace(r"\|", "").count("|") for line in rows} == {3}
 
 
+@pytest.fixture
+def network(teacher, tmp_path):
+    """--config and a yaml of the micro network that names its weights."""
+    config = micro_config()
+    config.model.defaults = {"checkpoint": str(teacher / "micro.safetensors")}
+    OmegaConf.save(config, tmp_path / "micro.yaml")
+    return ["--config", tmp_path / "micro.yaml", "--device", "cpu"]
+
+
 @pytest.mark.parametrize("fields", [{"guidance_scale": "x"}, {"guidance_scale": True}, {"step": []}], ids=str)
-def test_a_header_of_another_form_is_refused_by_export(tmp_path, fields, capsys):
+def test_a_header_of_another_form_is_refused_by_export(network, tmp_path, fields, capsys):
     header = {"anytext_lcm": json.dumps(TRAINING | fields)}
     folder = lora.save_adapter(adapted(), tmp_path / "adapter", header)
-    assert export.main(["--adapter", str(folder), "--output", str(tmp_path / "out")]) == 2
+    command = ["--adapter", folder, "--output", tmp_path / "out", *network]
+    assert export.main([str(word) for word in command]) == 2
     said = capsys.readouterr().err
     assert f"{next(iter(fields))} in the header is no number" in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -616,15 +626,6 @@ def test_the_card_shows_imports_that_work_and_its_template_is_installed():
     patterns = project["tool"]["setuptools"]["package-data"]["anytext_lcm"]
     for file in (TEMPLATE, UPSTREAM_SCRIPT, *USES.values()):
         assert any(file.relative_to(ROOT / "anytext_lcm").match(pattern) for pattern in patterns)
-
-
-@pytest.fixture
-def network(teacher, tmp_path):
-    """--config and a yaml of the micro network that names its weights."""
-    config = micro_config()
-    config.model.defaults = {"checkpoint": str(teacher / "micro.safetensors")}
-    OmegaConf.save(config, tmp_path / "micro.yaml")
-    return ["--config", tmp_path / "micro.yaml", "--device", "cpu"]
 
 
 def test_command(folder, network, tmp_path, capsys):

@@ -181,7 +181,7 @@ def test_the_pilot_prints_distance_and_diversity(small, tmp_path, capsys):
 
 
 def test_the_style_is_another_font_and_dots_behind_the_text():
-    data = styled.Styled(3, 0, 128, "mock")
+    data = styled.Styled(3, 0, 128)
     plain, scene, picture = data.plain[1], data.plain.scene(1), data.picture(1)
     with styled.held_out_font():
         assert {line.font for line in data.plain.scene(1).lines} == {styled.FONT}
