@@ -1,4 +1,4 @@
-"""The embedded teacher's recipe: its optimiser, its training loop, its linear latents, its strips, all in miniature."""
+"""The embedded teacher's recipe: its optimiser, its training loop, its linear latents, all in miniature."""
 
 import json
 from dataclasses import replace
@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_models import EMBEDDED, miniature, small_batch
+from small_models import EMBEDDED
 
 from anytext_lcm import build_teacher
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.networks import ASSETS, EMBEDDED_CHECKPOINT
-from anytext_lcm.teacher import columns, features, fitting, stages
+from anytext_lcm.teacher import columns, features, fitting, muon, stages
 from anytext_lcm.teacher.autoencoder import fit_patches, train_autoencoder
-from anytext_lcm.teacher.batches import Batches, strip_rows
-from anytext_lcm.teacher.diffusion import cut_strips, train_diffusion
+from anytext_lcm.teacher.batches import Batches
+from anytext_lcm.teacher.diffusion import train_diffusion
 from anytext_lcm.teacher.fitting import Plan, TrainingState, fit, moving_average
 from anytext_lcm.teacher.muon import Muon, orthogonal
 from anytext_lcm.teacher.processes import Rank, launch, parallel
@@ -32,7 +32,6 @@ TINY_RECIPE = Recipe(
     recogniser_batch=2,
     diffusion_steps=4,
     diffusion_batch=2,
-    strip_batch=2,
     noise_levels_per_picture=2,
     reader_steps=4,
     reader_batch=2,
@@ -99,10 +98,13 @@ def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(shape):
     values = in_its_axes.diagonal(dim1=1, dim2=2)
     assert values.min() > 0.6 and values.max() < 1.3
     torch.testing.assert_close(in_its_axes, torch.diag_embed(values), atol=1e-4, rtol=0)
+    half = orthogonal(matrix.bfloat16()).float()  # what a step takes where that is fast
+    assert 0 < (half - result).norm() < 0.05 * result.norm()
 
 
-def test_muon_moves_a_matrix_as_torch_does():
-    """torch.optim.Muon works in bfloat16, ours where that is fast, hence the tolerance: 3 % of the largest move."""
+def test_muon_moves_a_matrix_as_torch_does(monkeypatch):
+    """torch.optim.Muon works in bfloat16, hence the tolerance: 2 % of the largest move."""
+    monkeypatch.setattr(muon, "fast_bfloat16", lambda rank: False)
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Parameter(torch.ones(16, 48)) for _ in range(2))
     optimisers = (
@@ -117,7 +119,7 @@ def test_muon_moves_a_matrix_as_torch_does():
             parameter.grad = gradient.clone()
             optimiser.step()
     assert (ours - 1).abs().max() > 0.05
-    torch.testing.assert_close(ours, theirs, atol=0.03 * (theirs - 1).abs().max().item(), rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=0.02 * (theirs - 1).abs().max().item(), rtol=0)
 
 
 def test_muon_takes_a_convolution_as_a_matrix():
@@ -273,28 +275,6 @@ def test_the_linear_latents_are_principal_components(work):
     torch.testing.assert_close(correlation, torch.eye(16), atol=1e-3, rtol=0)
 
 
-def test_strips_cut_pictures_and_latents_alike():
-    model, batch = miniature(), small_batch(128)
-    with torch.no_grad():
-        whole = model.condition(batch)
-    latents = torch.randn(2, 16, 16, 16)
-    cut, latent_strips = cut_strips(whole, latents, [0, 5], 8)
-    assert cut.glyphs.shape == (2, 1, 64, 128) and cut.image_context is whole.image_context
-    assert torch.equal(cut.glyphs[1], whole.glyphs[1, :, 40:104])
-    assert torch.equal(cut.masked_latents[1], whole.masked_latents[1, :, 5:13])
-    assert torch.equal(latent_strips[1], latents[1, :, 5:13])
-
-
-def test_a_strip_holds_the_middle_of_a_line(work):
-    found = columns.open_columns(work)
-    positions = torch.from_numpy(np.unpackbits(np.array(found["positions"]), axis=2)).view(-1, 2, 128, 128)
-    rows = strip_rows(positions, found["n_lines"].tolist(), 8, np.random.default_rng(0))
-    assert len(set(rows)) > 3 and min(rows) >= 0 and max(rows) <= 8
-    for first, lines in zip(rows, positions, strict=True):
-        middles = [line.any(1).nonzero().float().mean().item() / 8 for line in lines if line.any()]
-        assert any(first <= middle <= first + 8 for middle in middles)
-
-
 def test_a_stage_trains_only_what_it_should(work):
     train_autoencoder(ALONE, work, TINY_RECIPE)
     saved = torch.load(work / "vae.pt", weights_only=True)
@@ -311,7 +291,7 @@ def test_all_stages_in_miniature_make_a_teacher_that_loads(work, tmp_path):
     train_autoencoder(ALONE, work, TINY_RECIPE)
     train_recogniser(ALONE, work, TINY_RECIPE)
     compute_features(work)
-    train_diffusion(ALONE, work, replace(TINY_RECIPE, diffusion_steps=2, strip_share=0.5))
+    train_diffusion(ALONE, work, replace(TINY_RECIPE, diffusion_steps=2))
     first = torch.load(work / "diffusion.pt", weights_only=True)
     assert first["step"] == 2
     train_diffusion(ALONE, work, TINY_RECIPE)  # goes on where the other ended

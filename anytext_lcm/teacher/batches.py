@@ -1,7 +1,6 @@
 """Random batches from the columns, and the lines of text in them."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +61,8 @@ class Batches:
             "text_caption": [text for _, text in captions],
         }
 
-    def draw(
-        self, rng: np.random.Generator, count: int, height: int
-    ) -> tuple[dict, Tensor, Tensor, Tensor, list[int] | None]:
-        """The arguments of `DiffusionLoss`, of `count` pictures. height: latent rows to look at, all 16 or fewer."""
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[dict, Tensor, Tensor, Tensor]:
+        """The arguments of `DiffusionLoss`, of `count` pictures."""
         rows = np.sort(rng.choice(self.recipe.pictures, size=count, replace=False))
         batch = self.prompts(rows, rng, self.recipe.caption_dropout)
         total = count * self.recipe.noise_levels_per_picture
@@ -74,14 +71,12 @@ class Batches:
         # kept every line, from 500 five of six, from 700 half.
         t = np.where(u < 0.5, 350 + 1200 * u, 2000 * (u - 0.5))
         latents = self._sample(self.columns["latents"][rows], rng)
-        noise = rng.standard_normal((total, latents.shape[1], height, latents.shape[3]), dtype=np.float32)
-        whole = height == latents.shape[2]
+        noise = rng.standard_normal((total, *latents.shape[1:]), dtype=np.float32)
         return (
             batch,
             latents,
             torch.from_numpy(t).long().clamp(0, 999).to(self.device),
             torch.from_numpy(noise).to(self.device),
-            None if whole else strip_rows(batch["positions"], batch["n_lines"].tolist(), height, rng),
         )
 
     def _sample(self, moments: np.ndarray, rng: np.random.Generator) -> Tensor:
@@ -89,17 +84,3 @@ class Batches:
         mean, logvar = moments[:, 0].astype(np.float32), moments[:, 1].astype(np.float32)
         z = mean + np.exp(0.5 * logvar) * rng.standard_normal(mean.shape, dtype=np.float32)
         return torch.from_numpy(z).to(self.device) * self.scale
-
-
-def strip_rows(positions: Tensor, n_lines: Sequence[int], height: int, rng: np.random.Generator) -> list[int]:
-    """First latent row of a strip of `height` rows around one line of each picture, within the picture's edges.
-
-    positions: (B, LINES, SIDE, SIDE); n_lines: used slots of each picture.
-    """
-    first = []
-    for lines, used in zip(positions, n_lines, strict=True):
-        inside = lines[rng.integers(used)].any(1).nonzero()
-        middle = (inside.min() + inside.max()).item() / 2 / 8
-        start = round(middle - height / 2 + rng.uniform(-1, 1))
-        first.append(min(max(start, 0), SIDE // 8 - height))
-    return first

@@ -1,15 +1,13 @@
 """UNet, WriteNet, text tower and the trainable part of the embedding manager, on v."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anytext_lcm.model.anytext2 import AnyText2, Conditioning
+from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.teacher.batches import Batches
-from anytext_lcm.teacher.columns import SIDE
 from anytext_lcm.teacher.features import load_frozen, scaled_parts
 from anytext_lcm.teacher.fitting import Plan, TrainingState, fit, moving_average
 from anytext_lcm.teacher.muon import Muon
@@ -27,18 +25,13 @@ class DiffusionLoss(nn.Module):
         super().__init__()
         self.model, self.noise_levels, self.text_weight = model, noise_levels, text_weight
 
-    def forward(
-        self, batch: dict, latents: Tensor, t: Tensor, noise: Tensor, rows: list[int] | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: dict, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """(loss (), unweighted error of each noise level (N,) without gradient), N = B * noise_levels.
 
-        batch: the model's contract of B pictures; latents: (B, z, 16, 16); t: (N,) int64; noise: (N, z, h, w).
-        rows: the first latent row of each picture's strip, h rows high; None for whole pictures.
+        batch: the model's contract of B pictures; latents: (B, z, 16, 16); t: (N,) int64; noise: (N, z, 16, 16).
         """
         model, levels = self.model, self.noise_levels
         conditioning = model.condition(batch)
-        if rows is not None:
-            conditioning, latents = cut_strips(conditioning, latents, rows, noise.shape[2])
         control = [c.repeat(levels, 1, 1, 1) for c in model.control(conditioning)]
         x0 = latents.repeat(levels, 1, 1, 1)
         abar = model.alphas_cumprod[t].view(-1, 1, 1, 1)
@@ -50,20 +43,6 @@ class DiffusionLoss(nn.Module):
         weight = 1 + (self.text_weight - 1) * text
         errors = (output - target).square().mean(1, keepdim=True)
         return (errors * weight).sum() / weight.sum(), errors.detach().mean((1, 2, 3))
-
-
-def cut_strips(
-    conditioning: Conditioning, latents: Tensor, rows: list[int], height: int
-) -> tuple[Conditioning, Tensor]:
-    """Conditioning and latents (B, z, height, w) of each picture i from latent row rows[i] on."""
-    scale = SIDE // latents.shape[2]
-
-    def cut(x: Tensor, unit: int) -> Tensor:
-        return torch.stack([p[:, unit * y : unit * (y + height)] for p, y in zip(x, rows, strict=True)])
-
-    parts = {"glyphs": scale, "positions": scale, "masked_latents": 1}
-    cuts = {name: cut(getattr(conditioning, name), unit) for name, unit in parts.items()}
-    return replace(conditioning, **cuts), cut(latents, 1)
 
 
 def trainable(model: AnyText2) -> list[nn.Parameter]:
@@ -129,12 +108,10 @@ def train_diffusion(rank: Rank, work: Path, recipe: Recipe) -> None:
     loss = parallel(DiffusionLoss(model, recipe.noise_levels_per_picture, recipe.text_weight), rank)
 
     def loss_of(step: int) -> tuple[Tensor, dict]:
-        strips = step < recipe.strip_share * recipe.diffusion_steps
-        count = recipe.strip_batch if strips else recipe.diffusion_batch
-        count *= 16 if rank.device.type == "cuda" else 1
-        batch, latents, t, noise, rows = batches.draw(rank.rng(3, step), count, 8 if strips else 16)
+        count = recipe.diffusion_batch * (16 if rank.device.type == "cuda" else 1)
+        batch, latents, t, noise = batches.draw(rank.rng(3, step), count)
         with autocast(rank):
-            value, errors = loss(batch, latents, t, noise, rows)
+            value, errors = loss(batch, latents, t, noise)
         bands = [errors[(t >= low) & (t < low + 250)].mean() for low in (0, 250, 500, 750)]
         return value, {"bands": torch.stack(bands)}
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.teacher.batches import Batches, Lines
-from anytext_lcm.teacher.columns import SIDE
 from anytext_lcm.teacher.diffusion import DiffusionLoss, diffusion_state
 from anytext_lcm.teacher.features import scaled_parts
 from anytext_lcm.teacher.fitting import Plan, averaged, fit
@@ -152,7 +151,7 @@ def train_writing(rank: Rank, work: Path, recipe: Recipe) -> None:
         places, ahead = np.split(order[: recipe.writing_batch + recipe.writing_ahead], [recipe.writing_batch])
         batch = paths.batch(places)
         with autocast(rank):
-            true = batches.draw(rng, count, SIDE // 8)
+            true = batches.draw(rng, count)
             own_lines = lines.of(paths.rows[places], rank.device)
             value, diffusion, readings, v = loss(true, paths, batch, places, own_lines, generator)
         paths.advance(places, v)  # now, since `fit` changes the weights that v is of
