@@ -1,5 +1,6 @@
 """`make help`: complete, and without an environment."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +27,9 @@ def said(tmp_path_factory):
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-    done = subprocess.run(["make", "help"], cwd=folder, capture_output=True, text=True, check=True)
+    # `make test` runs this, and its MAKEFLAGS would have the inner make print "Entering directory".
+    fresh = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(["make", "help"], cwd=folder, env=fresh, capture_output=True, text=True, check=True)
     assert not done.stderr and not (folder / ".venv").exists()
     return done.stdout
 
