@@ -158,6 +158,25 @@ def test_a_stored_path_is_the_teacher_s_ddim():
         path.at(torch.full((6,), 20))
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_half_precision_of_the_networks_does_not_reach_the_mathematics(objective):
+    """Under autocast, as on a GPU by default, points and targets keep every bit. A sum by einsum would not."""
+    _, stored = stored_paths()
+
+    def compared():
+        torch.manual_seed(7)  # tcd draws
+        point, _, _ = point_of(path=Paths(SOLVER, stored))
+        pred, target = OBJECTIVES[objective](point)
+        return point.x_t, point.x_s, point.path.end, pred.detach(), target
+
+    exact = compared()
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            half = compared()
+        for a, b in zip(exact, half, strict=True):
+            assert b.dtype == torch.float32 and torch.equal(a, b)
+
+
 def test_weights_of_a_path_are_a_mean():
     """In x / alpha and with the noise in units of sigma nothing is amplified: all weights lie in 0..1 and sum to 1."""
     weights = path_weights(SOLVER)

@@ -55,7 +55,9 @@ class Paths:
         ended, grid = timesteps == 0, self.solver.timesteps.to(timesteps.device)
         index = self.solver.index_of(torch.where(ended, grid[0], timesteps))
         done = len(self.solver) - 1 - index + ended.long()
-        return torch.einsum("bn,bn...->b...", self._weights[done.to(self.stored.device)], self.stored.float())
+        weights = self._weights[done.to(self.stored.device)]
+        with torch.autocast(weights.device.type, enabled=False):  # it would sum in half precision
+            return torch.einsum("bn,bn...->b...", weights, self.stored.float())
 
     @property
     def end(self) -> Tensor:
