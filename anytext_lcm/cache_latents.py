@@ -60,7 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
         "noise, bf16 by eight times as much (default: %(default)s)",
     )
     add("--draw", type=positive, metavar="N", help="draw N paths of the guided teacher instead of encoding pictures")
-    add("--captions", metavar="FILE", help="of --draw: prompts as for sample --batch; by default the mock data's rules")
+    add(
+        "--captions",
+        metavar="FILE",
+        help="of --draw: prompts as for sample --batch, whose seeds are passed over; by default the mock data's rules",
+    )
     add("--tflops", type=finite, help="of --draw: say the hours at so many 10^12 operations a second")
     add("--estimate", action="store_true", help="of --draw: print what it would take, and draw nothing")
     add("--dry_run", action="store_true", help="check all inputs and the disk, and write nothing")
@@ -146,17 +150,23 @@ def encode(chosen: dict, folder: str, precision: str) -> str | None:
 
 
 def announce(writer) -> str:
-    """What will be written. writer: a ShardWriter. Raises ValueError when the disk has no room for it."""
+    """What will be written. writer: a ShardWriter. Raises ValueError when the disk does not hold it."""
     layout, missing = writer.layout, len(writer.missing())
     [*_, (height, width)] = [array.shape[1:] for array in layout.arrays.values() if len(array.shape) == 3]
     left = layout.bytes * missing / layout.shards
-    if left > (free := shutil.disk_usage(writer.folder).free):
-        raise ValueError(
-            f"{writer.folder} needs {scaled(left)}B more and its disk has {scaled(free)}B left; name another disk."
-        )
+    require_space(writer.folder, left)
     there = f", {layout.shards - missing} of them are there" if missing < layout.shards else ""
     pictures = f"{layout.rows} pictures of {8 * width} x {8 * height}, {layout.settings['precision']}"
     return f"{pictures}: {scaled(layout.bytes)}B in {layout.shards} files{there}; {scaled(left)}B to write."
+
+
+def require_space(folder: Path, need: float) -> None:
+    """Raise ValueError when the disk of a folder, which need not exist, has less than so many bytes left."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    if need > (free := shutil.disk_usage(there).free):
+        raise ValueError(
+            f"{folder} needs {scaled(need)}B more and its disk has {scaled(free)}B left; name another disk."
+        )
 
 
 class Pace:
@@ -188,12 +198,16 @@ def draw(chosen: dict, latents: str, draw: int, captions: str | None, tflops: fl
     from anytext_lcm.model.loading import default_device
     from anytext_lcm.training.loop import load_teacher
     from anytext_lcm.training.path_store import Wishes, cost, write_paths
+    from anytext_lcm.training.shards import check_folder
 
     settings = settings_to_draw(chosen, latents, estimate)
     channels = AnyText2.from_config(settings.config, device="meta").latent_channels
-    said = cost(settings, draw, channels).words(tflops)
+    takes = cost(settings, draw, channels)
+    said = takes.words(tflops)
     if estimate:
         return said
+    check_folder(latents)
+    require_space(Path(latents), takes.bytes - sum(file.stat().st_size for file in Path(latents).glob("shard-*")))
     wishes = Wishes(settings, draw, None if captions is None else Path(captions))
     wishes.check()
     print(said, flush=True)

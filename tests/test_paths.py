@@ -203,6 +203,12 @@ def test_what_does_not_fit_is_refused(teacher, drawn, tmp_path, capsys, name):
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
+def test_another_guidance_is_found_before_weights_are_loaded(teacher, drawn, tmp_path, capsys):
+    flags = network(teacher) + ["--paths", str(drawn), "--output_dir", str(tmp_path / "out"), "--dry_run"]
+    assert train.main([*flags, "--negative_prompt", "", "--guidance_scale", "4"]) == 2
+    assert "computed with guidance_scale 3.0, now it is 4.0" in capsys.readouterr().err
+
+
 def test_a_damaged_store_is_refused(teacher, drawn, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(drawn, folder)
@@ -269,3 +275,34 @@ def test_a_run_on_paths_trains_and_says_what_it_was_made_for(teacher, drawn, tmp
     assert found["training"]["made_for"] == {"samplers": ["deterministic", "lcm"], "steps": [4, 16]}
     assert found["training"]["paths"] is True and found["training"]["objective"] == "path"
     assert facts(found)["Made for"] == "`--sampler deterministic`, 4 to 16 steps"
+
+
+def test_a_resumed_run_has_the_same_paths(teacher, drawn, tmp_path, capsys):
+    """Paths of the same teacher from other noise are another data set."""
+    other, out = tmp_path / "other", tmp_path / "out"
+    assert cache_latents.main(command(teacher, other, "--seed", "5")) == 0
+    own = ["--guidance_scale", "3", "--negative_prompt", "", "--panel_prompts", "0", "--sample_steps", "0"]
+    own += ["--train_batch_size", "1", "--gradient_accumulation_steps", "1", "--lora_rank", "2", "--lora_alpha", "2"]
+    flags = [*network(teacher), *own, "--mixed_precision", "no", "--no-progress", "--output_dir", str(out)]
+    assert train.main([*flags, "--paths", str(drawn), "--max_train_steps", "1"]) == 0
+    shutil.copytree(drawn, tmp_path / "moved")
+    again = [*flags, "--resume_from_checkpoint", "latest"]
+    assert train.main([*again, "--paths", str(tmp_path / "moved"), "--max_train_steps", "2"]) == 0
+    capsys.readouterr()
+    assert train.main([*again, "--paths", str(other), "--max_train_steps", "3"]) == 2
+    error = capsys.readouterr().err
+    assert "stored paths '5 of seed 0, mock_seed 0', now '5 of seed 5, mock_seed 5'" in error and error.count("\n") == 1
+    assert not (out / "checkpoint-3").exists()
+    assert train.main([*again, "--paths", str(other), "--max_train_steps", "3", "--resume_changed"]) == 0
+    assert "Another run from update 3 on: stored paths" in capsys.readouterr().err
+
+
+def test_a_disk_that_does_not_hold_the_paths_is_found_first(teacher, drawn, tmp_path, capsys, monkeypatch):
+    """And what is there already needs no space again."""
+    assert cache_latents.main([*command(teacher, tmp_path / "many"), "--draw", "9" * 20]) == 2
+    error = capsys.readouterr().err
+    assert "B more and its disk has" in error and error.count("\n") == 1 and not (tmp_path / "many").exists()
+    free = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    assert cache_latents.main(command(teacher, tmp_path / "one")) == 2 and not (tmp_path / "one").exists()
+    assert cache_latents.main(command(teacher, drawn)) == 0

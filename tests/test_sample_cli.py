@@ -48,6 +48,9 @@ def test_lines_and_colours():
     assert line.text == "a@b#1" and line.color == (255, 128, 0) and line.polygon.shape == (4, 2)
     assert prompts.parse_line(LINE).color == COLORS["yellow"]
     assert prompts.parse_line("x@1,2,30,40").color is None
+    for wrong in ("", "FFF", "RED", "ff ff ", "ff0 00", "500,500,500"):  # fromhex passes over spaces
+        with pytest.raises(ValueError, match=f"Colour '{wrong}' is unknown"):
+            prompts.parse_line(f"x@1,2,30,40#{wrong}")
     assert prompts.parse_line("x@1,2,30,40").polygon.tolist() == [[1, 2], [30, 2], [30, 40], [1, 40]]
     assert prompts.parse_line("x@10,10,30,20/90").polygon.tolist() == [[25, 5], [25, 25], [15, 25], [15, 5]]
     box = np.zeros((4, 2), int)

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anytext_lcm.adapter.lora import ADAPTER_NAME, Adapter, adapter_layers
 from anytext_lcm.adapter.stored import check_alpha, check_config, check_rank, read_tensors
 from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.model.checkpoint import write_state_dict
 from anytext_lcm.model.layers import Downsample, ResBlock, SpatialTransformer, Upsample
 from anytext_lcm.model.unet import UNetModel
 
@@ -199,7 +199,7 @@ def _write_lora(state: Mapping[str, Tensor], path: str | Path, header: dict[str,
     if bad := [key for key, value in state.items() if not bool(torch.isfinite(value).all())]:
         raise ValueError(f"{len(bad)} weights, like {bad[0]}, are not finite in {dtype}; export fp32.")
     with atomic_file(path) as temporary:
-        save_file(state, temporary, metadata=header)
+        write_state_dict(state, temporary, header)
     return Path(path)
 
 

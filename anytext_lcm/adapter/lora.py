@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anytext_lcm.adapter.choices import MadeFor
@@ -28,6 +27,7 @@ from anytext_lcm.adapter.stored import (
 )
 from anytext_lcm.adapter.targets import resolve_targets, unwrapped
 from anytext_lcm.files import atomic_file, atomic_folder, follow_umask
+from anytext_lcm.model.checkpoint import write_state_dict
 from anytext_lcm.model.networks import ASSETS
 
 if TYPE_CHECKING:  # peft takes seconds to import, so functions that need it import it
@@ -226,7 +226,7 @@ def save_adapter(model: nn.Module, directory: str | Path, metadata: Mapping[str,
 
 def _write_weights(adapter: Adapter, path: Path, metadata: Mapping[str, str] | None) -> None:
     state = {key: value.detach().float().cpu().contiguous() for key, value in adapter.state().items()}
-    save_file(state, path, metadata={"format": "pt", **(metadata or {})})
+    write_state_dict(state, path, {"format": "pt", **(metadata or {})})
     follow_umask(path)
 
 

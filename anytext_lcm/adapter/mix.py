@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anytext_lcm.adapter.formats import Pairs, file_header, read_lora_file
@@ -21,6 +20,7 @@ from anytext_lcm.adapter.stored import KEY_PREFIX, check_rank, layer_names, read
 from anytext_lcm.adapter.targets import resolve_targets
 from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import SCHEDULE_BUFFERS, AnyText2
+from anytext_lcm.model.checkpoint import write_state_dict
 
 CHECKPOINT_ENDINGS = (".safetensors", ".ckpt")
 
@@ -171,8 +171,5 @@ def write_merged(
         raise ValueError(f"{path} must end in {' or '.join(CHECKPOINT_ENDINGS)}.")
     state = merged_state(model, dtype)
     with atomic_file(path) as temporary:
-        if path.suffix == ".safetensors":
-            save_file(state, temporary, metadata=file_header(metadata))
-        else:
-            torch.save({"state_dict": state}, temporary)
+        write_state_dict(state, temporary, file_header(metadata))
     return path

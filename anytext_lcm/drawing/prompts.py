@@ -1,5 +1,6 @@
 """What is to be drawn: prompts, lines of text, and the batch made of them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,11 +74,8 @@ def parse_colour(text: str) -> tuple[int, int, int]:
     if text in COLORS:
         return COLORS[text]
     digits = text.removeprefix("#")
-    try:
-        if len(digits) == 6:
-            return tuple(bytes.fromhex(digits))
-    except ValueError:
-        pass
+    if re.fullmatch("[0-9a-fA-F]{6}", digits):
+        return tuple(bytes.fromhex(digits))
     raise ValueError(f"Colour {text!r} is unknown: say {', '.join(COLORS)}, or six digits like ff8000.")
 
 
@@ -96,7 +94,7 @@ def parse_line(text: str, hint_font: str | None = None, polygon: np.ndarray | No
             mark = ""
         return Line(words, polygon, ink, hint_font) if mark else Line(text, polygon, None, hint_font)
     words, at, place = text.rpartition("@")
-    place, _, colour = place.partition("#")
+    place, mark, colour = place.partition("#")
     place, slash, turn = place.partition("/")
     try:
         numbers = [int(number) for number in place.split(",")]
@@ -117,4 +115,4 @@ def parse_line(text: str, hint_font: str | None = None, polygon: np.ndarray | No
         box = turned_box(left, top, right, bottom, angle)
     else:
         box = np.array(numbers).reshape(-1, 2)
-    return Line(words, box, parse_colour(colour) if colour else None, hint_font)
+    return Line(words, box, parse_colour(colour) if mark else None, hint_font)

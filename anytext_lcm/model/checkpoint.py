@@ -1,4 +1,4 @@
-"""Read checkpoint files and load them strictly, all or nothing."""
+"""Read and write checkpoint files, and load them strictly, all or nothing."""
 
 import pickle
 import struct
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 # transformers up to 4.30 saved this buffer, later versions do not; it carries no information.
@@ -22,6 +23,21 @@ DAMAGE = (
     *(ValueError, SafetensorError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
 )
 SMALL_FILE = 256 << 20  # bytes that any machine can hold
+
+
+def write_state_dict(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors by name: a `.ckpt` under `state_dict` as upstream does, anything else as safetensors with metadata.
+
+    Raises OSError when it cannot be written, as on a full disk, which the writers do not.
+    """
+    try:
+        if path.suffix == ".ckpt":
+            torch.save({"state_dict": state}, path)
+        else:
+            save_file(dict(state), path, metadata=metadata)
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise OSError(f"Weights could not be written to {path.parent} ({reason}); make space there.") from error
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from anytext_lcm.model.anytext2 import AnyText2
+from anytext_lcm.model.checkpoint import write_state_dict
 from anytext_lcm.model.networks import ASSETS
 from anytext_lcm.teacher.autoencoder import train_autoencoder
 from anytext_lcm.teacher.columns import create_columns, draw, finish_data, write_json
@@ -138,12 +139,10 @@ def load_average(work: Path) -> AnyText2:
 
 def stage_export(work: Path, target: Path) -> None:
     """Write the half-precision file of the package, and print the scale factor that the yaml must hold."""
-    from safetensors.torch import save_file
-
     model = load_average(work)
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".partial")
-    save_file(state, unfinished, metadata={"scale_factor": str(model.scale_factor)})
+    write_state_dict(state, unfinished, {"scale_factor": str(model.scale_factor)})
     unfinished.replace(target)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB; set scale_factor: {model.scale_factor} in {CONFIG}")

@@ -208,6 +208,7 @@ def distill(
     ).eval()  # nothing in the network may drop out or move its statistics
     if isinstance(dataset, PathDataset):
         dataset.check(settings, state.model)
+        state.paths = dataset.name
     else:
         dataset = encoded_once(dataset, settings, state.model, accelerator, resumed=resume is not None)
     if resume:

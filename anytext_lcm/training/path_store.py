@@ -8,7 +8,7 @@ of shards (`shards.py`) with one array, `path`, float16 (n + 1, C, h, w) as `lcm
 import hashlib
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,6 +119,13 @@ def teacher_of(settings: TrainSettings, model: AnyText2) -> dict[str, Any]:
         "kind": "paths of a teacher",
         "teacher": fingerprint(model),
         "schedule": hashlib.sha256(schedule.tobytes()).hexdigest()[:16],
+    } | _guidance_of(settings)
+
+
+def _guidance_of(settings: TrainSettings) -> dict[str, Any]:
+    """The part of `teacher_of` that needs no weights."""
+    settings = settings.with_guidance()
+    return {
         "points": POINTS,
         "guidance_scale": float(settings.guidance_scale),
         "negative_prompt": settings.negative_prompt,
@@ -192,11 +199,24 @@ def _draw(rows: range, settings: TrainSettings, wishes: Wishes, model: AnyText2,
     noise = initial_noise(seeds, prepared.latent_shape).to(model.device)
     paths = draw_paths(predictor(model, prepared, settings.guidance_scale), noise, solver)
     if not bool(torch.isfinite(paths).all()):
-        raise ValueError(f"The path of row {rows[0]} or a following one is not finite in half precision.")
+        raise ValueError(
+            f"The path of row {rows[0]} or a following one is not finite in half precision: draw with less "
+            "guidance, or check the weights."
+        )
     return paths
 
 
 # -- reading ------------------------------------------------------------------------------------------------
+
+
+def _is_whole(about: Mapping[str, Any], stored: Array | None) -> bool:
+    """Whether a manifest says all that is read of it, and in its types."""
+    wanted = {"side": int, "seed": int} | ({"captions": str} if "captions" in about else {"mock_seed": int})
+    if stored is None or any(type(about.get(name)) is not kind for name, kind in wanted.items()):
+        return False
+    side = about["side"] // 8
+    known = stored.dtype == torch.float16 and len(stored.shape) == 4
+    return known and (stored.shape[0], *stored.shape[2:]) == (POINTS + 1, side, side)
 
 
 class PathDataset(Dataset):
@@ -207,7 +227,7 @@ class PathDataset(Dataset):
 
     def __init__(self, settings: TrainSettings):
         """Raises FileNotFoundError when the folder is no store of paths, ValueError for one that is not whole, and for
-        pictures of another size.
+        pictures of another size or paths of another guidance.
         """
         self.folder = Path(settings.paths)
         again = "draw them with python -m anytext_lcm.cache_latents --draw N"
@@ -218,7 +238,7 @@ class PathDataset(Dataset):
         except ValueError as error:
             raise ValueError(f"{str(error).rstrip('.')}; go on with the command that began it.") from error
         about = self.about = dict(self.reader.layout.settings)
-        if about.get("kind") != "paths of a teacher" or PATH not in self.reader.layout.arrays:
+        if about.get("kind") != "paths of a teacher" or not _is_whole(about, self.reader.layout.arrays.get(PATH)):
             raise ValueError(f"{self.folder} holds other numbers than the paths of a teacher; {again}.")
         if not about.get("scenery", True):  # of the time of two kinds of mock pictures; the other kind is left
             raise ValueError(f"The paths in {self.folder} are of mock pictures of an earlier version; {again}.")
@@ -227,6 +247,7 @@ class PathDataset(Dataset):
                 f"The paths in {self.folder} are of {about['side']} px, the run has {settings.picture_size}; "
                 f"say --image_size {about['side']}."
             )
+        self._compare(_guidance_of(settings))
         self.wishes = self._wishes(settings)
         self.rows: Sequence[int] = range(len(self.reader))
         self.held_out: Wishes | None = None  # captions that are not trained on
@@ -272,7 +293,17 @@ class PathDataset(Dataset):
         row = self.rows[index]
         return self.wishes[row] | self.reader.row(row, PATH)
 
+    @property
+    def name(self) -> str:
+        """What tells these paths from others of the same teacher."""
+        of = [f"{name} {self.about[name]}" for name in ("seed", "captions", "mock_seed") if name in self.about]
+        return f"{len(self.reader)} of {', '.join(of)}"
+
     def check(self, settings: TrainSettings, model: AnyText2) -> None:
         """Raise ValueError for paths of another teacher, guidance, negative prompt, schedule or number of points."""
-        wanted = teacher_of(settings, model)
+        self._compare(teacher_of(settings, model))
+        channels = self.reader.layout.arrays[PATH].shape[1]
+        compare_settings(self.folder, {"channels": channels}, {"channels": model.latent_channels})
+
+    def _compare(self, wanted: Mapping[str, Any]) -> None:
         compare_settings(self.folder, {name: self.about.get(name) for name in wanted}, wanted)

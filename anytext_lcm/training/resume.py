@@ -43,6 +43,7 @@ class TrainingState:
     accelerator: Accelerator  # holds the loss scaler of fp16
     ema: Ema | None = None
     progress: Progress = field(default_factory=Progress)
+    paths: str | None = None  # of a run on stored paths: which ones
 
     def __post_init__(self) -> None:
         self.parameters: list[nn.Parameter] = list(adapter_state(self.model).values())
@@ -91,6 +92,7 @@ def _write(directory: Path, state: TrainingState, settings: TrainSettings) -> No
         "progress": asdict(state.progress),
         "processes": state.accelerator.num_processes,
         "settings": settings.identity(),
+        "paths": state.paths,
         "base": base,
         "optimizer": state.optimizer.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else {},
@@ -164,9 +166,10 @@ def check_same_run(directory: Path, stored: dict, state: TrainingState, settings
             f"{directory} was trained with {', '.join(gone)}, which this version no longer has; start a new run, "
             "or resume with the version that made it."
         )
-    now = settings.identity() | {"processes": state.accelerator.num_processes}
+    now = settings.identity() | {"processes": state.accelerator.num_processes, "stored paths": state.paths}
     defaults = {f.name: f.default for f in fields(TrainSettings)}  # of settings younger than the checkpoint
-    then = defaults | stored["settings"] | {"processes": stored["processes"]}
+    drawn = stored.get("paths", state.paths)  # earlier versions did not store it
+    then = defaults | stored["settings"] | {"processes": stored["processes"], "stored paths": drawn}
     changed = {k: f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v}
     bound = FIXED if settings.resume_changed else now.keys() - {"learning_rate"}
     if differing := [words for name, words in changed.items() if name in bound]:

@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from anytext_lcm.files import atomic_file, check_writable, read_json, sweep_files
-from anytext_lcm.model.checkpoint import DAMAGE
+from anytext_lcm.model.checkpoint import DAMAGE, write_state_dict
 
 MANIFEST, FORMAT = "manifest.json", 1
 SHARD_ROWS = 256  # latents of 512 px in half precision: 17 MB a file, 12,000 files for 3 million pictures
@@ -190,7 +189,7 @@ class ShardWriter:
             raise ValueError(f"Shard {shard} needs arrays {wanted}, these are {shapes}.")
         state = {name: value.to("cpu", expected[name].dtype).contiguous() for name, value in arrays.items()}
         with atomic_file(shard_path(self.folder, shard)) as temporary:
-            save_file(state, temporary)
+            write_state_dict(state, temporary)
 
 
 class ShardReader:

@@ -283,3 +283,43 @@ def latents(rng: random.Random, here: Path, warm: Warm) -> Attempt:
             assert found[place]["latent_moments"].ndim == 3
 
     return Attempt(f"{path.name}: {what}", use)
+
+
+def path_stores(rng: random.Random, here: Path, warm: Warm) -> Attempt:
+    """A store of the teacher's paths, any of its files damaged, and its JSONs entry by entry."""
+    from anytext_lcm.training.path_store import PathDataset
+
+    kind = rng.choice(("rules", "captions"))
+    folder = here / "paths"
+    shutil.copytree(warm.folder / kind, folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    path = rng.choice([*files, *[file for file in files if file.suffix == ".json"] * 3])
+    if rng.random() < 0.1:
+        path.unlink()
+        what = odd_file(rng, path)
+    elif path.suffix == ".json":
+        what, content = damaged_json(rng, json.loads(path.read_text()))
+        path.write_bytes(content)
+    else:
+        what, content = damaged_bytes(rng, path.read_bytes())
+        path.write_bytes(content)
+    settings = path_settings(
+        warm.folder, folder, validation_share=rng.choice((0.0, 0.3)) if kind == "captions" else 0.0
+    )
+
+    def use() -> None:
+        found = PathDataset(settings)
+        found.check(settings, warm.model)
+        for place in range(len(found)):
+            assert found[place]["path"].shape[0] == 51
+
+    return Attempt(f"{kind}, {path.name}: {what}", use)
+
+
+def path_settings(network: Path, folder: Path, **changed: object) -> object:
+    """The settings of a training on the paths in `folder`."""
+    from anytext_lcm.training.settings import TrainSettings
+
+    config, weights = (str(network / name) for name in ("micro.yaml", "micro.safetensors"))
+    own = {"config": config, "teacher_ckpt": weights, "output_dir": str(folder.parent / "out"), "paths": str(folder)}
+    return TrainSettings.from_dict(own | {"guidance_scale": 1.0, "train_batch_size": 3, "panel_prompts": 0} | changed)

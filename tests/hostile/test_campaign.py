@@ -5,12 +5,13 @@
 
 import contextlib
 import io
+import json
 import re
 
 import pytest
 import torch
 from attacks import Warm, batches, draws, fonts, lists, pictures, preview
-from attacks_weights import adapters, checkpoints, latents, states
+from attacks_weights import adapters, checkpoints, latents, path_settings, path_stores, states
 from campaign import Attempt, failures, run_case
 from micro_network import SIDE, micro_network
 from test_resume import options
@@ -21,8 +22,9 @@ from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.data.packed import PackedDataset
 from anytext_lcm.training.latents import write_latents
 from anytext_lcm.training.loop import run_distillation
+from anytext_lcm.training.path_store import Wishes, write_paths
 
-CATEGORIES = (pictures, lists, batches, fonts, checkpoints, adapters, states, latents)
+CATEGORIES = (pictures, lists, batches, fonts, checkpoints, adapters, states, latents, path_stores)
 FEW, MANY = 40, 400  # cases of a category; loading weights takes longer than the others
 SLOW = {"checkpoints": 20, "states": 20}
 
@@ -38,6 +40,11 @@ def warm(teacher, tmp_path_factory):
     formats.write_diffusers(model, teacher / "diffusers.safetensors")
     model = micro_network()
     write_latents(teacher / "latents", PackedDataset(MockDataset(3, image_size=SIDE, edit_share=0.0)), model)
+    wishes = [{"prompt": f"wall {n}", "lines": [f"W{n}@4,8,60,28"]} for n in range(5)]
+    (teacher / "wishes.json").write_text(json.dumps(wishes))
+    for name, captions in (("rules", None), ("captions", teacher / "wishes.json")):
+        settings = path_settings(teacher, teacher / name)
+        write_paths(teacher / name, settings, Wishes(settings, 5, captions), model)
     with contextlib.redirect_stderr(io.StringIO()):
         run_distillation(options(teacher, teacher / "run", max_train_steps=1, use_mock_dataset=True))
     return Warm(model, teacher)
