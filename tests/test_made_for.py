@@ -17,6 +17,7 @@ from anytext_lcm.adapter.stored import WEIGHTS_FILE, training_header
 from anytext_lcm.drawing.methods import STUDENT_SAMPLERS
 from anytext_lcm.judging.compare import draw_all, resolve_methods
 from anytext_lcm.judging.panel import Panel
+from anytext_lcm.lcm.schedule import lcm_timesteps, phase_edges
 from anytext_lcm.training.settings import OBJECTIVES
 
 
@@ -28,7 +29,16 @@ def test_every_objective_is_made_for_samplers_there_are():
         assert read_made_for({"objective": objective, "made_for": json.loads(json.dumps(suits.to_json()))}) == suits
     assert made_for("lcm").samplers[0] == "lcm" and made_for("pcm").samplers[0] == "deterministic"
     assert made_for("pcm", 2).steps[0] == 2 and made_for("pcm").steps[0] == 4
-    assert made_for("path", 1) == made_for("lcm") != made_for("path")
+    assert made_for("path", 1) == made_for("pcm", 1) == made_for("lcm") != made_for("path")
+
+
+def test_no_jump_of_the_fewest_steps_crosses_an_edge():
+    """Jumps across an edge were never trained; with one phase there is none but the end, and any number of steps."""
+    for phases in range(2, 51):
+        edges = set(phase_edges(phases).tolist())
+        for steps in (made_for("pcm", phases).steps[0], made_for("path", phases).steps[0]):
+            starts = [*lcm_timesteps(steps).tolist(), 0]
+            assert all(not any(e < t and e > s for e in edges) for t, s in zip(starts, starts[1:], strict=False))
 
 
 def test_an_older_header_is_read_by_its_objective(tmp_path):

@@ -1,12 +1,16 @@
 """The teacher's paths on disk: drawn from captions and lines alone, gone on with, refused, and trained on."""
 
 import json
+import os
 import shutil
+import signal
+import sys
 
 import numpy as np
 import pytest
 import torch
 from micro_network import CHANNELS, SIDE, micro_network
+from processes import finish, start
 
 from anytext_lcm import cache_latents, train
 from anytext_lcm.adapter import lora
@@ -17,7 +21,8 @@ from anytext_lcm.drawing.noise import initial_noise
 from anytext_lcm.lcm.paths import Paths
 from anytext_lcm.lcm.schedule import NoiseSchedule
 from anytext_lcm.lcm.steps import DDIMSolver
-from anytext_lcm.training import path_store, watching
+from anytext_lcm.model import checkpoint
+from anytext_lcm.training import path_store, shards, watching
 from anytext_lcm.training.memory import evaluation_flops
 from anytext_lcm.training.path_store import PathDataset
 from anytext_lcm.training.settings import TrainSettings
@@ -306,3 +311,32 @@ def test_a_disk_that_does_not_hold_the_paths_is_found_first(teacher, drawn, tmp_
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     assert cache_latents.main(command(teacher, tmp_path / "one")) == 2 and not (tmp_path / "one").exists()
     assert cache_latents.main(command(teacher, drawn)) == 0
+
+
+def draws(flags):
+    sys.exit(cache_latents.main(flags))
+
+
+def dies_while_it_writes(flags):
+    """As under the kernel's out-of-memory killer: the second file is half there."""
+
+    def write(state, path, metadata=None):
+        if shard_path(path.parent, 0).is_file():
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        checkpoint.write_state_dict(state, path, metadata)
+
+    shards.write_state_dict = write
+    draws(flags)
+
+
+def test_after_sigkill_two_processes_at_once_end_with_the_same_files(teacher, drawn, tmp_path):
+    folder = tmp_path / "paths"
+    assert finish([start(dies_while_it_writes, command(teacher, folder))]) == [-signal.SIGKILL]
+    assert any(path.name.startswith(".shard-00001") for path in folder.iterdir())
+    with pytest.raises(ValueError, match="not complete: shard-00001.safetensors is missing; go on with the command"):
+        PathDataset(settings(teacher, folder))
+    assert finish([start(draws, command(teacher, folder)) for _ in range(2)]) == [0, 0]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in drawn.iterdir())
+    for path in drawn.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()

@@ -40,13 +40,12 @@ class MadeFor:
 def made_for(objective: str, phases: int | None = None) -> MadeFor:
     """The sampling that an objective trains for: its jumps as they are, or its clean latents and fresh noise.
 
-    The jumps of pcm and path end at edges, which as many steps as phases reach, 4 by default; with one phase path
-    trains the ends of whole paths, as lcm does. For an unknown objective, what suits lcm.
+    The jumps of pcm and path end at edges, which as many steps as phases reach, 4 by default, and fewer cross; with one
+    phase all jumps end at clean latents, as those of lcm. For an unknown objective, what suits lcm.
     """
-    if objective == "path" and phases == 1:
-        objective = "lcm"
-    if objective in ("pcm", "path"):
-        return MadeFor(("deterministic", "lcm"), (min(4 if phases is None else phases, 16), 16))
+    if objective in ("pcm", "path") and phases != 1:
+        least = 4 if phases is None else phases
+        return MadeFor(("deterministic", "lcm"), (least, max(least, 16)))
     if objective in ("tcd", "teacher_x0"):
         return MadeFor(("deterministic", "lcm"), (4, 16))
     return MadeFor(("lcm", "deterministic"), (1, 8))
