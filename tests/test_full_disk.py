@@ -12,6 +12,7 @@ from anytext_lcm.adapter import formats
 from anytext_lcm.adapter.lora import attach, save_adapter
 from anytext_lcm.adapter.mix import write_merged
 from anytext_lcm.command import in_words
+from anytext_lcm.teacher.fitting import save
 from anytext_lcm.training.shards import Array, Layout, ShardWriter
 
 LIMIT = 4000  # bytes of a file, which is all that a process may write
@@ -29,6 +30,7 @@ WRITERS = {
     "merged": lambda model, path: write_merged(model, path / "merged.safetensors"),
     "merged as upstream": lambda model, path: write_merged(model, path / "merged.ckpt"),
     "shard": shards,
+    "state of the teacher's training": lambda model, path: save(path / "state.pt", model.state_dict()),
 }
 
 
@@ -37,7 +39,7 @@ def fails(write, model, path):
     try:
         write(model, path)
     except OSError as error:
-        sys.exit(0 if "Weights could not be written to" in in_words(error) else 2)
+        sys.exit(0 if "could not be written" in in_words(error) else 2)
     sys.exit(3)
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from anytext_lcm.data.anyword import AnyWordDataset, ReadingRules
-from anytext_lcm.data.pictures import FORMATS, MAX_PIXELS, open_picture
+from anytext_lcm.data.pictures import FORMATS, MAX_PIXELS, open_picture, picture_size
 from anytext_lcm.drawing.editing import read_mask
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(out) (w) file\nshowpage\n%%EOF\n"
@@ -112,6 +112,9 @@ def test_exif_turns_pictures_but_not_those_with_polygons(orientation, tmp_path):
     with Image.open(tmp_path / "a.png") as picture:
         assert np.array_equal(open_picture(tmp_path / "a.png"), ImageOps.exif_transpose(picture))
         assert np.array_equal(open_picture(tmp_path / "a.png", turned=False), picture)
+    for turned in (True, False):
+        height, width = open_picture(tmp_path / "a.png", turned=turned).shape[:2]
+        assert picture_size(tmp_path / "a.png", turned=turned) == (width, height)
 
 
 def test_a_broken_exif_spoils_no_picture(tmp_path, recwarn):

@@ -218,6 +218,7 @@ def test_the_panel_is_held_out_scenes_and_can_be_drawn_elsewhere(tmp_path, capsy
         (["--pictures", "a=OTHER"], "000000000_0.jpg; the first there is cat.png"),
         (["--pictures", "a=GOOD", "--reference", "b"], "no pictures named 'b' to compare with: choose a"),
         (["--pictures", "a=GOOD", "--ckpt", "x", "--seed", "3"], "--seed, --ckpt is of drawing"),
+        (["--pictures", "a=DOT"], "000000000_0.png is 1 x 1 pixels, and lines are read 48 high: give larger"),
         (["--partial"], "--partial is of --pictures"),
         (["--methods", "teacher-2", "--reference", "student-4"], "student-4 is none of the methods, teacher-2"),
     ],
@@ -228,11 +229,20 @@ def test_mistakes_are_said_before_anything_is_loaded(data, good, flags, said, tm
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "OTHER").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "OTHER" / "cat.png")
-    for name in ("EMPTY", "OTHER"):
+    shutil.copytree(good, tmp_path / "DOT")
+    Image.new("RGB", (1, 1)).save(tmp_path / "DOT" / "000000000_0.png")
+    for name in ("EMPTY", "OTHER", "DOT"):
         flags = [word.replace(name, str(tmp_path / name)) for word in flags]
     code, report = score(data, tmp_path, *(word.replace("GOOD", str(good)) for word in flags))
     error = capsys.readouterr().err.replace(f"{tmp_path}/", "")
     assert code == 2 and report is None and said in error and error.count("\n") == 1
+
+
+def test_pictures_that_lie_on_their_side_are_measured_as_they_are_read(data, good, tmp_path):
+    folder, exif = shutil.copytree(good, tmp_path / "turned"), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (300, 500)).save(folder / "000000000_0.png", exif=exif)
+    assert check_scoring(read_tasks(data), {"a": folder}, 1, None).size == (300, 500)  # height, width
 
 
 def test_a_picture_with_two_endings(data, good, tmp_path):

@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """What a picture may be, whatever its name. Pillow's other readers stay shut: that of EPS starts Ghostscript."""
@@ -65,15 +65,19 @@ def check_side(side: int) -> None:
         raise ValueError(f"image_size {side} must be a multiple of 8, at least 64 and at most {MAX_SIDE}.")
 
 
-def picture_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of a picture's pixels as they are stored, without reading them. Raises as `open_picture`."""
+def picture_size(path: str | Path, turned: bool = False) -> tuple[int, int]:
+    """Width and height of a picture, without reading its pixels; turned as in `open_picture`, whose errors it raises."""
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise ValueError("it is not a regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as picture:
-                return picture.size
+                width, height = picture.size
+                with contextlib.suppress(Exception):  # a broken EXIF
+                    if turned and picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # on its side
+                        width, height = height, width
+                return width, height
     except FileNotFoundError as error:
         raise FileNotFoundError(f"Picture {path} does not exist.") from error
     except Exception as error:

@@ -8,6 +8,7 @@ from anytext_lcm.data.pictures import picture_size
 from anytext_lcm.judging.benchmark_set import Task
 from anytext_lcm.judging.defaults import PANEL
 from anytext_lcm.judging.judge import DISTRIBUTION_FROM
+from anytext_lcm.judging.reading import READ_HEIGHT
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MOST_COMPARED = 1000  # drawn pictures at most that are compared with as many real ones, so that it takes minutes
@@ -131,6 +132,11 @@ def check_scoring(
     pictures: Sequence[Path] | str | None = PANEL if of_panel else None
     if real is not None:
         pictures = real_files(real)
-    width, height = picture_size(found[reference or next(iter(found))].paths[whole[0].name][0])
+    first = found[reference or next(iter(found))].paths[whole[0].name][0]
+    width, height = picture_size(first, turned=True)
+    if min(width, height) < READ_HEIGHT:
+        raise ValueError(
+            f"{first} is {width} x {height} pixels, and lines are read {READ_HEIGHT} high: give larger pictures."
+        )
     left_out = {name: len(tasks) - len(one.paths) for name, one in found.items()}
     return Scoring(whole, found, samples, (height, width), reference, pictures, left_out)

@@ -85,10 +85,16 @@ def moving_average(module: nn.Module, decay: float) -> AveragedModel:
 
 
 def save(path: Path, content: object) -> None:
-    """torch.save, whole or not at all."""
+    """torch.save, whole or not at all. Raises OSError when it cannot be written, as on a full disk."""
     unfinished = path.with_suffix(".partial")
-    torch.save(content, unfinished)
-    unfinished.replace(path)
+    try:
+        torch.save(content, unfinished)
+        unfinished.replace(path)
+    except RuntimeError as error:  # torch's own
+        reason = str(error).partition("\n")[0][:200]
+        raise OSError(f"{path} could not be written ({reason}); make space there and repeat the command.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def averaged(path: Path) -> dict[str, Tensor]:

@@ -143,6 +143,9 @@ def stage_export(work: Path, target: Path) -> None:
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".partial")
-    write_state_dict(state, unfinished, {"scale_factor": str(model.scale_factor)})
-    unfinished.replace(target)
+    try:
+        write_state_dict(state, unfinished, {"scale_factor": str(model.scale_factor)})
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB; set scale_factor: {model.scale_factor} in {CONFIG}")
