@@ -66,7 +66,7 @@ def check_side(side: int) -> None:
 
 
 def picture_size(path: str | Path, turned: bool = False) -> tuple[int, int]:
-    """Width and height of a picture, without reading its pixels; turned as in `open_picture`, whose errors it raises."""
+    """Width and height of a picture without reading its pixels, turned as in `open_picture`. Raises as it does."""
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise ValueError("it is not a regular file")
