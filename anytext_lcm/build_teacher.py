@@ -59,8 +59,11 @@ def work(args: argparse.Namespace) -> None:
         raise ValueError(f"--pictures must be {FEWEST_PICTURES} or more, not {args.pictures}.")
     if args.start_from is not None and not args.start_from.is_file():
         raise FileNotFoundError(f"--start_from {args.start_from} does not exist.")
-    from anytext_lcm.teacher.stages import claim, run_stage, start_from
+    from anytext_lcm.checks.network import require_network
+    from anytext_lcm.teacher.stages import CONFIG, NOTE, claim, run_stage, start_from
 
+    if args.start_from is not None and not (args.work / NOTE).exists():  # or the note would hold what cannot be read
+        require_network(str(CONFIG), str(args.start_from), "--start_from", [])
     args.work.mkdir(parents=True, exist_ok=True)
     start = None if args.start_from is None else str(args.start_from)
     begun = claim(args.work, pictures=args.pictures, seed=args.seed, start_from=start)

@@ -61,6 +61,7 @@ REFUSED = {
     "build_teacher": [
         (["--pictures", "99"], "--pictures must be 100 or more, not 99"),
         (["--start_from", "nowhere.safetensors"], "--start_from nowhere.safetensors does not exist"),
+        (["--start_from", "{folder}/pointer.ttf"], "pointer.ttf"),
     ],
     "cache_latents": [
         (["--teacher_ckpt", "nowhere.ckpt"], "nowhere.ckpt does not exist"),

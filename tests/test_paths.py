@@ -178,6 +178,17 @@ def test_a_share_of_the_captions_is_held_out_for_panel_and_pictures(teacher, tmp
     assert "hold captions out with --validation_share" in capfd.readouterr().err
 
 
+def test_a_caption_that_is_there_twice_is_trained_on_or_held_out(teacher, tmp_path):
+    entries = [{"prompt": f"wall {n % 3}", "lines": [f"W{n % 3}@4,8,60,28"]} for n in range(12)]
+    (tmp_path / "wishes.json").write_text(json.dumps(entries))
+    wishes = path_store.Wishes(settings(teacher, tmp_path), 12, tmp_path / "wishes.json")
+    for share in (0.01, 0.3, 0.5):
+        places, alone = wishes.held_out(share)
+        held = {alone[n]["img_caption"] for n in range(len(alone))}
+        trained = {wishes[place]["img_caption"] for place in range(12) if place not in places}
+        assert len(held) == 2 and len(trained) == 1 and not held & trained
+
+
 def test_rules_hold_out_words_of_their_own(teacher, drawn):
     with pytest.raises(ValueError, match="leave --validation_share out"):
         PathDataset(settings(teacher, drawn, validation_share=0.1))

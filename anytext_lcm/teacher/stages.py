@@ -45,6 +45,7 @@ _READS = {  # files of the work folder; export checks its own
     "writing": (*_FEATURES, "diffusion.pt", "reader.pt"),
     "decoder": ("captions.json", "vae.pt"),
 }
+NOTE = "begun_with.json"  # what a work folder was begun with
 _MADE_BY = {"captions.json": "data", "features.done": "features"}  # other files are named after their stage
 
 
@@ -77,7 +78,7 @@ def claim(work: Path, **asked: Any) -> dict[str, Any]:
     A later run may leave an option out (None). Raises ValueError when it asks for another value, which would be ignored
     where a stage is done already.
     """
-    note = work / "begun_with.json"
+    note = work / NOTE
     if not note.exists():
         write_json(note, asked)
         return asked

@@ -79,16 +79,14 @@ class Wishes(Dataset):
 
     def held_out(self, share: float) -> "tuple[set[int], Wishes]":
         """Places of the captions that a share of 0..1 holds out, and these alone: those with lines whose texts have the
-        lowest checksums, 2 or more.
+        lowest checksums, 2 or more. A caption that is there twice is held out twice.
         """
-        texts = {place: [line.text for line in prompt.lines] for place, prompt in enumerate(self.prompts)}
-        drawn = {
-            place: zlib.crc32(repr((self.prompts[place].caption, lines)).encode("utf-8", "surrogatepass"))
-            for place, lines in texts.items()
-            if any(text.strip() for text in lines)
-        }
-        count = max(2, round(share * len(self.prompts)))  # a panel needs 2
-        places = set(sorted(drawn, key=drawn.get)[:count])
+        texts = [(prompt.caption, [line.text for line in prompt.lines]) for prompt in self.prompts]
+        sums = [zlib.crc32(repr(text).encode("utf-8", "surrogatepass")) for text in texts]
+        drawn = {own for own, (_, lines) in zip(sums, texts, strict=True) if any(line.strip() for line in lines)}
+        count = max(2, round(share * len(set(sums))))  # a panel needs 2
+        lowest = set(sorted(drawn)[:count])
+        places = {place for place, own in enumerate(sums) if own in lowest}
         alone = copy(self)
         alone.prompts = [self.prompts[place] for place in sorted(places)]
         alone.count = len(places)
