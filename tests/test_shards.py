@@ -65,7 +65,7 @@ def killed_while_writing(folder):
         path.write_bytes(b"half of it")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    shards.save_file = save  # in this process alone
+    shards.write_state_dict = save  # in this process alone
     writer.write(0, numbers(LAYOUT.rows_of(0)))
 
 
