@@ -516,6 +516,8 @@ def test_each_card_says_where_its_layout_works(folder):
     assert ", ".join(map(str, ddim.timesteps.tolist())) in cards["merged"] and "x.safetensors" in cards["merged"]
     for layout in ("kohya", "diffusers"):
         assert "writes no text" in cards[layout] and "Left out: 9." in cards[layout]
+    table = [line for line in cards["kohya"].partition("## Use")[2].splitlines() if line.startswith("|")]
+    assert "own code" not in " ".join(table)  # it makes its UNet diffusers', strictly; AttnX has no place there
     heads = {layout: yaml.safe_load(card.split("---\n")[1]) for layout, card in cards.items()}
     assert {layout: head.get("library_name") for layout, head in heads.items()} == {
         "peft": "peft",
