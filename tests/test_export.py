@@ -634,7 +634,7 @@ def test_the_snippet_for_peft_runs(folder, network, teacher, tmp_path, monkeypat
     assert "PeftModel.from_pretrained" in card
 
 
-def test_the_commands_of_the_cards_run(network, folder, tmp_path, monkeypatch):
+def test_the_commands_of_the_cards_run(network, folder, tmp_path):
     """`sample` on the PEFT folder draws in four steps; `evaluate` on the merged file takes the words of its card."""
     about = describe_adapter(folder)
     card = model_card(about, layout="peft")
@@ -642,7 +642,8 @@ def test_the_commands_of_the_cards_run(network, folder, tmp_path, monkeypatch):
     words[words.index("this/folder")] = folder
     more = ["--prompt", "a wall", "--line", "cat@4,10,60,40", "--output", tmp_path / "drawn.png"]
     assert sample_command.main([str(word) for word in (*words, *network, *more)]) == 0
-    assert read_settings(tmp_path / "drawn.png")["steps"] == 4
+    method = read_settings(tmp_path / "drawn.png")["method"]
+    assert (method["steps"], method["guidance_scale"], method["adapter"]) == (4, 1.0, True)
     card = model_card(about, layout="merged", file="merged.safetensors")
     words = re.search(r"`evaluate (.*?)`", card)[1].split()
     args = evaluate.build_parser().parse_args(words)
