@@ -647,7 +647,7 @@ def test_the_commands_of_the_cards_run(network, folder, tmp_path):
     card = model_card(about, layout="merged", file="merged.safetensors")
     words = re.search(r"`evaluate (.*?)`", card)[1].split()
     args = evaluate.build_parser().parse_args(words)
-    assert (args.ckpt, args.adapter, args.methods) == ("merged.safetensors", "none", ["untrained-4"])
+    assert (args.ckpt, args.adapter, args.methods) == ("merged.safetensors", ["none"], ["untrained-4"])
 
 
 def test_the_templates_of_the_cards_are_installed():
