@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from anytext_lcm.command import new_parser, positive, run
 from anytext_lcm.files import atomic_file, check_writable
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, FULL_CONFIG, defaults_for
+from anytext_lcm.timing import PARTS
 from anytext_lcm.training.settings import PRECISIONS
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[20, 50],
         help="of upstream's and the teacher's samplers (default: 20, upstream's own, and 50)",
     )
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of the report (default: both)")
     add("--out", default="outputs/speed", help="folder of speed.json, speed.md and speed.png (default: %(default)s)")
     return parser
 
@@ -89,6 +91,7 @@ def read_options(args: argparse.Namespace) -> "Options":
         repeats=args.repeats,
         steps=tuple(dict.fromkeys(args.steps)),
         side=defaults_for(config).size[0],
+        parts=tuple(part for part in PARTS if part in args.parts),
     )
 
 
@@ -108,6 +111,8 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> str:
 
 def without_misfits(report: Mapping[str, Any]) -> dict[str, Any]:
     """The report without the steps that did not fit into memory, for the chart."""
+    if "training" not in report:
+        return dict(report)
     variants = {name: row for name, row in report["training"]["variants"].items() if row["samples_per_second"]}
     return {**report, "training": {**report["training"], "variants": variants}}
 

@@ -2,7 +2,7 @@
 
 `python notebooks/exports.py` exports the adapter, reads the files back into networks of their own and draws one panel
 of held-out prompts by each: the merged file by LCM's sampler and by the DDIM of AnyText2's own code, the UNet's layers
-alone (kohya's and diffusers' layouts) likewise. It writes report.json and table.md.
+alone (kohya's and diffusers' layouts) likewise. It writes exports.json and table.md.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--adapter", default="shipped", metavar="DIR|shipped", help="default: %(default)s")
     add("--prompts", type=positive, default=256, help="of the panel, 2 or more (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the panel (default: %(default)s)")
-    add("--output", default="outputs/exports", help="folder of report.json and table.md (default: %(default)s)")
+    add("--output", default="outputs/exports", help="folder of exports.json and table.md (default: %(default)s)")
     add_network(parser, str(EMBEDDED_CONFIG))
     return parser
 
@@ -142,11 +142,11 @@ def work(args: argparse.Namespace) -> str:
     adapter, folder = resolve_adapter(args.adapter), Path(args.output)
     if adapter is None:
         raise ValueError("There is nothing to export without an adapter; name one.")
-    check_writable(folder / "report.json")
+    check_writable(folder / "exports.json")
     use_available_cores()
     report = measure(args.config, args.ckpt, adapter, args.device, args.prompts, args.seed)
     table = format_table(report)
-    for name, text in (("report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n"), ("table.md", table)):
+    for name, text in (("exports.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n"), ("table.md", table)):
         with atomic_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return table

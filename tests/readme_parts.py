@@ -13,7 +13,7 @@ A table of an evaluation names rows and columns, or has all of them:
     <!-- methods comparison | teacher-50, student-4 | method, lines right -->
     <!-- /methods -->
 
-The other blocks are `all_methods REPORT`, `speed REPORT` and `ablations REPORT`. A column whose
+The other blocks are `all_methods REPORT`, `speed REPORT`, `ablations REPORT` and `exports REPORT`. A column whose
 heading has a comma is named in a list with semicolons. No line begins with the mark of a number: Markdown would take
 the line for HTML.
 """
@@ -33,11 +33,21 @@ from anytext_lcm.timing.report import format_report
 from anytext_lcm.training.ablation import format_table
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+import exports  # noqa: E402
+
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 CARD = ROOT / "anytext_lcm" / "assets" / "README.md"
 IMAGES = ROOT / "notebooks" / "images"
 STORED = ROOT / "notebooks" / "measured"  # comparison.json is read by notebook 05, too
 LISTS = ("read", "texts", "noise_seeds")  # of a report: what no table or chart needs
+FILES = {  # what a folder of measurements holds, by the name that it is stored by
+    "comparison": "report.json",
+    "ablations": "results.json",
+    "speed": "speed.json",
+    "exports": "exports.json",
+}
 PICTURES = ("grid", "zoom", "chart", "speed")
 
 FIGURE = re.compile(r"(<!-- = (\S+)(?: (\S+))? -->)(.*?)(<!-- / -->)", re.S)
@@ -112,11 +122,19 @@ def all_methods(report: str) -> str:
     return "\n\n".join(blocks)
 
 
+def exported(report: str) -> str:
+    """The table of exported files in other tools' samplers; how to get it where nothing is stored yet."""
+    if not (STORED / f"{report}.json").exists():
+        return "Not measured with this teacher yet: `python notebooks/exports.py`."
+    return exports.format_table(stored(report)).strip()
+
+
 MADE: dict[str, Callable[..., str]] = {
     "methods": methods,
     "all_methods": all_methods,
     "speed": lambda report: format_report(stored(report)).strip(),
     "ablations": lambda report: format_table(stored(report)).strip(),
+    "exports": exported,
 }
 
 
@@ -165,12 +183,12 @@ def without_lists(part: Any) -> Any:
 
 def measured(folder: Path) -> tuple[str, Any]:
     """(name to store it by, report) of what was measured in a folder. Raises OSError or ValueError."""
-    for file, name in (("report.json", "comparison"), ("results.json", "ablations"), ("speed.json", "speed")):
+    for name, file in FILES.items():
         if (folder / file).exists():
             report = json.loads((folder / file).read_text(encoding="utf-8"))
             full = name == "speed" and report["config"] == FULL_CONFIG.name
             return "full_size" if full else name, without_lists(report)
-    raise ValueError(f"{folder} holds nothing measured: no report.json, results.json or speed.json.")
+    raise ValueError(f"{folder} holds nothing measured: no {', '.join(FILES.values())}.")
 
 
 def main(arguments: list[str]) -> None:

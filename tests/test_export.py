@@ -1,6 +1,7 @@
 """Every exported file is read back, by this package and by the library it is meant for, and answers the same."""
 
 import json
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -20,7 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from anytext_lcm import export
+from anytext_lcm import evaluate, export
+from anytext_lcm import sample as sample_command
 from anytext_lcm.adapter import formats, layouts, lora, mix
 from anytext_lcm.adapter.card import TEMPLATE, UPSTREAM_SCRIPT, USES, describe_adapter, model_card
 from anytext_lcm.adapter.choices import LAYOUTS
@@ -29,6 +31,7 @@ from anytext_lcm.adapter.layouts import probe
 from anytext_lcm.adapter.lora import Adapter
 from anytext_lcm.adapter.mix import WeightedAdapter, load_adapters, merged_state
 from anytext_lcm.drawing.draw import predictor, prepare
+from anytext_lcm.drawing.png import read_settings
 from anytext_lcm.lcm.samplers import finish, sample
 from anytext_lcm.lcm.schedule import NoiseSchedule, lcm_timesteps
 from anytext_lcm.model import loading
@@ -513,6 +516,8 @@ def test_each_card_says_where_its_layout_works(folder):
     assert ", ".join(map(str, ddim.timesteps.tolist())) in cards["merged"] and "x.safetensors" in cards["merged"]
     for layout in ("kohya", "diffusers"):
         assert "writes no text" in cards[layout] and "Left out: 9." in cards[layout]
+    table = [line for line in cards["kohya"].partition("## Use")[2].splitlines() if line.startswith("|")]
+    assert "own code" not in " ".join(table)  # it makes its UNet diffusers', strictly; AttnX has no place there
     heads = {layout: yaml.safe_load(card.split("---\n")[1]) for layout, card in cards.items()}
     assert {layout: head.get("library_name") for layout, head in heads.items()} == {
         "peft": "peft",
@@ -616,12 +621,36 @@ def test_the_snippet_for_diffusers_runs(tmp_path, monkeypatch):
     assert loaded == set(formats.split_layers(model)[0].values()) and names["picture"].size == (SIDE, SIDE)
 
 
-def test_the_card_shows_imports_that_work_and_its_template_is_installed():
-    code = python_of(USES["peft"].read_text(encoding="utf-8"))
-    imports = [line for line in code.splitlines() if "import" in line]
-    assert len(imports) == 2
-    exec("\n".join(imports), names := {})
-    assert names["load_adapter"] is lora.load_adapter and names["load_model"] is loading.load_model
+def test_the_snippet_for_peft_runs(folder, network, teacher, tmp_path, monkeypatch):
+    """As the card has it, with the micro network's files under the card's names; and PEFT reads the folder."""
+    monkeypatch.chdir(tmp_path)
+    Path(network[1]).rename("anytext2.yaml")
+    torch.save(load_file(teacher / "micro.safetensors"), "anytext2.ckpt")
+    card = model_card(describe_adapter(folder), layout="peft")
+    exec(python_of(card).replace('"this/folder"', repr(str(folder))), names := {})
+    bare = loading.load_model("anytext2.yaml", "anytext2.ckpt", "cpu")
+    wrapped = PeftModel.from_pretrained(bare, folder).base_model.model
+    assert layouts.distance(probe(wrapped), probe(names["model"])) < 1e-5
+    assert "PeftModel.from_pretrained" in card
+
+
+def test_the_commands_of_the_cards_run(network, folder, tmp_path):
+    """`sample` on the PEFT folder draws in four steps; `evaluate` on the merged file takes the words of its card."""
+    about = describe_adapter(folder)
+    card = model_card(about, layout="peft")
+    words = re.search(r"`python -m anytext_lcm.sample (.*?) \.\.\.`", card)[1].split()
+    words[words.index("this/folder")] = folder
+    more = ["--prompt", "a wall", "--line", "cat@4,10,60,40", "--output", tmp_path / "drawn.png"]
+    assert sample_command.main([str(word) for word in (*words, *network, *more)]) == 0
+    method = read_settings(tmp_path / "drawn.png")["method"]
+    assert (method["steps"], method["guidance_scale"], method["adapter"]) == (4, 1.0, True)
+    card = model_card(about, layout="merged", file="merged.safetensors")
+    words = re.search(r"`evaluate (.*?)`", card)[1].split()
+    args = evaluate.build_parser().parse_args(words)
+    assert (args.ckpt, args.adapter, args.methods) == ("merged.safetensors", ["none"], ["untrained-4"])
+
+
+def test_the_templates_of_the_cards_are_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["anytext_lcm"]
     for file in (TEMPLATE, UPSTREAM_SCRIPT, *USES.values()):

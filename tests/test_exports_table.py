@@ -21,7 +21,7 @@ def test_every_file_is_drawn_by_each_sampler(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(exports, "TEACHER_STEPS", 2)
     monkeypatch.setattr(exports, "UPSTREAM_STEPS", 5)
     assert exports.main(["--prompts", "2", "--device", "cpu", "--output", str(tmp_path / "out")]) == 0
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "exports.json").read_text())
     rows = report["rows"]
     drawn = [(row["loaded"].partition(",")[0], row["method"]["sampler"], row["evaluations"]) for row in rows]
     assert drawn == [

@@ -102,3 +102,22 @@ def test_what_a_folder_holds_is_stored(stored, tmp_path, monkeypatch):
     assert stored.read_text() == "n <!-- = other/n d -->7<!-- / -->"
     with pytest.raises(SystemExit, match="holds nothing measured"):
         readme_parts.main([str(tmp_path)])
+
+
+def test_the_table_of_exported_files(stored, tmp_path):
+    """It is in the document as soon as it is measured; before, the document says how to."""
+    empty = readme_parts.renew(stored, "<!-- exports exports -->\n<!-- /exports -->")
+    assert "\nNot measured with this teacher yet: `python notebooks/exports.py`.\n<!-- /exports -->" in empty
+    method = {"name": "student-4", "sampler": "lcm", "steps": 4, "spacing": ""}
+    row = {"loaded": "peft", "method": method, "evaluations": 4, "accuracy": INTERVAL}
+    row |= dict.fromkeys(("objects_obeyed", "ink_obeyed", "distribution", "same_noise"))
+    folder = tmp_path / "measured"
+    folder.mkdir()
+    report = {"config": "c.yaml", "prompts": 3, "lines": 5, "seed": 0, "hardware": {}, "rows": [row]}
+    (folder / "exports.json").write_text(json.dumps(report))
+    assert readme_parts.measured(folder) == ("exports", report)
+    (tmp_path / "exports.json").write_text(json.dumps(report))
+    full = readme_parts.renew(stored, empty)
+    assert "c.yaml: 3 held-out prompts, 5 lines" in full and "Not measured" not in full
+    assert "| peft | LCM, 4 steps | 4 | 0.923 [0.90, 0.94] | – | – | – |" in full
+    assert readme_parts.renew(stored, full) == full

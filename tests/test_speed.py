@@ -206,6 +206,17 @@ def test_the_whole_command(teacher, tmp_path, capsys, monkeypatch):
     assert "samples/s" in capsys.readouterr().out
 
 
+def test_one_part_of_the_report_alone(teacher, tmp_path, capsys):
+    """The samplers without the training step, which takes long at full size on a CPU; table and chart have no more."""
+    small = ["--config", str(teacher / "micro.yaml"), "--batch", "1", "--rank", "2", "--repeats", "1", "--steps", "1"]
+    assert speed.main([*small, "--device", "cpu", "--parts", "sampling", "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "speed.json").read_text())
+    assert "training" not in report and list(report["sampling"]["methods"])[0] == "upstream-1"
+    table = (tmp_path / "speed.md").read_text()
+    assert "| student-4 |" in table and "samples/s" not in table and table.strip() in capsys.readouterr().out
+    assert len(speed_chart(report).axes) == 1 and (tmp_path / "speed.png").stat().st_size > 0
+
+
 def stored_row(i):
     """A step twice, three times, ... as fast as the first, with half, a third, ... of its memory."""
     return {

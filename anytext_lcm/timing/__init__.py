@@ -3,3 +3,6 @@
 It imports torch, and the rooms training, drawing and what stands above them.
 Read `public_script.py`, then `variants.py` and `measure.py`.
 """
+
+PARTS = ("training", "sampling")
+"""What the report has."""

@@ -13,23 +13,29 @@ from anytext_lcm.figures.style import COLORS, HATCHES, finish, legend_beside, ne
 def speed_chart(report: Mapping[str, Any]) -> Figure:
     """Milliseconds per picture by part: above a bar per training step, below one per sampler.
 
-    report: of `measure.measure`, without steps that did not fit. A bar is as long as the median in the table; its
-    parts, which were timed apart, share it. The number at its end is the speed-up
-    over the other side of its pair, or over upstream's sampler in its own 20 steps.
+    report: of `measure.measure`, with the parts that it has, without steps that did not fit. A bar is as long as the
+    median in the table; its parts, which were timed apart, share it. The number at its end is the speed-up over the
+    other side of its pair, or over upstream's sampler in its own 20 steps.
     """
-    training = {
-        name: _shared(row["seconds_by_part"], 1 / row["samples_per_second"])
-        for name, row in report["training"]["variants"].items()
-    }
-    sampling = {
-        name: _shared({phase: s for phase, s in row["seconds"].items() if phase != "total"}, row["seconds"]["total"])
-        for name, row in report["sampling"]["methods"].items()
-    }
-    pairs, methods = report["training"]["pairs"], report["sampling"]["methods"]
-    faster = {name: row["faster"] for name, row in pairs.items() if row["faster"] is not None}
-    faster |= {name: next(iter(row["faster"].values()))["end_to_end"] for name, row in methods.items()}
-    figure, axes = new_figure(1.6 + 0.42 * (len(training) + len(sampling)), rows=2, columns=1)
-    for axis, rows, title in zip(axes[:, 0], (training, sampling), ("One training update", "Sampling"), strict=True):
+    charts, faster = {}, {}
+    if "training" in report:
+        charts["One training update"] = {
+            name: _shared(row["seconds_by_part"], 1 / row["samples_per_second"])
+            for name, row in report["training"]["variants"].items()
+        }
+        pairs = report["training"]["pairs"]
+        faster |= {name: row["faster"] for name, row in pairs.items() if row["faster"] is not None}
+    if "sampling" in report:
+        methods = report["sampling"]["methods"]
+        charts["Sampling"] = {
+            name: _shared(
+                {phase: s for phase, s in row["seconds"].items() if phase != "total"}, row["seconds"]["total"]
+            )
+            for name, row in methods.items()
+        }
+        faster |= {name: next(iter(row["faster"].values()))["end_to_end"] for name, row in methods.items()}
+    figure, axes = new_figure(1.6 + 0.42 * sum(map(len, charts.values())), rows=len(charts), columns=1)
+    for axis, (title, rows) in zip(axes[:, 0], charts.items(), strict=True):
         _bars(axis, rows, faster)
         finish(axis, "ms per picture", "", title, False)
         legend_beside(axis)

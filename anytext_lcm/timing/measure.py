@@ -251,7 +251,7 @@ def compare(
 
 
 def measure(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The whole report, for JSON; `say` gets a sentence after each part.
+    """The parts of the report that options ask for, for JSON; `say` gets a sentence after each.
 
     Raises ArithmeticError when both sides differ, RuntimeError when a process was killed.
     """
@@ -262,6 +262,16 @@ def measure(options: Options, say: Callable[[str], None] = print) -> dict[str, A
         **vars(options),
         "config": Path(options.config).name,
     }
+    if "training" in options.parts:
+        report |= measure_training(options, say)
+    if "sampling" in options.parts:
+        report["sampling"] = in_own_process(measure_sampling, options)
+        say("The samplers agree.")
+    return report
+
+
+def measure_training(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+    """What a report says of the training step: measured here, and counted at full size. Raises as `measure`."""
     checks, rate, rows = check_steps(options), in_own_process(matmul_rate, options), {}
     say("The steps agree.")
     for name, variant in VARIANTS.items():
@@ -269,15 +279,15 @@ def measure(options: Options, say: Callable[[str], None] = print) -> dict[str, A
         if row["flops"] is not None:
             row["share_of_matmul_rate"] = sum(row["flops"].values()) * row["samples_per_second"] / rate
         say(f"{name}: {row['samples_per_second'] or 0:.3f} samples/s")
-    report["training"] = {"checks": checks, "matmul_flops": rate, "variants": rows}
-    report["sampling"] = in_own_process(measure_sampling, options)
-    say("The samplers agree.")
     full = replace(options, config=str(FULL_CONFIG), ckpt=None, batch=12, side=512)
-    report["full_size_flops"] = {name: count_on_shapes(variant, full) for name, variant in VARIANTS.items()}
-    report["full_size_gib"] = {name: expected_gib(variant) for name, variant in VARIANTS.items()}
-    ratios = partial(compare, rows, report["full_size_flops"], report["full_size_gib"])
-    ours = [name for name in VARIANTS if name.startswith("ours")]
-    report["training"]["pairs"] = {name: ratios(name, other_side(name)) for name in ours}
-    report["training"]["added"] = {name: ratios(name, base) for name, base in ADDED.items()}
+    flops = {name: count_on_shapes(variant, full) for name, variant in VARIANTS.items()}
+    gib = {name: expected_gib(variant) for name, variant in VARIANTS.items()}
     say("FLOPs and memory at full size are counted.")
-    return report
+    ratios = partial(compare, rows, flops, gib)
+    pairs = {name: ratios(name, other_side(name)) for name in VARIANTS if name.startswith("ours")}
+    added = {name: ratios(name, base) for name, base in ADDED.items()}
+    return {
+        "training": {"checks": checks, "matmul_flops": rate, "variants": rows, "pairs": pairs, "added": added},
+        "full_size_flops": flops,
+        "full_size_gib": gib,
+    }

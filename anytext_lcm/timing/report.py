@@ -66,15 +66,27 @@ def _sampling(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """The report of `measure.measure` in Markdown."""
-    training, full = report["training"], report["full_size_flops"]
+    """The report of `measure.measure` in Markdown, with the parts that it has."""
     hardware, load = report["hardware"], report["load_before"]
     machine = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
-    parts = dict.fromkeys(part for flops in full.values() for part in flops)
     text = [
         f"{report['config']}, {report['side']} px, batch {report['batch']}, rank {report['rank']}, precision "
         f"{report['precision']}, torch {report['torch']}, on {machine}"
-        + (f"; load average before {load:.1f}.\n" if load is not None else ".\n"),
+        + (f"; load average before {load:.1f}.\n" if load is not None else ".\n")
+    ]
+    if "training" in report:
+        text += _training(report)
+    if "sampling" in report:
+        text += ["Sampling, seconds per picture; upstream's own default is 20 steps:\n", _table(*_sampling(report))]
+    if "training" in report:
+        text += _where(report)
+    return "\n".join(text)
+
+
+def _training(report: Mapping[str, Any]) -> list[str]:
+    """Sentences and tables of the training step, ratios first."""
+    training = report["training"]
+    return [
         "Training, ours against the way public scripts write it, with the same checkpointing and the same stored "
         "latents on both sides. Memory is ours over theirs. Full size is counted on shapes, its memory in fp16 at "
         "batch 12:\n",
@@ -83,8 +95,14 @@ def format_report(report: Mapping[str, Any]) -> str:
         _table(PAIR_HEAD, [_pair_row(name, ADDED[name], row) for name, row in training["added"].items()]),
         f"Each step for one picture, in a process of its own, median of {report['repeats']} updates:\n",
         _table(STEP_HEAD, [_step_row(name, report) for name in training["variants"]]),
-        "Sampling, seconds per picture; upstream's own default is 20 steps:\n",
-        _table(*_sampling(report)),
+    ]
+
+
+def _where(report: Mapping[str, Any]) -> list[str]:
+    """Sentences and tables of where FLOPs and time of the training step go."""
+    training, full = report["training"], report["full_size_flops"]
+    parts = dict.fromkeys(part for flops in full.values() for part in flops)
+    text = [
         "GFLOP for one picture at full size, by part:\n",
         _table(
             ["part", *full],
@@ -97,4 +115,4 @@ def format_report(report: Mapping[str, Any]) -> str:
             for row in training["variants"][name]["profile"] or ()
         ]
         text += [f"Where the time goes in one update, {name}:\n", _table(["kernel", "share", "calls"], rows)]
-    return "\n".join(text)
+    return text

@@ -18,6 +18,7 @@ from anytext_lcm.data.mock import MockDataset
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.loading import load_chosen
 from anytext_lcm.model.networks import ASSETS, defaults_for
+from anytext_lcm.timing import PARTS
 from anytext_lcm.timing.public_script import reference_step
 from anytext_lcm.training.data_order import seeded_generator
 from anytext_lcm.training.settings import PRECISIONS
@@ -87,6 +88,7 @@ class Options:
     repeats: int  # timed turns of each step; half as many of the samplers
     steps: tuple[int, ...]  # of upstream's and the teacher's samplers
     side: int  # pixels of a picture
+    parts: tuple[str, ...] = PARTS  # of the report
 
     @property
     def dtype(self) -> torch.dtype:
