@@ -34,7 +34,7 @@ SKETCH = {"width": "12em", "max_width": "100%"}  # above the pictures, which sta
 def _field() -> dict[str, Any]:
     """How a control is laid out: as wide as the form, with its name in a narrow column."""
     layout = ipywidgets.Layout(width="auto", min_width="0", margin="1px")
-    return {"style": {"description_width": "9em"}, "layout": layout}
+    return {"style": {"description_width": "9.5em"}, "layout": layout}
 
 
 def _steps(places: tuple[float, ...], value: float, label: str) -> ipywidgets.SelectionSlider:
