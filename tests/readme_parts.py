@@ -155,7 +155,7 @@ def check_pairs(path: Path, text: str) -> None:
     for name in {*MADE, *re.findall(r"<!-- /([a-z_]+) -->", text), ""}:
         if len(re.findall(f"<!-- {name or '='} ", text)) != text.count(f"<!-- /{name or ''} -->"):
             raise ValueError(f"{path.name}: the marks of {name or 'a number'} are not in pairs.")
-    if re.search(r"^<!-- = ", text, re.M):
+    if re.search(r"^[ >]*<!-- = ", text, re.M):  # in a list or a quotation, too
         raise ValueError(f"{path.name}: a line begins with the mark of a number, so Markdown takes it for HTML.")
 
 

@@ -267,6 +267,8 @@ def test_the_playground_draws(lab, browser):
         image.wait_for(state="visible")
         page.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
     page.get_by_text("4 evaluations").wait_for()
+    cut = "Array.from(document.querySelectorAll('.widget-label')).filter(e => e.scrollWidth > e.clientWidth).length"
+    assert page.evaluate(cut) == 0, "the name of a control is cut"
     take_screenshots(page, "playground")
     text = page.get_by_placeholder("empty").first  # of line 1
     page.set_viewport_size({"width": 700, "height": 900})

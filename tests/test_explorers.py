@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from test_figures import cut_words
 
 from anytext_lcm.teaching import explorers
 from anytext_lcm.teaching.watched import sharpness, training_figure
@@ -89,6 +90,7 @@ def test_a_training_is_drawn_from_its_first_moment_on():
     full = training_figure(curves, students, strip, updates)
     assert explorers.png(empty)[16:24] == explorers.png(full)[16:24]  # width and height of the PNG
     assert len(empty.axes) == len(full.axes) == 3 + 4 * 4
+    assert not cut_words(full)
     loss, read, sharp = full.axes[:3]
     assert list(loss.lines[0].get_ydata()) == [0.5, 0.4] and list(read.lines[0].get_ydata()) == [0.8]
     one, four = (list(line.get_ydata()) for line in sharp.lines)

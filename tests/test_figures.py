@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib._pylab_helpers import Gcf
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb, to_rgba
 from small_models import EMBEDDED
@@ -63,12 +64,30 @@ FIGURES = {
 }
 
 
+def cut_words(figure):
+    """Titles, names of axes, legends and notes of a figure that reach over its edge: they are cut in its picture."""
+    figure.set_dpi(144)  # as notebooks do
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    shown = list(figure.texts)
+    for axis in figure.axes:
+        shown += [*axis.texts, axis.title, *([axis.xaxis.label, axis.yaxis.label] if axis.axison else [])]
+        shown += axis.get_legend().get_texts() if axis.get_legend() else []
+    width, height = canvas.get_width_height()
+    boxes = {text.get_text(): text.get_window_extent() for text in shown if text.get_text().strip()}
+    return [words for words, box in boxes.items() if min(box.x0, box.y0) < 0 or box.x1 > width or box.y1 > height]
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_fits_a_notebook_and_leaves_nothing_in_matplotlib(name):
     figure = FIGURES[name]()
     assert figure.get_size_inches()[0] <= 8 and figure.dpi == 72
-    figure.draw_without_rendering()
+    assert not cut_words(figure)
     assert not Gcf.figs
+
+
+def test_words_that_are_cut_are_found():
+    assert cut_words(lines({"a": (T, T)}, "x", "y" * 80)) == ["y" * 80]
 
 
 def data_of(axis):
@@ -163,6 +182,8 @@ def test_a_chart_draws_curves_bands_steps_and_the_best_there_is():
     assert list(curves)[:2] == ["teacher, DDIM", "student"] and len(curves) == 5  # these two come first
     assert axis.lines[-1].get_linestyle() == ":" and axis.lines[-1].get_ydata() == [0.5, 0.5]  # of real pictures
     words = [text.get_text() for text in axis.texts]
+    below = [text.xyann[1] < 0 for text in axis.texts[:3]]
+    assert below == [True, True, False], "the teacher's numbers and the student's would cover each other"
     assert words == ["4", "50", "4", "real pictures"] and axis.get_ylabel() == charts.MEASURES["distance"]
     bands = [band.get_paths()[0].get_extents() for band in axis.collections if isinstance(band, PolyCollection)]
     assert [(band.y0, band.y1) for band in bands] == [(0.4, 0.6)] * 2

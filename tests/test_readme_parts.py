@@ -65,6 +65,7 @@ def test_a_number_is_written_from_its_path(stored):
         ("x <!-- = comparison/methods --><!-- / -->", "is not a number"),
         ("x <!-- = speed/x --><!-- / -->", "speed.json is missing"),
         ("a\n<!-- = comparison/panel/lines d -->512<!-- / -->", "a line begins with the mark of a number"),
+        ("1. a\n   <!-- = comparison/panel/lines d -->512<!-- / -->", "a line begins with the mark of a number"),
         ("<!-- = comparison/panel/lines d -->512", "not in pairs"),
         ("<!-- methods comparison -->\n", "not in pairs"),
         ("<!-- rows comparison -->\n<!-- /rows -->", "marks of the name rows"),

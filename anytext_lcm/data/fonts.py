@@ -152,7 +152,9 @@ def require_glyphs(font: str | Path, text: str) -> None:
     if missing:
         listing = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in missing)
         name = font_path(font).name
-        raise DrawingError(f"Font {name} has no glyph for {listing}: choose a font that covers {text!r}.")
+        raise DrawingError(
+            f"Font {name} has no glyph for {listing}: choose a font that covers {text!r}, or change the text."
+        )
 
 
 def covers(font: str | Path, text: str) -> bool:

@@ -135,8 +135,9 @@ def _draw_family(axis: Axes, i: int, family: str, points: Sequence[Mapping[str, 
         return
     axis.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
     style = {"fontsize": 8, "color": color, "ha": "center", "textcoords": "offset points"}
+    away = (0, 7) if i else (0, -14)  # the first curve's numbers below it, so that those of two curves stay apart
     for point in points:
-        axis.annotate(f"{point['steps']}", (point["x"], point["value"]), (0, 7), **style)
+        axis.annotate(f"{point['steps']}", (point["x"], point["value"]), away, **style)
 
 
 def _draw_best(axis: Axes, report: Mapping[str, Any], measure: str) -> None:

@@ -34,7 +34,7 @@ SKETCH = {"width": "12em", "max_width": "100%"}  # above the pictures, which sta
 def _field() -> dict[str, Any]:
     """How a control is laid out: as wide as the form, with its name in a narrow column."""
     layout = ipywidgets.Layout(width="auto", min_width="0", margin="1px")
-    return {"style": {"description_width": "9em"}, "layout": layout}
+    return {"style": {"description_width": "9.5em"}, "layout": layout}
 
 
 def _steps(places: tuple[float, ...], value: float, label: str) -> ipywidgets.SelectionSlider:
@@ -114,7 +114,7 @@ class Playground(ipywidgets.VBox):
         self.sampler = ipywidgets.Dropdown(options=list(SAMPLERS), description="student's sampler", **_field())
         self.teacher_steps = _steps(TEACHER_STEPS, 50, "teacher's steps")
         self.attnx_scale = _steps(WEIGHTS, 1.0, "extra attention")
-        self.strength = _steps(WEIGHTS, 1.0, "strength of the text")
+        self.strength = _steps(WEIGHTS, 1.0, "strength of text")
         self.seed = ipywidgets.BoundedIntText(value=0, min=0, max=2**31 - 1, description="seed", **_field())
         width = ipywidgets.Layout(width="auto", flex="1 1 9.5em")
         self.buttons = {

@@ -31,17 +31,18 @@ def training_figure(
     its size.
     """
     rows = len(students) * count
-    figure = Figure(figsize=(WIDTH, 2.1 + 0.86 * rows), dpi=DPI, layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[2.1, 0.86 * rows])
+    figure = Figure(figsize=(WIDTH, 2.3 + 0.86 * rows), dpi=DPI, layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[2.3, 0.86 * rows])
     loss, read, sharp = upper.subplots(1, 3)
+    # Names stand above: beside so low a plot a longer one would be cut.
     for axis, tag, label in ((loss, "loss", "loss"), (read, "panel/ned", "reading (NED)")):
         axis.plot(*curves.get(tag, ((), ())), linewidth=1)
-        finish(axis, "update", label, "", False)
+        finish(axis, "update", "", label, False)
     read.set_ylim(0, 1.03)
     for name, strips in students.items() if teacher is not None else ():
         relative = [sharpness(strip) / sharpness(teacher) for strip in strips.values()]
         sharp.plot(list(strips), relative, label=name, marker="o", markersize=3, **curve_style(sharp, len(students)))
-    finish(sharp, "update", "sharpness, teacher = 1", "", bool(sharp.lines))
+    finish(sharp, "update", "", "sharpness, teacher = 1", bool(sharp.lines))
     for axis in (loss, read, sharp):
         axis.set_xlim(0, updates[-1])
     axes = lower.subplots(rows, len(updates) + 1, squeeze=False)
