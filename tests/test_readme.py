@@ -1,6 +1,7 @@
 """Both READMEs have the same form, and quote what the package says."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -15,7 +16,8 @@ def headings(text: str) -> list[int]:
     return [len(marks) for marks in re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.S), re.M)]
 
 
-def strings() -> list[str]:
+@functools.cache
+def strings() -> tuple[str, ...]:
     """Every text in the package's code, holes of f-strings as an ellipsis."""
     found = []
     for path in sorted((ROOT / "anytext_lcm").rglob("*.py")):
@@ -24,7 +26,7 @@ def strings() -> list[str]:
                 found.append("".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
-    return found
+    return tuple(found)
 
 
 @pytest.mark.parametrize("language", TEXTS)
