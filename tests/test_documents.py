@@ -34,8 +34,9 @@ WITH_COMMANDS.append(ROOT / "docs" / "yardstick.md")
 NAMING.remove(readme_parts.STORED / "diary.md")
 
 # Files of a reader's own, in examples.
-EXAMPLES = set("data.json mine.json mine.yaml mine.ckpt photo.jpg mask.png prompts.json ARIAL.ttf".split())
-EXAMPLES |= set("teacher.png many.png style.safetensors laion_word/test1k.json wukong_word/test1k.json".split())
+EXAMPLES = set("data.json mine.json mine.yaml mine.ckpt photo.jpg PHOTO.jpg mask.png prompts.json ARIAL.ttf".split())
+EXAMPLES |= set("teacher.png many.png open.png sale.png style.safetensors".split())
+EXAMPLES |= set("laion_word/test1k.json wukong_word/test1k.json".split())
 FOREIGN_COMMANDS = ("ruff", "pip", "conda", "tensorboard", "git", "apt-get", "jupyter")
 ENDINGS = "py|md|json|png|ipynb|yaml|yml|toml|lock|txt|ckpt|safetensors|cfg|ttf|pt"
 FLAG = r"(?<![a-zA-Z0-9_-])--[a-z][a-z_0-9]*"  # not \w, which has Chinese characters too
@@ -118,7 +119,7 @@ def missing_file(document: Path, name: str) -> bool:
         return False
     if name.startswith("outputs/"):  # a folder of a reader's own choice, then what commands write there
         return not {part.rsplit("-", 1)[0] for part in name.rstrip("/").split("/")[2:]} <= vocabulary() | file_names()
-    return "/" in name.rstrip("/") or name not in file_names()
+    return "/" in name.rstrip("/") or name.rstrip("/") not in file_names() | vocabulary()
 
 
 def unknown_flags(words: list[str], known: set[str]) -> list[str]:
@@ -170,7 +171,7 @@ def unknown_in_span(document: Path, span: str) -> list[str]:
         return missing_values(span.split())
     if " " in span and f"-m anytext_lcm.{first}" in parsers():
         return missing_values(span.split()) + unknown_flags(span.split(), flags(parsers()[f"-m anytext_lcm.{first}"]))
-    if re.fullmatch(rf"[\w.*/-]*\w[\w.*/-]*(/|\.({ENDINGS}))", span) or re.fullmatch(r"\w[\w*/-]*/", span):
+    if re.fullmatch(rf"[\w.*/-]*\w[\w.*/-]*(/|\.({ENDINGS}))", span) or re.fullmatch(r"\w[\w*/-]*/|outputs/\S*", span):
         return [span] if missing_file(document, span) else []
     if re.fullmatch(r"anytext_lcm(\.\w+)+(\(\))?", span):
         return [] if importable(span.removesuffix("()")) else [span]
@@ -244,7 +245,7 @@ def test_commands_can_be_parsed(path):
         "--sampler determinist",
         "accelerate launch --multi_gpus -m anytext_lcm.train",
         "train --run outputs/run/runs.yaml",
-        "outputs/run/check-50000",
+        "outputs/run/chekpoint-50000",
         "tensorboard --logdir outputs/run/lags.txt",
         "conda env create -f environments.yml",
         "-c requirement.lock",
