@@ -85,8 +85,8 @@ def closing(report: Mapping[str, Any], output: Path, minutes: float) -> str:
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
     return f"""
 {table}
-A number after the dash is the steps, brackets are a 95 % interval over {report["panel"]["prompts"]} prompts, and a
-lower distance is nearer.
+The number after a dash counts the steps. Brackets are 95 % intervals over {report["panel"]["prompts"]} prompts. A lower
+distance is nearer.
 
 The pictures side by side: {output / "grid.png"}
 All methods and measures:  {output / "table.md"}

@@ -13,9 +13,9 @@ A table of an evaluation names rows and columns, or has all of them:
     <!-- methods comparison | teacher-50, student-4 | method, lines right -->
     <!-- /methods -->
 
-The other blocks are `all_methods REPORT`, `speed REPORT`, `ablations REPORT` and `exports REPORT`. A column whose
-heading has a comma is named in a list with semicolons. No line begins with the mark of a number: Markdown would take
-the line for HTML.
+So does a table of ablations; until its report is stored, a sentence says that they have not been run. The other blocks
+are `all_methods REPORT`, `speed REPORT` and `exports REPORT`. A column whose heading has a comma is named in a list
+with semicolons. No line begins with the mark of a number: Markdown would take the line for HTML.
 """
 
 import json
@@ -129,18 +129,35 @@ def exported(report: str) -> str:
     return exports.format_table(stored(report)).strip()
 
 
+def ablations(report: str, rows: str = "", columns: str = "") -> str:
+    """The table of ablations with chosen rows and columns, all by default; what is below it stays."""
+    if not (STORED / f"{report}.json").exists():
+        return "These runs have not been made with the shipped weights yet."
+    found, chosen = stored(report), [name.strip() for name in rows.split(",") if name.strip()]
+    if unknown := set(chosen) - set(found["runs"]):
+        raise ValueError(f"{report}.json has no run {', '.join(sorted(unknown))}.")
+    kept = {name: run for name, run in found["runs"].items() if name in chosen or not chosen}
+    table, _, below = format_table({**found, "runs": kept}).strip().partition("\n\n")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    wanted = [name.strip() for name in columns.split(";") if name.strip()] or cells[0]
+    if unknown := [name for name in wanted if name not in cells[0]]:
+        raise ValueError(f"The table has no column {', '.join(unknown)}.")
+    places = [cells[0].index(name) for name in wanted]
+    return "\n".join("| " + " | ".join(line[i] for i in places) + " |" for line in cells) + f"\n\n{below}"
+
+
 MADE: dict[str, Callable[..., str]] = {
     "methods": methods,
     "all_methods": all_methods,
     "speed": lambda report: format_report(stored(report)).strip(),
-    "ablations": lambda report: format_table(stored(report)).strip(),
+    "ablations": ablations,
     "exports": exported,
 }
 
 
 def block(path: Path, name: str, arguments: str, old: str) -> str:
     """What stands between a pair of marks in the document at `path`. Raises ValueError where nothing can."""
-    if name in ("speed", "ablations", "full_size") and not arguments:
+    if name in ("speed", "full_size") and not arguments:
         return old  # of before their numbers were stored
     if name not in MADE:
         raise ValueError(f"{path.name}: nothing is made between marks of the name {name}.")

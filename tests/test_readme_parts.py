@@ -91,6 +91,23 @@ def test_chosen_rows_and_columns():
         readme_parts.methods("comparison", "", "method; reads")
 
 
+def test_a_table_of_ablations_waits_for_its_report(stored):
+    """Chosen runs and columns, and what stands below the table; before the report is stored a sentence."""
+    chosen = ("ablations", "default, Huber", "run; kernel distance, 8 steps")
+    assert readme_parts.ablations(*chosen) == "These runs have not been made with the shipped weights yet."
+    kernel = {"distribution": {"kernel": INTERVAL, "kernel_floor": INTERVAL}}
+    read = {steps: {"accuracy": INTERVAL, "retention": INTERVAL, "ned": INTERVAL, **kernel} for steps in "48"}
+    runs = {name: {"updates": 2, "read": read} for name in ("rank 4", "default", "Huber")}
+    report = {"runs": runs, "panel": {"lines": 20, "prompts": 15}, "teacher": read["4"]}
+    (stored.parent / "ablations.json").write_text(json.dumps(report))
+    head, _, *rows, empty, below = readme_parts.ablations(*chosen).splitlines()
+    assert head == "| run | kernel distance, 8 steps |" and not empty and below.startswith("20 lines of 15 prompts")
+    assert rows == [f"| {name} | 0.923 [0.900, 0.940] |" for name in ("default", "Huber")]
+    for wrong, words in ((("rank 5", ""), "no run rank 5"), (("", "run; speed"), "no column speed")):
+        with pytest.raises(ValueError, match=words):
+            readme_parts.ablations("ablations", *wrong)
+
+
 def test_what_a_folder_holds_is_stored(stored, tmp_path, monkeypatch):
     """Without lists of what was read; a name of one's own keeps the pictures that are there."""
     monkeypatch.setattr(readme_parts, "documents", lambda: [stored])

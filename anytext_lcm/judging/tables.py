@@ -210,7 +210,7 @@ def equal_evaluations(report: Mapping[str, Any]) -> str:
     rows = []
     for pair in report.get("equal_evaluations", ()):
         difference, distances = pair["accuracy_difference"], pair["kernel"]
-        reads = "more" if difference["low"] > 0 else "fewer" if difference["high"] < 0 else "not told apart"
+        reads = "more" if difference["low"] > 0 else "fewer" if difference["high"] < 0 else "no difference shown"
         nearer = "–" if None in distances else "nearer" if distances[0] < distances[1] else "farther"
         cells = [
             pair["student"],

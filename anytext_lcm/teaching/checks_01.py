@@ -91,7 +91,7 @@ def compare(answer) -> str:
     require(unexpected == ["y", "z"], f"nobody wanted y and z, in this order; it says {unexpected}")
     require("c" not in other, "c has the same shape in both")
     require(other == ["b"], "b has another shape, (3, 2) and not (2, 3)")
-    return "Names, strangers and shapes are told apart."
+    return "Names, strangers and shapes are kept apart."
 
 
 CHECKS = {

@@ -190,8 +190,8 @@ def format_table(results: Mapping[str, Any]) -> str:
             values = (of["accuracy"], of["retention"], of.get("over_default"), of["distribution"]["kernel"])
             row += map(_interval, values)
         rows.append(row)
-    each = ["right, {} steps", "retention", "over the default", "kernel distance"]
-    head = ["run", "updates", "CPU s", *(text.format(steps) for steps in STUDENT_STEPS for text in each)]
+    each = ("right", "retention", "over the default", "kernel distance")
+    head = ["run", "updates", "CPU s", *(f"{name}, {steps} steps" for steps in STUDENT_STEPS for name in each)]
     failed = [f"\n{name} failed: {run['failed']}" for name, run in runs.items() if "failed" in run]
     distance = teacher["distribution"]
     return "\n".join(
