@@ -10,6 +10,7 @@ import pytest
 from processes import finish, start, start_ranks
 
 from anytext_lcm import cache_latents, command, train
+from anytext_lcm.training.processes import ignore_interrupts
 
 ALWAYS = ["--use_mock_dataset", "--no-progress", "--train_batch_size", "1"]
 LONG = [*ALWAYS, "--gradient_accumulation_steps", "1", "--lora_rank", "1", "--lora_targets", "zero_convs"]
@@ -59,6 +60,22 @@ def test_a_training_says_from_where_it_goes_on(teacher, tmp_path, workers):
         f"stopped: {newest} is kept; the same command with --resume_from_checkpoint latest goes on from there."
     )
     assert not list(run.glob(".checkpoint-*"))
+
+
+def test_a_worker_is_silent_when_the_process_it_serves_has_gone(capsys, monkeypatch):
+    """The thread by which multiprocessing hands tensors over printed a traceback beside the sentence, now and then."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        ignore_interrupts(0)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for error in (ConnectionResetError(104, "reset"), BrokenPipeError(32, "pipe"), EOFError()):
+        sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(ValueError, ValueError("else"), None)
+    assert "ValueError: else" in capsys.readouterr().err
 
 
 def test_of_several_processes_the_first_says_it(teacher, tmp_path):

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 import psutil
 import torch
@@ -137,6 +138,14 @@ def raise_everywhere(problem: Exception | None) -> None:
 def ignore_interrupts(worker: int) -> None:
     """Leave Ctrl-C to the process that trains: `worker_init_fn` of a DataLoader. worker: its number, not used."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _unless_left_alone
+
+
+def _unless_left_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The hook of a worker: says nothing when the process that trains has gone while it was being served."""
+    # It is called by the thread through which multiprocessing hands tensors over; a worker's own errors are sent on.
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def worker_death(error: BaseException) -> re.Match | None:
