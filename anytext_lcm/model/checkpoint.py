@@ -3,7 +3,8 @@
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,19 +26,26 @@ DAMAGE = (
 SMALL_FILE = 256 << 20  # bytes that any machine can hold
 
 
+@contextmanager
+def failures_of_writing(path: Path) -> Iterator[None]:
+    """Raise OSError when a file cannot be written, as on a full disk, which safetensors' and torch's writers do not."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise OSError(f"Weights could not be written to {path.parent} ({reason}); make space there.") from error
+
+
 def write_state_dict(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors by name: a `.ckpt` under `state_dict` as upstream does, anything else as safetensors with metadata.
 
-    Raises OSError when it cannot be written, as on a full disk, which the writers do not.
+    Raises OSError when it cannot be written.
     """
-    try:
+    with failures_of_writing(path):
         if path.suffix == ".ckpt":
             torch.save({"state_dict": state}, path)
         else:
             save_file(dict(state), path, metadata=metadata)
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise OSError(f"Weights could not be written to {path.parent} ({reason}); make space there.") from error
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

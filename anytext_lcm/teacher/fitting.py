@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from anytext_lcm.files import atomic_file
+from anytext_lcm.model.checkpoint import failures_of_writing
 from anytext_lcm.teacher.processes import Rank
 
 LOG_EVERY = 50  # steps
@@ -86,15 +88,8 @@ def moving_average(module: nn.Module, decay: float) -> AveragedModel:
 
 def save(path: Path, content: object) -> None:
     """torch.save, whole or not at all. Raises OSError when it cannot be written, as on a full disk."""
-    unfinished = path.with_suffix(".partial")
-    try:
-        torch.save(content, unfinished)
-        unfinished.replace(path)
-    except RuntimeError as error:  # torch's own
-        reason = str(error).partition("\n")[0][:200]
-        raise OSError(f"{path} could not be written ({reason}); make space there and repeat the command.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_file(path) as temporary, failures_of_writing(path):
+        torch.save(content, temporary)
 
 
 def averaged(path: Path) -> dict[str, Tensor]:

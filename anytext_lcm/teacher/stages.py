@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.checkpoint import write_state_dict
 from anytext_lcm.model.networks import ASSETS
@@ -142,11 +143,6 @@ def stage_export(work: Path, target: Path) -> None:
     """Write the half-precision file of the package, and print the scale factor that the yaml must hold."""
     model = load_average(work)
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_suffix(".partial")
-    try:
-        write_state_dict(state, unfinished, {"scale_factor": str(model.scale_factor)})
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_file(target) as temporary:
+        write_state_dict(state, temporary, {"scale_factor": str(model.scale_factor)})
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB; set scale_factor: {model.scale_factor} in {CONFIG}")

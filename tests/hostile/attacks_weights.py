@@ -257,6 +257,19 @@ def damaged_table(rng: random.Random, table: dict) -> tuple[str, object]:
     return f"{kind} {'.'.join(path)} {ascii(new)[:30]}", rng.choice((table,) * 9 + ([table],))
 
 
+def damage(rng: random.Random, path: Path, odd: float) -> str:
+    """Damage a file of a folder in place, a share `odd` by something else in its place, and say what was done."""
+    if rng.random() < odd:
+        path.unlink()
+        return odd_file(rng, path)
+    if path.suffix == ".json":
+        what, content = damaged_json(rng, json.loads(path.read_text()))
+    else:
+        what, content = damaged_bytes(rng, path.read_bytes())
+    path.write_bytes(content)
+    return what
+
+
 def latents(rng: random.Random, here: Path, warm: Warm) -> Attempt:
     """A folder of latents, any of its files damaged, and its JSONs entry by entry."""
     from anytext_lcm.data.mock import MockDataset
@@ -266,15 +279,7 @@ def latents(rng: random.Random, here: Path, warm: Warm) -> Attempt:
     folder = here / "latents"
     shutil.copytree(warm.folder / "latents", folder)
     path = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
-    if rng.random() < 0.15:
-        path.unlink()
-        what = odd_file(rng, path)
-    elif path.suffix == ".json":
-        what, content = damaged_json(rng, json.loads(path.read_text()))
-        path.write_bytes(content)
-    else:
-        what, content = damaged_bytes(rng, path.read_bytes())
-        path.write_bytes(content)
+    what = damage(rng, path, 0.15)
     dataset = PackedDataset(MockDataset(3, image_size=SIDE, edit_share=0.0))
 
     def use() -> None:
@@ -294,15 +299,7 @@ def path_stores(rng: random.Random, here: Path, warm: Warm) -> Attempt:
     shutil.copytree(warm.folder / kind, folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     path = rng.choice([*files, *[file for file in files if file.suffix == ".json"] * 3])
-    if rng.random() < 0.1:
-        path.unlink()
-        what = odd_file(rng, path)
-    elif path.suffix == ".json":
-        what, content = damaged_json(rng, json.loads(path.read_text()))
-        path.write_bytes(content)
-    else:
-        what, content = damaged_bytes(rng, path.read_bytes())
-        path.write_bytes(content)
+    what = damage(rng, path, 0.1)
     settings = path_settings(
         warm.folder, folder, validation_share=rng.choice((0.0, 0.3)) if kind == "captions" else 0.0
     )
