@@ -14,7 +14,8 @@ A table of an evaluation names rows and columns, or has all of them:
     <!-- /methods -->
 
 So does a table of ablations; until its report is stored, a sentence says that they have not been run. The other blocks
-are `all_methods REPORT`, `speed REPORT` and `exports REPORT`. A column whose heading has a comma is named in a list
+are `all_methods REPORT`, `speed REPORT`, `exports REPORT`, `objectives REPORT | MEASURE | ROW; ROW` (all rows by
+default), `all_objectives REPORT` and `styled REPORT`. A column whose heading has a comma is named in a list
 with semicolons. No line begins with the mark of a number: Markdown would take the line for HTML.
 """
 
@@ -33,9 +34,11 @@ from anytext_lcm.timing.report import format_report
 from anytext_lcm.training.ablation import format_table
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "notebooks" / "measured")]
 
 import exports  # noqa: E402
+import objectives  # noqa: E402
+import styled  # noqa: E402
 
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 CARD = ROOT / "anytext_lcm" / "assets" / "README.md"
@@ -47,6 +50,8 @@ FILES = {  # what a folder of measurements holds, by the name that it is stored 
     "ablations": "results.json",
     "speed": "speed.json",
     "exports": "exports.json",
+    "objectives": "objectives.json",
+    "styled": "styled.json",
 }
 PICTURES = ("grid", "zoom", "chart", "speed")
 
@@ -129,6 +134,12 @@ def exported(report: str) -> str:
     return exports.format_table(stored(report)).strip()
 
 
+def compared(report: str, measure: str, rows: str = "") -> str:
+    """One table of the comparison of objectives: chosen rows, all by default."""
+    found = stored(report)
+    return objectives.table(found, measure, [name.strip() for name in rows.split(";") if name.strip()])
+
+
 def ablations(report: str, rows: str = "", columns: str = "") -> str:
     """The table of ablations with chosen rows and columns, all by default; what is below it stays."""
     if not (STORED / f"{report}.json").exists():
@@ -152,6 +163,9 @@ MADE: dict[str, Callable[..., str]] = {
     "speed": lambda report: format_report(stored(report)).strip(),
     "ablations": ablations,
     "exports": exported,
+    "objectives": compared,
+    "all_objectives": lambda report: objectives.tables(stored(report)).strip(),
+    "styled": lambda report: styled.table(stored(report)).strip(),
 }
 
 

@@ -139,3 +139,37 @@ def test_the_table_of_exported_files(stored, tmp_path):
     assert "c.yaml: 3 held-out prompts, 5 lines" in full and "Not measured" not in full
     assert "| peft | LCM, 4 steps | 4 | 0.923 [0.90, 0.94] | – | – | – |" in full
     assert readme_parts.renew(stored, full) == full
+
+
+def test_a_table_of_objectives_pools_the_trainings(stored, tmp_path):
+    """The mean of the trainings, and an interval that holds each one's."""
+    import objectives
+
+    def row(value):
+        return {
+            "evaluations": 1,
+            "seconds": {"denoise": 0.5},
+            "accuracy": {"value": value, "low": 0.1, "high": value + 0.1},
+        }
+
+    plan = {"objectives": ["lcm"], "seeds": [0, 1], "prompts": 9, "noises": 2, "updates": 3}
+    chosen = {
+        f"teacher-{n}{rival}": f"teacher-{n}{rival}-karras" for n in objectives.STEPS for rival in objectives.RIVALS
+    }
+    found = {"plan": plan, "chosen": chosen, "hardware": {"cpu": "some CPU", "cores": 2}, "methods": {}}
+    names = [name for cells in objectives.rows_of(found).values() for cell in cells for name in cell]
+    found["methods"] = {
+        name: row(0.5 if name.endswith("-1") else 0.4) for name in [*names, "teacher-50", "real", "reconstruction"]
+    }
+    (tmp_path / "objectives.json").write_text(json.dumps(found))
+    mark = "<!-- objectives objectives | lines right | teacher, unipc; lcm, deterministic -->\n<!-- /objectives -->"
+    head, _, first, second = readme_parts.renew(stored, mark).splitlines()[1:-1]
+    assert head == "|  | 1 step | 2 steps | 4 steps | 8 steps | 16 steps |"
+    assert first.startswith("| teacher, unipc | 0.40 [0.10, 0.50] |")
+    assert second.startswith("| lcm, deterministic | 0.45 [0.10, 0.60] | 0.45")
+    whole = readme_parts.renew(stored, "<!-- all_objectives objectives -->\n<!-- /all_objectives -->")
+    assert "### lines right" in whole and "### objects" not in whole
+    assert "| 0.400 [0.100, 0.500]; 0.500 [0.100, 0.600] |" in whole and "some CPU, 2 cores" in whole
+    for wrong in ("letters", "lines right | pcm, lcm"):
+        with pytest.raises(ValueError, match="document.md: no such table"):
+            readme_parts.renew(stored, f"<!-- objectives objectives | {wrong} -->\n<!-- /objectives -->")

@@ -215,7 +215,7 @@ def work_through(tasks: Iterable[tuple[Callable, tuple, Path]], processes: int, 
 
 
 def measure(plan: Plan, folder: Path, processes: int) -> dict[str, Any]:
-    """Train, tune, draw and judge what the folder lacks; write results.json and table.md."""
+    """Train, tune, draw and judge what the folder lacks; write objectives.json and table.md."""
     check_plan(plan, folder)
     students = [(objective, seed) for objective in plan.objectives for seed in plan.seeds]
     if set(ON_PATHS) & set(plan.objectives):
@@ -240,9 +240,9 @@ def measure(plan: Plan, folder: Path, processes: int) -> dict[str, Any]:
         },
         "tuning": {name: _read(_judged(folder, name, True))["distribution"]["kernel"] for name in trials},
         "chosen": chosen,
-        "methods": {name: _read(_judged(folder, name, False)) for name in names},
+        "methods": {name: kept(_read(_judged(folder, name, False))) for name in names},
     }
-    _write(folder / "results.json", results)
+    _write(folder / "objectives.json", results)
     with atomic_file(folder / "table.md") as temporary:
         temporary.write_text(tables(results), encoding="utf-8")
     return results
@@ -273,16 +273,36 @@ def check_plan(plan: Plan, folder: Path) -> None:
         raise ValueError(f"{folder} was begun with {'; '.join(differing)}: name another --output.")
 
 
-def _cell(row: Mapping[str, Any], keys: Sequence[str]) -> str:
+def kept(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tables need of a judgement."""
+    found = {"evaluations": row["evaluations"], "seconds": row["seconds"]}
+    for first, *rest in MEASURES.values():
+        if first in row:
+            found[first] = row[first] if not rest else {rest[0]: row[first].get(rest[0])}
+    return found
+
+
+def _cell(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, float] | None:
     for key in keys:
         row = row.get(key) or {}
-    return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row) if row else "–"
+    return row or None
 
 
-def tables(results: Mapping[str, Any]) -> str:
-    """One table in Markdown for each measure: a row for each way to draw, a column for each number of steps."""
-    plan, methods, blocks = results["plan"], results["methods"], []
-    head, rows = ["", *(f"{n} step{'s' * (n > 1)}" for n in STEPS)], {}
+def _said(cell: Mapping[str, float] | None) -> str:
+    return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**cell) if cell else "–"
+
+
+def _pooled(cells: Sequence[Mapping[str, float] | None]) -> str:
+    """Mean of the trainings, and the interval that holds each one's."""
+    if not all(cells):
+        return "–"
+    mean, low = sum(cell["value"] for cell in cells) / len(cells), min(cell["low"] for cell in cells)
+    return f"{mean:.2f} [{low:.2f}, {max(cell['high'] for cell in cells):.2f}]"
+
+
+def rows_of(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Label of each row of a table: for each number of steps, the methods' names, one for each training."""
+    plan, rows = results["plan"], {}
     for objective in plan["objectives"]:
         for sampler, ending in ENDINGS.items():
             names = [[f"student-{n}{ending}@{objective}-{seed}" for seed in plan["seeds"]] for n in STEPS]
@@ -290,27 +310,56 @@ def tables(results: Mapping[str, Any]) -> str:
     for sampler, ending in ENDINGS.items():
         rows[f"untrained, {sampler}"] = [[f"untrained-{n}{ending}"] for n in STEPS]
     for rival in RIVALS:
-        label = f"teacher by {rival.removeprefix('-') or 'ddim'}, best spacing, two evaluations a step"
+        label = f"teacher, {rival.removeprefix('-') or 'ddim'}"
         rows[label] = [[results["chosen"][f"teacher-{n}{rival}"]] for n in STEPS]
+    return rows
+
+
+def _head() -> list[str]:
+    return ["", *(f"{n} step{'s' * (n > 1)}" for n in STEPS)]
+
+
+def table(results: Mapping[str, Any], title: str, labels: Sequence[str] = ()) -> str:
+    """One measure in Markdown, the trainings of a cell pooled: chosen rows, all by default. Raises ValueError."""
+    rows = rows_of(results)
+    if title not in MEASURES or (unknown := set(labels) - set(rows)):
+        known = f"measures {', '.join(MEASURES)}; rows {', '.join(rows)}"
+        raise ValueError(f"no such table: {title if title not in MEASURES else sorted(unknown)}; {known}.")
+    methods, keys = results["methods"], MEASURES[title]
+    found = [[k, *(_pooled([_cell(methods[n], keys) for n in c]) for c in rows[k])] for k in labels or rows]
+    return text_table(_head(), found, markdown=True, align="lr")
+
+
+def legend(results: Mapping[str, Any]) -> str:
+    """What the tables' numbers are, in sentences."""
+    plan = results["plan"]
+    choice = "; ".join(f"{name}: {spaced.removeprefix(name + '-')}" for name, spaced in results["chosen"].items())
+    return (
+        f"{plan['prompts']} prompts, {plan['noises']} noises each, 95 % bootstrap intervals over prompts. Trainings: "
+        f"{len(plan['seeds'])} of each objective, with the compute of {plan['updates']} updates of lcm. A step is one "
+        f"evaluation, a guided step of the teacher two. Each rival has the spacing that was nearest to real pictures "
+        f"on {min(TUNING_PROMPTS, plan['prompts'])} other prompts: {choice}. {results['hardware']['cpu']}, {results['hardware']['cores']} cores."
+    )
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """One table in Markdown for each measure: a row for each way to draw, a column for each number of steps."""
+    methods, blocks, rows = results["methods"], [], rows_of(results)
     for title, keys in MEASURES.items():
-        found = [[label, *("; ".join(_cell(methods[n], keys) for n in c) for c in row)] for label, row in rows.items()]
-        if all(cell == "–" for row in found for cell in row[1:]):
+        if all(_cell(row, keys) is None for row in methods.values()):
             continue
-        edge = ", ".join(f"{name} {_cell(methods[name], keys)}" for name in (REFERENCE, RECONSTRUCTION, REAL))
-        blocks.append(f"### {title}\n\n{text_table(head, found, markdown=True, align='lr')}\n\n{edge}.")
+        found = [
+            [label, *("; ".join(_said(_cell(methods[name], keys)) for name in cell) for cell in row)]
+            for label, row in rows.items()
+        ]
+        edge = ", ".join(f"{name} {_said(_cell(methods[name], keys))}" for name in (REFERENCE, RECONSTRUCTION, REAL))
+        blocks.append(f"### {title}\n\n{text_table(_head(), found, markdown=True, align='lr')}\n\n{edge}.")
     spent = [
         [label, *("; ".join(f"{methods[n]['seconds']['denoise']:.3f}" for n in cell) for cell in row)]
         for label, row in rows.items()
     ]
-    blocks.append(f"### seconds of a core a picture, without decoding\n\n{text_table(head, spent, markdown=True)}")
-    choice = "; ".join(f"{name}: {spaced.removeprefix(name + '-')}" for name, spaced in results["chosen"].items())
-    said = (
-        f"{plan['prompts']} prompts, {plan['noises']} noises each, 95 % bootstrap intervals "
-        f"over prompts; a cell has one number for each training seed. Compute: {plan['updates']} updates of lcm. Each "
-        f"rival has the spacing that was nearest to real pictures on {min(TUNING_PROMPTS, plan['prompts'])} other "
-        f"prompts: {choice}."
-    )
-    return "\n\n".join([said, *blocks]) + "\n"
+    blocks.append(f"### seconds of a core a picture, without decoding\n\n{text_table(_head(), spent, markdown=True)}")
+    return "\n\n".join([f"{legend(results)} A cell has a number for each training.", *blocks]) + "\n"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -241,7 +241,7 @@ def candidates(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[],
 
 
 def work(args: argparse.Namespace) -> str:
-    """Train what the folder lacks, then draw, judge and write results.json and table.md; returns the table."""
+    """Train what the folder lacks, then draw, judge and write styled.json and table.md; returns the table."""
     args.ckpt = args.ckpt or str(checkpoint_for(args.config, "--ckpt"))
     args.adapter, folder = resolve_adapter(args.adapter), Path(args.output)
     defaults, style = defaults_for(args.config), folder / "style"
@@ -261,7 +261,7 @@ def work(args: argparse.Namespace) -> str:
         model = build()
         found[name] = {str(n): judge(model, f"student-{n}", defaults.negative_prompt) for n in STEPS}
         print(f"{name} is judged", flush=True)
-    for name, text in (("results.json", json.dumps(found, indent=1) + "\n"), ("table.md", table(found))):
+    for name, text in (("styled.json", json.dumps(found, indent=1) + "\n"), ("table.md", table(found))):
         with atomic_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return table(found)
