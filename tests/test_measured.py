@@ -71,6 +71,7 @@ def test_the_comparison_goes_on_where_it_was_killed(small, tmp_path, capsys, mon
 
     found = json.loads((tmp_path / "objectives.json").read_text())
     methods = found["methods"]
+    assert found["plan"]["config"] == "micro.yaml" and str(tmp_path) not in json.dumps(found)
     assert len(methods) == 3 + 2 * 2 + 2 * 2 + 2 * 2 * 2
     assert methods["student-2-deterministic@path-ends-0"]["evaluations"] == 2
     for name, spaced in found["chosen"].items():

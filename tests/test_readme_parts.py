@@ -164,8 +164,8 @@ def test_a_table_of_objectives_pools_the_trainings(stored, tmp_path):
     (tmp_path / "objectives.json").write_text(json.dumps(found))
     mark = "<!-- objectives objectives | lines right | teacher, unipc; lcm, deterministic -->\n<!-- /objectives -->"
     head, _, first, second = readme_parts.renew(stored, mark).splitlines()[1:-1]
-    assert head == "|  | 1 step | 2 steps | 4 steps | 8 steps | 16 steps |"
-    assert first.startswith("| teacher, unipc | 0.40 [0.10, 0.50] |")
+    assert head == "|  | 1 evaluation | 2 evaluations | 4 evaluations | 8 evaluations | 16 evaluations |"
+    assert first.startswith("| teacher, unipc | – | 0.40 [0.10, 0.50] |")
     assert second.startswith("| lcm, deterministic | 0.45 [0.10, 0.60] | 0.45")
     whole = readme_parts.renew(stored, "<!-- all_objectives objectives -->\n<!-- /all_objectives -->")
     assert "### lines right" in whole and "### objects" not in whole

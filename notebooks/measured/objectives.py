@@ -233,7 +233,7 @@ def measure(plan: Plan, folder: Path, processes: int) -> dict[str, Any]:
     names += [f"student-{n}{e}@{o}-{s}" for o, s in students for e in ENDINGS.values() for n in STEPS]
     both(plan, folder, names, processes, False)
     results = {
-        "plan": asdict(plan),
+        "plan": asdict(plan) | {name: Path(getattr(plan, name)).name for name in ("config", "ckpt")},
         "hardware": describe_hardware(default_device()),
         "cpu_seconds": {
             f"{o}-{s}": _read(folder / "train" / f"{o}-{s}" / "done.json")["cpu_seconds"] for o, s in students
@@ -294,7 +294,7 @@ def _said(cell: Mapping[str, float] | None) -> str:
 
 def _pooled(cells: Sequence[Mapping[str, float] | None]) -> str:
     """Mean of the trainings, and the interval that holds each one's."""
-    if not all(cells):
+    if not cells or not all(cells):
         return "–"
     mean, low = sum(cell["value"] for cell in cells) / len(cells), min(cell["low"] for cell in cells)
     return f"{mean:.2f} [{low:.2f}, {max(cell['high'] for cell in cells):.2f}]"
@@ -319,15 +319,27 @@ def _head() -> list[str]:
     return ["", *(f"{n} step{'s' * (n > 1)}" for n in STEPS)]
 
 
-def table(results: Mapping[str, Any], title: str, labels: Sequence[str] = ()) -> str:
-    """One measure in Markdown, the trainings of a cell pooled: chosen rows, all by default. Raises ValueError."""
+def at_evaluations(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """As `rows_of`, for each number of evaluations: a guided step of the teacher takes two, so none takes one."""
     rows = rows_of(results)
+    of = {n: i for i, n in enumerate(STEPS)}
+    halved = {k: [row[of[n / 2]] if n / 2 in of else [] for n in STEPS] for k, row in rows.items() if "teacher, " in k}
+    return rows | halved
+
+
+def table(results: Mapping[str, Any], title: str, labels: Sequence[str] = ()) -> str:
+    """One measure at equal evaluations, in Markdown, the trainings of a cell pooled: chosen rows, all by default.
+
+    Raises ValueError for a measure or row that there is not.
+    """
+    rows = at_evaluations(results)
     if title not in MEASURES or (unknown := set(labels) - set(rows)):
         known = f"measures {', '.join(MEASURES)}; rows {', '.join(rows)}"
         raise ValueError(f"no such table: {title if title not in MEASURES else sorted(unknown)}; {known}.")
     methods, keys = results["methods"], MEASURES[title]
     found = [[k, *(_pooled([_cell(methods[n], keys) for n in c]) for c in rows[k])] for k in labels or rows]
-    return text_table(_head(), found, markdown=True, align="lr")
+    head = ["", *(f"{n} evaluation{'s' * (n > 1)}" for n in STEPS)]
+    return text_table(head, found, markdown=True, align="lr")
 
 
 def legend(results: Mapping[str, Any]) -> str:
