@@ -38,15 +38,19 @@ class MadeFor:
 
 
 def made_for(objective: str, phases: int | None = None) -> MadeFor:
-    """The sampling that an objective trains for: its jumps as they are, or its clean latents and fresh noise.
+    """The sampling that an objective trains for.
 
     The jumps of pcm and path end at edges, which as many steps as phases reach, 4 by default, and fewer cross; with one
-    phase all jumps end at clean latents, as those of lcm. For an unknown objective, what suits lcm.
+    phase all jumps end at clean latents, as those of lcm. Fresh noise comes first for all but teacher_x0: on the
+    embedded network it reads and obeys more than deterministic jumps (notebooks/measured/RESULTS.md). For an unknown
+    objective, what suits lcm.
     """
     if objective in ("pcm", "path") and phases != 1:
         least = 4 if phases is None else phases
-        return MadeFor(("deterministic", "lcm"), (least, max(least, 16)))
-    if objective in ("tcd", "teacher_x0"):
+        return MadeFor(("lcm", "deterministic"), (least, max(least, 16)))
+    if objective == "tcd":
+        return MadeFor(("lcm", "deterministic"), (4, 16))
+    if objective == "teacher_x0":
         return MadeFor(("deterministic", "lcm"), (4, 16))
     return MadeFor(("lcm", "deterministic"), (1, 8))
 
