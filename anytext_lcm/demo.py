@@ -12,7 +12,7 @@ from typing import Any
 
 from anytext_lcm.command import add_precision, natural, new_parser, positive, run
 from anytext_lcm.files import atomic_folder
-from anytext_lcm.training.recipes import DEFAULTS
+from anytext_lcm.training.recipes import DEFAULTS, SHIPPED_STEPS
 
 METHODS = ("real", "teacher-50", "teacher-8", "teacher-4", "untrained-4", "student-4", "student-8")
 
@@ -26,7 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="gets grid.png, table.md, charts, report.json and adapter/; replaced when all went well "
         "(default: %(default)s)",
     )
-    add("--steps", type=positive, default=DEFAULTS.steps, help="updates of the adapter (default: %(default)s)")
+    shipped = f"updates of the adapter; the shipped one has {SHIPPED_STEPS} (default: %(default)s)"
+    add("--steps", type=positive, default=DEFAULTS.steps, help=shipped)
     add("--prompts", type=positive, default=64, help="prompts to draw and judge, 2 or more (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of training, prompts and noise (default: %(default)s)")
     add_precision(parser)

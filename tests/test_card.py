@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from anytext_lcm.adapter.stored import training_header
 from anytext_lcm.lcm.schedule import lcm_timesteps
-from anytext_lcm.training.recipes import DEFAULTS
+from anytext_lcm.training.recipes import DEFAULTS, SHIPPED, SHIPPED_STEPS
 
 ASSETS = readme_parts.CARD.parent
 TEXT = readme_parts.CARD.read_text(encoding="utf-8")
@@ -37,7 +37,9 @@ def test_the_adapter_is_the_one_that_the_card_describes():
     header = training_header(ASSETS / "adapter")
     _, how, steps = cells("adapter")
     assert steps == str(header["step"]) and f"rank {header['lora_rank']} " in cells("adapter/")[1]
-    assert (header["objective"], header["loss"]) == ("lcm", "l2") and "latent consistency, L2," in how
+    assert (header["objective"], header["phases"], header["loss"]) == ("pcm", None, "l2")
+    assert "phased consistency in four phases, L2," in how
+    assert (header["step"], header["learning_rate"]) == (SHIPPED_STEPS, SHIPPED["learning_rate"])
     assert f"guidance {header['guidance_scale']:g}, {DEFAULTS.batch} pictures" in how
     [rate] = re.findall(r"learning rate ([\de.-]+)", how)
     assert float(rate) == header["learning_rate"]

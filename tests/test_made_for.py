@@ -27,7 +27,8 @@ def test_every_objective_is_made_for_samplers_there_are():
         suits = made_for(objective)
         assert set(suits.samplers) <= set(SAMPLERS) and 1 <= suits.steps[0] <= suits.steps[1] <= 50
         assert read_made_for({"objective": objective, "made_for": json.loads(json.dumps(suits.to_json()))}) == suits
-    assert made_for("lcm").samplers[0] == "lcm" and made_for("pcm").samplers[0] == "deterministic"
+    assert made_for("lcm").samplers[0] == made_for("pcm").samplers[0] == "lcm"
+    assert made_for("teacher_x0").samplers[0] == "deterministic"
     assert made_for("pcm", 2).steps[0] == 2 and made_for("pcm").steps[0] == 4
     assert made_for("path", 1) == made_for("pcm", 1) == made_for("lcm") != made_for("path")
 
@@ -61,10 +62,11 @@ def test_sample_takes_the_sampler_of_the_adapter(capsys):
     def chosen(suits, *flags):
         return sample.choose_method(sample.build_parser().parse_args(flags), suits, 4.0).name
 
-    assert chosen(made_for("pcm")) == "student-4-deterministic" and chosen(made_for("lcm")) == "student-4"
-    assert chosen(None) == "teacher-20" and chosen(made_for("pcm"), "--steps", "16") == "student-16-deterministic"
-    assert capsys.readouterr().err == ""
-    assert chosen(made_for("pcm"), "--sampler", "lcm", "--steps", "2") == "student-2"
+    straight = made_for("teacher_x0")
+    assert chosen(straight) == "student-4-deterministic" and chosen(made_for("lcm")) == "student-4"
+    assert chosen(None) == "teacher-20" and chosen(straight, "--steps", "16") == "student-16-deterministic"
+    assert chosen(made_for("pcm"), "--steps", "16") == "student-16" and capsys.readouterr().err == ""
+    assert chosen(straight, "--sampler", "lcm", "--steps", "2") == "student-2"
     said = capsys.readouterr().err
     assert said == (
         "warning: the adapter was made for deterministic or lcm sampling in 4 to 16 steps, not for lcm in 2.\n"
@@ -76,7 +78,7 @@ def test_evaluate_draws_what_the_adapter_was_made_for(capsys):
     def chosen(suits, *flags):
         return evaluate.choose_methods(evaluate.build_parser().parse_args(flags), suits)
 
-    students = [name for name in chosen(made_for("tcd")) if "student" in name]
+    students = [name for name in chosen(made_for("teacher_x0")) if "student" in name]
     assert students == [f"student-{n}-deterministic" for n in (1, 2, 4, 8)]
     assert [name for name in chosen(made_for("lcm")) if "student" in name] == [f"student-{n}" for n in (1, 2, 4, 8)]
     assert not any("student" in name for name in chosen(None)) and "teacher-50" in chosen(None)
@@ -152,7 +154,7 @@ def test_the_card_says_it():
     training = {"objective": "pcm", "phases": 8, "made_for": made_for("pcm", 8).to_json()}
     sizes = {"rank": 4, "alpha": 4.0, "layers": 2, "parameters": 10}
     rows = facts({"training": training} | sizes)
-    assert rows["Objective"] == "pcm, phases 8" and rows["Made for"] == "`--sampler deterministic`, 8 to 16 steps"
+    assert rows["Objective"] == "pcm, phases 8" and rows["Made for"] == "`--sampler lcm`, 8 to 16 steps"
     assert (
         facts({"training": {"objective": "lcm", "text_factor": 5.0}} | sizes)["Objective"]
         == "lcm, text counted 5 times"

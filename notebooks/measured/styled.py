@@ -44,7 +44,7 @@ from anytext_lcm.model.loading import load_chosen
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, checkpoint_for, defaults_for
 from anytext_lcm.training.checkpoints import EMA_FOLDER
 from anytext_lcm.training.loop import run_distillation
-from anytext_lcm.training.recipes import DEFAULTS, recipe
+from anytext_lcm.training.recipes import DEFAULTS, SHIPPED, recipe
 
 FONT, DOT, DARKER = "DejaVuSansMono-Bold.ttf", 10, 0.55  # not among the mock data's fonts; the grid of dots in pixels
 STEPS, WEIGHTS = (1, 4, 8), (0.6, 0.8, 1.0)
@@ -181,7 +181,7 @@ def distil_anew(args: argparse.Namespace, data: Styled, folder: Path, style: Pat
     write_merged(load_adapter(load_chosen(args.config, args.ckpt), style), teacher)
     own = {"config": args.config, "teacher_ckpt": str(teacher), "output_dir": str(folder), "seed": args.seed}
     own |= {"guidance_scale": defaults_for(args.config).guidance_scale, "train_batch_size": args.batch}
-    run_distillation(recipe(args.updates) | own | {"progress": False}, None, data)
+    run_distillation(recipe(args.updates) | SHIPPED | own | {"progress": False}, None, data)
 
 
 def tune_student(args: argparse.Namespace, data: Styled, folder: Path, weight: float) -> None:
