@@ -134,6 +134,13 @@ def exported(report: str) -> str:
     return exports.format_table(stored(report)).strip()
 
 
+def fine_tuned(report: str) -> str:
+    """The table of ways to have a style in a student; how to get it where nothing is stored yet."""
+    if not (STORED / f"{report}.json").exists():
+        return "Not measured with this adapter yet: `python notebooks/measured/styled.py`."
+    return styled.table(stored(report)).strip()
+
+
 def compared(report: str, measure: str, rows: str = "") -> str:
     """One table of the comparison of objectives: chosen rows, all by default."""
     found = stored(report)
@@ -165,7 +172,7 @@ MADE: dict[str, Callable[..., str]] = {
     "exports": exported,
     "objectives": compared,
     "all_objectives": lambda report: objectives.tables(stored(report)).strip(),
-    "styled": lambda report: styled.table(stored(report)).strip(),
+    "styled": fine_tuned,
 }
 
 
