@@ -51,7 +51,7 @@ OBJECTIVES = {  # settings that differ from the recipe's
 }
 ON_PATHS = ("path", "path-ends", "pcm-on-paths")  # points from the teacher's stored paths, without pictures
 FEW = ("pcm-few-pictures",)  # as many real pictures as there are paths
-STEPS, ENDINGS = (1, 2, 4, 8, 16), {"lcm": "", "deterministic": "-deterministic"}
+STEPS, ENDINGS = (1, 2, 4, 8, 16), {"fresh noise": "", "deterministic": "-deterministic"}
 RIVALS, SPACINGS = ("", "-dpm++", "-unipc"), ("-trailing", "-karras", "-logsnr")
 REFERENCE, TUNING_SEED, TUNING_PROMPTS = "teacher-50", 100, 48  # the seed is far from the main panel's
 MEASURES = {  # heading of a table: where its numbers are in a judgement
