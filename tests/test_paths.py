@@ -288,9 +288,9 @@ def test_a_run_on_paths_trains_and_says_what_it_was_made_for(teacher, drawn, tmp
     flags += ["--max_train_steps", "2", "--train_batch_size", "2", "--mixed_precision", "no", "--no-progress"]
     assert train.main([*flags, "--gradient_accumulation_steps", "1", "--lora_rank", "2", "--lora_alpha", "2"]) == 0
     found = describe_adapter(tmp_path / "checkpoint-2")
-    assert found["training"]["made_for"] == {"samplers": ["deterministic", "lcm"], "steps": [4, 16]}
+    assert found["training"]["made_for"] == {"samplers": ["lcm", "deterministic"], "steps": [4, 16]}
     assert found["training"]["paths"] is True and found["training"]["objective"] == "path"
-    assert facts(found)["Made for"] == "`--sampler deterministic`, 4 to 16 steps"
+    assert facts(found)["Made for"] == "`--sampler lcm`, 4 to 16 steps"
 
 
 def test_a_resumed_run_has_the_same_paths(teacher, drawn, tmp_path, capsys):
