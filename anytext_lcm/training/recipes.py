@@ -187,14 +187,18 @@ def distil(folder: Path, steps: int, seed: int = 0, processes: int | None = None
     from anytext_lcm.training.loop import run_distillation
 
     processes = _processes() if processes is None else processes
-    settings = recipe(steps, processes) | SHIPPED | {
-        "config": str(networks.EMBEDDED_CONFIG),
-        "teacher_ckpt": str(networks.EMBEDDED_CHECKPOINT),
-        "output_dir": str(folder),
-        "guidance_scale": networks.EMBEDDED_GUIDANCE,
-        "negative_prompt": "",
-        "seed": seed,
-    }
+    settings = (
+        recipe(steps, processes)
+        | SHIPPED
+        | {
+            "config": str(networks.EMBEDDED_CONFIG),
+            "teacher_ckpt": str(networks.EMBEDDED_CHECKPOINT),
+            "output_dir": str(folder),
+            "guidance_scale": networks.EMBEDDED_GUIDANCE,
+            "negative_prompt": "",
+            "seed": seed,
+        }
+    )
     if processes == 1:
         run_distillation(settings, None)
     else:
