@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from micro_network import micro_batch, micro_network
+from micro_network import micro_network
 
 from anytext_lcm.adapter import lora
 from anytext_lcm.judging import likeness
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "notebooks" / "measured"))
 
-import matching  # noqa: E402
 import objectives  # noqa: E402
 import styled  # noqa: E402
 
@@ -90,7 +89,7 @@ def test_the_comparison_goes_on_where_it_was_killed(small, tmp_path, capsys, mon
     assert "was begun with updates 2, now 3" in capsys.readouterr().err
 
 
-# -- distribution matching ----------------------------------------------------------------------------------
+# -- a style ------------------------------------------------------------------------------------------------
 
 
 def student(scale=0.05):
@@ -100,86 +99,6 @@ def student(scale=0.05):
     for parameter in lora.adapter_state(model).values():
         parameter.data += scale * torch.randn(parameter.shape, generator=generator)
     return model
-
-
-def matched(model, steps=1, guidance=2.0):
-    return matching.Matching(model, guidance, "", steps, torch.Generator().manual_seed(3))
-
-
-def test_the_fake_begins_as_the_bare_teacher_and_the_student_keeps_its_own():
-    model = student()
-    cond, t = model.condition(micro_batch(), torch.Generator().manual_seed(0)), torch.tensor([500, 700])
-    x = matched(model).noise(cond.masked_latents)
-    with torch.no_grad():
-        before = matched(model).x0(x, t, cond)
-        matching.add_fake(model)
-        match = matched(model)
-        own = match.x0(x, t, cond)
-        with match.wearing(matching.FAKE):
-            fake = match.x0(x, t, cond)
-        with lora.adapter_off(model):
-            bare = match.x0(x, t, cond)
-    assert torch.equal(own, before) and torch.equal(fake, bare) and not torch.equal(own, bare)
-
-
-def test_the_student_is_moved_along_the_difference_of_the_scores():
-    """d loss / d picture = (fake - real) / size / number of latents, and it reaches the student's LoRA alone."""
-    model = student()
-    matching.add_fake(model)
-    match = matched(model)
-    weights = {name: matching.parameters(model, name) for name in (matching.STUDENT, matching.FAKE)}
-    cond = model.condition(micro_batch(), torch.Generator().manual_seed(0))
-    seen = {}
-
-    def watched(name, function):
-        def call(*arguments):
-            seen[name] = function(*arguments)
-            return seen[name]
-
-        return call
-
-    match.picture, match.real = watched("picture", match.picture), watched("real", match.real)
-    match.x0 = watched("x0", match.x0)
-    loss = match.student_loss(cond)
-    clean, real, fake = seen["picture"], seen["real"], seen["x0"]  # the fake was asked last
-    (slope,) = torch.autograd.grad(loss, clean, retain_graph=True)
-    size = (clean - real).abs().mean(dim=(1, 2, 3), keepdim=True)
-    torch.testing.assert_close(slope, (fake - real) / size / clean.numel(), rtol=1e-3, atol=1e-7)
-    loss.backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in weights[matching.STUDENT])
-    assert all(p.grad is None for p in weights[matching.FAKE])
-    match.fake_loss(cond).backward()
-    assert any(p.grad.abs().sum() > 0 for p in weights[matching.FAKE])
-
-
-def test_the_fake_s_loss_is_that_of_v():
-    model = student(0.0)
-    matching.add_fake(model)
-    match = matched(model)
-    cond = model.condition(micro_batch(), torch.Generator().manual_seed(0))
-    loss = match.fake_loss(cond)
-    again = matched(model)
-    with torch.no_grad():
-        clean = again.picture(cond)
-        x, t, noise = again.noised(clean)
-        abar = model.alphas_cumprod[t].view(-1, 1, 1, 1)
-        with lora.adapter_off(model):
-            eps = model.predict_noise(x, t, cond, model.control(cond))
-        found = (eps - (1 - abar).sqrt() * x) / abar.sqrt()  # v of the network: eps = sqrt(abar) v + sigma x
-        wanted = ((found - (abar.sqrt() * noise - (1 - abar).sqrt() * clean)) ** 2).mean()
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-3) and 20 <= t.min() and t.max() <= 980
-
-
-def test_the_pilot_prints_distance_and_diversity(small, tmp_path, capsys):
-    adapter = lora.save_adapter(student(), tmp_path / "lcm")
-    command = [*small[:4], "--adapter", str(adapter), "--output", str(tmp_path / "out"), "--prompts", "8"]
-    command += ["--updates", "2", "--batch", "2", "--ratio", "1", "--steps", "2"]
-    assert matching.run(matching.build_parser(), matching.work, command) == 0
-    said = capsys.readouterr().out
-    assert "student-1: distance to real" in said and "update 2: student" in said and "student-1@matched" in said
-
-
-# -- a style ------------------------------------------------------------------------------------------------
 
 
 def test_the_style_is_another_font_and_dots_behind_the_text():
