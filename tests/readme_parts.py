@@ -215,7 +215,8 @@ def renew(path: Path, text: str) -> str:
 def without_lists(part: Any) -> Any:
     """A report without what was read, letter by letter, which is most of it."""
     if isinstance(part, dict):
-        return {key: without_lists(value) for key, value in part.items() if key not in LISTS}
+        kept = {key: value for key, value in part.items() if key not in LISTS or not isinstance(value, list)}
+        return {key: without_lists(value) for key, value in kept.items()}
     return [without_lists(value) for value in part] if isinstance(part, list) else part
 
 

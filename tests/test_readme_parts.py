@@ -114,9 +114,9 @@ def test_what_a_folder_holds_is_stored(stored, tmp_path, monkeypatch):
     stored.write_text("n <!-- = other/n d -->1<!-- / -->")
     folder = tmp_path / "evaluation"
     folder.mkdir()
-    (folder / "report.json").write_text(json.dumps({"n": 7, "read": ["a", "b"]}))
+    (folder / "report.json").write_text(json.dumps({"n": 7, "read": ["a", "b"], "rows": {"read": {}}}))
     readme_parts.main([f"other={folder}"])
-    assert json.loads((tmp_path / "other.json").read_text()) == {"n": 7}
+    assert json.loads((tmp_path / "other.json").read_text()) == {"n": 7, "rows": {"read": {}}}
     assert stored.read_text() == "n <!-- = other/n d -->7<!-- / -->"
     with pytest.raises(SystemExit, match="holds nothing measured"):
         readme_parts.main([str(tmp_path)])
