@@ -42,7 +42,8 @@ def test_every_file_is_drawn_by_each_sampler(tmp_path, monkeypatch, capsys):
     )
     peft, merged, alone = rows[2], rows[3], rows[7]
     assert merged["same_noise"]["rmse"] == pytest.approx(peft["same_noise"]["rmse"], rel=1e-2)  # the same pictures
-    assert alone["same_noise"]["rmse"] != pytest.approx(peft["same_noise"]["rmse"], rel=3e-3)
+    off = [abs(row["same_noise"]["rmse"] - peft["same_noise"]["rmse"]) for row in (merged, alone)]
+    assert off[1] > 10 * off[0]  # the layers that the UNet's file lacks show, the merge does not
     path = formats.write_kohya(load_adapter(load_embedded_teacher("cpu"), SHIPPED_ADAPTER), tmp_path / "k.safetensors")
     with safe_open(path, "pt") as file:
         known = sum(key.endswith("lora_up.weight") for key in file.keys())

@@ -41,9 +41,9 @@ def made_for(objective: str, phases: int | None = None) -> MadeFor:
     """The sampling that an objective trains for.
 
     The jumps of pcm and path end at edges, which as many steps as phases reach, 4 by default, and fewer cross; with one
-    phase all jumps end at clean latents, as those of lcm. Fresh noise comes first for all but teacher_x0: on the
-    embedded network it reads and obeys more than deterministic jumps (notebooks/measured/RESULTS.md). For an unknown
-    objective, what suits lcm.
+    phase all jumps end at clean latents, as those of lcm. Fresh noise comes first: on the embedded network it
+    reads more than deterministic jumps (notebooks/measured/RESULTS.md). Those come first for teacher_x0, which learns
+    the teacher's own DDIM. For an unknown objective, what suits lcm.
     """
     if objective in ("pcm", "path") and phases != 1:
         least = 4 if phases is None else phases
