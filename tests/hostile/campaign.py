@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import torch
 
 from anytext_lcm.command import FAILURES, in_words
@@ -78,7 +77,6 @@ def _judge(attempt: Attempt, here: Path) -> str:
     before = _listing(here)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(SECONDS)
-    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # its own one maps a gigabyte at once, which is the limit
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
     out, err = io.StringIO(), io.StringIO()
