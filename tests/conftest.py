@@ -6,7 +6,7 @@ import os
 # of pytest-xdist have more threads than there are cores, these wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Read at Arrow's first allocation. Its usual pool maps 1 GB at once, which is all that a case of tests/hostile may have.
+# Read at Arrow's first allocation. Its usual pool maps 1 GB at once, all that a case of tests/hostile may have.
 os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
 
 import pytest  # noqa: E402

@@ -13,10 +13,10 @@ A table of an evaluation names rows and columns, or has all of them:
     <!-- methods comparison | teacher-50, student-4 | method, lines right -->
     <!-- /methods -->
 
-So does a table of ablations; until its report is stored, a sentence says that they have not been run. The other blocks
-are `all_methods REPORT`, `speed REPORT`, `exports REPORT`, `objectives REPORT | MEASURE | ROW; ROW` (all rows by
-default), `all_objectives REPORT` and `styled REPORT`. A column whose heading has a comma is named in a list
-with semicolons. No line begins with the mark of a number: Markdown would take the line for HTML.
+So does a table of ablations. The other blocks are `all_methods REPORT`, `speed REPORT`, `exports REPORT`,
+`objectives REPORT | MEASURE | ROW; ROW` (all rows by default), `all_objectives REPORT` and `styled REPORT`. A column
+whose heading has a comma is named in a list with semicolons. No line begins with the mark of a number: Markdown would
+take the line for HTML.
 """
 
 import json
@@ -127,20 +127,6 @@ def all_methods(report: str) -> str:
     return "\n\n".join(blocks)
 
 
-def exported(report: str) -> str:
-    """The table of exported files in other tools' samplers; how to get it where nothing is stored yet."""
-    if not (STORED / f"{report}.json").exists():
-        return "Not measured with this teacher yet: `python notebooks/exports.py`."
-    return exports.format_table(stored(report)).strip()
-
-
-def fine_tuned(report: str) -> str:
-    """The table of ways to have a style in a student; how to get it where nothing is stored yet."""
-    if not (STORED / f"{report}.json").exists():
-        return "Not measured with this adapter yet: `python notebooks/measured/styled.py`."
-    return styled.table(stored(report)).strip()
-
-
 def compared(report: str, measure: str, rows: str = "") -> str:
     """One table of the comparison of objectives: chosen rows, all by default."""
     found = stored(report)
@@ -149,8 +135,6 @@ def compared(report: str, measure: str, rows: str = "") -> str:
 
 def ablations(report: str, rows: str = "", columns: str = "") -> str:
     """The table of ablations with chosen rows and columns, all by default; what is below it stays."""
-    if not (STORED / f"{report}.json").exists():
-        return "These runs have not been made with the shipped weights yet."
     found, chosen = stored(report), [name.strip() for name in rows.split(",") if name.strip()]
     if unknown := set(chosen) - set(found["runs"]):
         raise ValueError(f"{report}.json has no run {', '.join(sorted(unknown))}.")
@@ -169,17 +153,15 @@ MADE: dict[str, Callable[..., str]] = {
     "all_methods": all_methods,
     "speed": lambda report: format_report(stored(report)).strip(),
     "ablations": ablations,
-    "exports": exported,
+    "exports": lambda report: exports.format_table(stored(report)).strip(),
     "objectives": compared,
     "all_objectives": lambda report: objectives.tables(stored(report)).strip(),
-    "styled": fine_tuned,
+    "styled": lambda report: styled.table(stored(report)).strip(),
 }
 
 
-def block(path: Path, name: str, arguments: str, old: str) -> str:
+def block(path: Path, name: str, arguments: str) -> str:
     """What stands between a pair of marks in the document at `path`. Raises ValueError where nothing can."""
-    if name in ("speed", "full_size") and not arguments:
-        return old  # of before their numbers were stored
     if name not in MADE:
         raise ValueError(f"{path.name}: nothing is made between marks of the name {name}.")
     try:
@@ -202,8 +184,7 @@ def renew(path: Path, text: str) -> str:
     check_pairs(path, text)
 
     def of_block(found: re.Match) -> str:
-        new = block(path, found[2], found[3] or "", found[4].rstrip("\n"))
-        return f"{found[1]}{new}\n{found[5]}"
+        return f"{found[1]}{block(path, found[2], found[3] or '')}\n{found[5]}"
 
     text = BLOCK.sub(of_block, text)
     return FIGURE.sub(lambda found: f"{found[1]}{number(found[2], found[3])}{found[5]}", text)

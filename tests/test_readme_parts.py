@@ -91,10 +91,11 @@ def test_chosen_rows_and_columns():
         readme_parts.methods("comparison", "", "method; reads")
 
 
-def test_a_table_of_ablations_waits_for_its_report(stored):
-    """Chosen runs and columns, and what stands below the table; before the report is stored a sentence."""
+def test_a_table_of_ablations(stored):
+    """Chosen runs and columns, and what stands below the table."""
     chosen = ("ablations", "default, Huber", "run; kernel distance, 8 steps")
-    assert readme_parts.ablations(*chosen) == "These runs have not been made with the shipped weights yet."
+    with pytest.raises(ValueError, match="ablations.json is missing"):
+        readme_parts.ablations(*chosen)
     kernel = {"distribution": {"kernel": INTERVAL, "kernel_floor": INTERVAL}}
     read = {steps: {"accuracy": INTERVAL, "retention": INTERVAL, "ned": INTERVAL, **kernel} for steps in "48"}
     runs = {name: {"updates": 2, "read": read} for name in ("rank 4", "default", "Huber")}
@@ -123,9 +124,7 @@ def test_what_a_folder_holds_is_stored(stored, tmp_path, monkeypatch):
 
 
 def test_the_table_of_exported_files(stored, tmp_path):
-    """It is in the document as soon as it is measured; before, the document says how to."""
-    empty = readme_parts.renew(stored, "<!-- exports exports -->\n<!-- /exports -->")
-    assert "\nNot measured with this teacher yet: `python notebooks/exports.py`.\n<!-- /exports -->" in empty
+    """A row says in which sampler a file was drawn with; a measure that was not taken is a dash."""
     method = {"name": "student-4", "sampler": "lcm", "steps": 4, "spacing": ""}
     row = {"loaded": "peft", "method": method, "evaluations": 4, "accuracy": INTERVAL}
     row |= dict.fromkeys(("objects_obeyed", "ink_obeyed", "distribution", "same_noise"))
@@ -135,8 +134,8 @@ def test_the_table_of_exported_files(stored, tmp_path):
     (folder / "exports.json").write_text(json.dumps(report))
     assert readme_parts.measured(folder) == ("exports", report)
     (tmp_path / "exports.json").write_text(json.dumps(report))
-    full = readme_parts.renew(stored, empty)
-    assert "c.yaml: 3 held-out prompts, 5 lines" in full and "Not measured" not in full
+    full = readme_parts.renew(stored, "<!-- exports exports -->\n<!-- /exports -->")
+    assert "c.yaml: 3 held-out prompts, 5 lines" in full
     assert "| peft | LCM, 4 steps | 4 | 0.923 [0.90, 0.94] | – | – | – |" in full
     assert readme_parts.renew(stored, full) == full
 

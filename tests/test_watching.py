@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from processes import NoisyPictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_resume import options
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from anytext_lcm.adapter.stored import read_adapter
 from anytext_lcm.drawing.draw import to_uint8
 from anytext_lcm.training.logs import read_curves, read_pictures
 from anytext_lcm.training.loop import run_distillation
 from anytext_lcm.training.state_file import Progress
-from anytext_lcm.training.watching import problem_counts, report_problems, sample_pictures
+from anytext_lcm.training.watching import Watcher, problem_counts, report_problems, sample_pictures
 
 
 def scalars(output):
@@ -95,6 +97,16 @@ def test_curves_panel_and_bar(teacher, tmp_path, capfd):
     assert found["adapter_norm"][-1][1] == pytest.approx(adapter_norm_of(last), rel=1e-5)
     said = capfd.readouterr().err
     assert "loss=" in said and "samples/s=" in said and "<" in said and said.count("distil:   0%") <= 1
+
+
+def test_a_small_loss_is_not_shown_as_zero(capfd):
+    """Phased consistency's is of the order of 1e-5."""
+    watcher = Watcher.__new__(Watcher)
+    watcher.problems, watcher.bar = Counter(), tqdm(total=2, desc="distil")
+    watcher.state = SimpleNamespace(accelerator=SimpleNamespace(log=lambda *_, **__: None), progress=Progress())
+    watcher.log_update({"loss": 3.124e-5, "samples_per_second": 8.0}, [])
+    watcher.bar.close()
+    assert "loss=3.12e-5, samples/s=8.00" in capfd.readouterr().err
 
 
 def test_in_half_precision_the_average_draws_pictures_of_its_own(teacher, tmp_path):

@@ -178,7 +178,7 @@ class Watcher:
         report_problems(problems, self.problems)
         self.state.accelerator.log(dict(values), step=self.state.progress.step)
         speed = f"{values['samples_per_second']:.2f}"
-        self.bar.set_postfix({"loss": f"{values['loss']:.4f}", "samples/s": speed}, refresh=False)
+        self.bar.set_postfix({"loss": values["loss"], "samples/s": speed}, refresh=False)  # three digits, however small
         self.bar.update()
 
     def draw_and_read(self) -> dict[str, np.ndarray | float]:

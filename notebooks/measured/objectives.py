@@ -310,9 +310,12 @@ def rows_of(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     for sampler, ending in ENDINGS.items():
         rows[f"untrained, {sampler}"] = [[f"untrained-{n}{ending}"] for n in STEPS]
     for rival in RIVALS:
-        label = f"teacher, {rival.removeprefix('-') or 'ddim'}"
-        rows[label] = [[results["chosen"][f"teacher-{n}{rival}"]] for n in STEPS]
+        rows[_label(rival)] = [[results["chosen"][f"teacher-{n}{rival}"]] for n in STEPS]
     return rows
+
+
+def _label(rival: str) -> str:
+    return f"teacher, {rival.removeprefix('-') or 'ddim'}"
 
 
 def _head() -> list[str]:
@@ -322,9 +325,9 @@ def _head() -> list[str]:
 def at_evaluations(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     """As `rows_of`, for each number of evaluations: a guided step of the teacher takes two, so none takes one."""
     rows = rows_of(results)
-    of = {n: i for i, n in enumerate(STEPS)}
-    halved = {k: [row[of[n / 2]] if n / 2 in of else [] for n in STEPS] for k, row in rows.items() if "teacher, " in k}
-    return rows | halved
+    place = {2 * n: i for i, n in enumerate(STEPS)}  # of so many evaluations in a row of guided steps
+    guided = {label: rows[label] for label in map(_label, RIVALS)}
+    return rows | {label: [row[place[n]] if n in place else [] for n in STEPS] for label, row in guided.items()}
 
 
 def table(results: Mapping[str, Any], title: str, labels: Sequence[str] = ()) -> str:
