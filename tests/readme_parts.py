@@ -53,7 +53,7 @@ FILES = {  # what a folder of measurements holds, by the name that it is stored 
     "objectives": "objectives.json",
     "styled": "styled.json",
 }
-PICTURES = ("grid", "zoom", "chart", "speed")
+PICTURES = ("grid", "zoom", "chart")
 
 FIGURE = re.compile(r"(<!-- = (\S+)(?: (\S+))? -->)(.*?)(<!-- / -->)", re.S)
 BLOCK = re.compile(r"(<!-- ([a-z_]+)(?: ([^>]*?))? -->\n)(.*?)(<!-- /\2 -->)", re.S)
