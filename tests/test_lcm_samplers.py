@@ -1,5 +1,7 @@
 """Samplers: against diffusers' schedulers step by step, against exact solutions, and by their laws."""
 
+import itertools
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
@@ -208,18 +210,34 @@ def test_ddim_by_noise_level_is_euler_on_diffusers_sigmas(spacing):
     betas = {name: value for name, value in BETAS.items() if name != "clip_sample"}
     scheduler = DPMSolverMultistepScheduler(**betas, timestep_spacing="trailing", **options)
     scheduler.set_timesteps(6)
-    timesteps = noise_spaced_timesteps(SCHEDULE, 6, spacing)
+    assert (noise_spaced_timesteps(SCHEDULE, 6, spacing) - scheduler.timesteps).abs().max() <= 1
+    timesteps = noise_spaced_timesteps(SCHEDULE, 7, spacing)
     assert (timesteps[0], timesteps[-1]) == (999, 0) and (timesteps[:-1] > timesteps[1:]).all()
-    assert (timesteps - scheduler.timesteps).abs().max() <= 1
     level = ((1 - SCHEDULE.alphas_cumprod) / SCHEDULE.alphas_cumprod).sqrt()
     y = (x := noise(2, 4, 3, 3)) / SCHEDULE.alphas_cumprod[999].sqrt()
-    for t, s in zip(timesteps, [*timesteps[1:], torch.tensor(0)], strict=True):
+    for t, s in itertools.pairwise(timesteps):
         eps = wavy_eps(y * SCHEDULE.alphas_cumprod[t].sqrt(), t.expand(2))
         y = y + (level[s] - level[t]) * eps
     mine = finish(sample(wavy_eps, x, SCHEDULE, 6, "ddim", spacing=spacing))
     torch.testing.assert_close(mine, y * SCHEDULE.alphas_cumprod[0].sqrt(), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="too many"):
         noise_spaced_timesteps(SCHEDULE, 400, spacing)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "karras", "logsnr"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 16])
+def test_every_call_of_ddim_moves_the_latents(spacing, steps):
+    """A call that leaves them as they are is an evaluation that was paid for nothing."""
+    x, asked = noise(1, 4, 3, 3), []
+
+    def eps(latents, t):
+        asked.append((int(t[0]), latents))
+        return wavy_eps(latents, t)
+
+    last = finish(sample(eps, x, SCHEDULE, steps, "ddim", spacing=spacing))
+    timesteps, states = zip(*asked, strict=True)
+    assert len(timesteps) == steps and all(t > s for t, s in itertools.pairwise([*timesteps, 0]))
+    assert all((b - a).abs().max() > 1e-3 for a, b in itertools.pairwise([*states, last]))
 
 
 def test_unknown_spacing():

@@ -79,10 +79,10 @@ def tcd(
 
 
 def _ddim_grid(schedule: NoiseSchedule, steps: int, spacing: str) -> tuple[Tensor, Tensor]:
-    """Where the steps of DDIM start and end."""
+    """Where the steps of DDIM start and end. The last one ends at t = 0, so none may start there."""
     if spacing in NOISE_SPACINGS:
-        starts = noise_spaced_timesteps(schedule, steps, spacing)
-        return starts, torch.cat([starts[1:], starts.new_zeros(1)])
+        points = noise_spaced_timesteps(schedule, steps + 1, spacing)
+        return points[:-1], points[1:]
     starts = ddim_timesteps(steps, len(schedule), spacing)
     # The last step ends at alphas_cumprod[0] and not at clean data, as upstream (ldm/models/diffusion/ddim.py).
     return starts, (starts - len(schedule) // steps).clamp(min=0)
