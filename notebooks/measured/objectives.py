@@ -353,7 +353,8 @@ def legend(results: Mapping[str, Any]) -> str:
         f"{plan['prompts']} prompts, {plan['noises']} noises each, 95 % bootstrap intervals over prompts. Trainings: "
         f"{len(plan['seeds'])} of each objective, with the compute of {plan['updates']} updates of lcm. A step is one "
         f"evaluation, a guided step of the teacher two. Each rival has the spacing that was nearest to real pictures "
-        f"on {min(TUNING_PROMPTS, plan['prompts'])} other prompts: {choice}. {results['hardware']['cpu']}, {results['hardware']['cores']} cores."
+        f"on {min(TUNING_PROMPTS, plan['prompts'])} other prompts: {choice}. By noise level the last "
+        f"call of dpm++ and unipc is at t = 0, as in diffusers. {results['hardware']['cpu']}, {results['hardware']['cores']} cores."
     )
 
 
