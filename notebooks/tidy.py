@@ -30,8 +30,10 @@ def shrink_pictures(notebook: nbformat.NotebookNode) -> int:
         text = output.get("data", {}).get("image/png", "")
         if len(text) > LARGE:
             buffer = io.BytesIO()
-            picture = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
-            picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+            picture = Image.open(io.BytesIO(base64.b64decode(text)))
+            if picture.mode == "P":  # a second palette would only lose colours
+                continue
+            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
             smaller = base64.b64encode(buffer.getvalue()).decode()
             if len(smaller) < len(text):
                 output.data["image/png"], count = smaller, count + 1

@@ -1,13 +1,18 @@
 """The notebooks keep the rules that nbval does not check, and say the same as the package."""
 
 import ast
+import base64
 import dis
+import importlib
+import io
 import json
 import re
 from pathlib import Path
 from types import CodeType
 
+import nbformat
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -134,3 +139,14 @@ def test_the_open_step_has_the_comments_of_the_real_one():
         assert [number for number, *_ in steps] == [str(number) for number in range(1, 12)]
     assert [name for _, name, _ in shown] == [name for _, name, _ in real]
     assert shown[3:10] == real[3:10]
+
+
+def test_pictures_are_given_a_palette_once(monkeypatch):
+    """A second palette would lose colours and change every stored picture of a notebook that is run again."""
+    monkeypatch.syspath_prepend(ROOT / "notebooks")
+    tidy = importlib.import_module("tidy")
+    buffer = io.BytesIO()
+    Image.effect_noise((150, 150), 60).convert("RGB").save(buffer, "PNG")
+    picture = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(buffer.getvalue()).decode()})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[picture])])
+    assert tidy.shrink_pictures(notebook) == 1 and tidy.shrink_pictures(notebook) == 0
