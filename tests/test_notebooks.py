@@ -141,12 +141,15 @@ def test_the_open_step_has_the_comments_of_the_real_one():
     assert shown[3:10] == real[3:10]
 
 
-def test_pictures_are_given_a_palette_once(monkeypatch):
+def test_a_picture_with_a_palette_stays(monkeypatch):
     """A second palette would lose colours and change every stored picture of a notebook that is run again."""
     monkeypatch.syspath_prepend(ROOT / "notebooks")
     tidy = importlib.import_module("tidy")
-    buffer = io.BytesIO()
-    Image.effect_noise((150, 150), 60).convert("RGB").save(buffer, "PNG")
-    picture = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(buffer.getvalue()).decode()})
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[picture])])
-    assert tidy.shrink_pictures(notebook) == 1 and tidy.shrink_pictures(notebook) == 0
+    noise = Image.merge("RGB", [Image.effect_noise((200, 200), 20 * k) for k in (1, 2, 3)])
+    for picture, changed in ((noise, 1), (noise.quantize(256), 0)):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", compress_level=0)  # so that a new file would be smaller
+        data = {"image/png": base64.b64encode(buffer.getvalue()).decode()}
+        outputs = [nbformat.v4.new_output("display_data", data)]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=outputs)])
+        assert tidy.shrink_pictures(notebook) == changed
