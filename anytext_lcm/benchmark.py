@@ -145,16 +145,15 @@ def score(args: argparse.Namespace) -> str:
     folders = read_pictures(args.pictures)
 
     from anytext_lcm.drawing.cores import use_available_cores
-    from anytext_lcm.files import check_writable
     from anytext_lcm.judging.benchmark_pictures import check_scoring
-    from anytext_lcm.judging.benchmark_report import REPORT, format_table
+    from anytext_lcm.judging.benchmark_report import REPORT, check_report, format_table
     from anytext_lcm.judging.benchmark_run import score_folders
     from anytext_lcm.judging.benchmark_set import read_tasks
 
     output, reference = output_of(args), args.reference or next(iter(folders))
     tasks = read_tasks(args.data, args.limit)
     scoring = check_scoring(tasks, folders, args.samples, reference, args.real, args.partial, args.data == PANEL)
-    check_writable(output / REPORT)
+    check_report(output)
     if args.dry_run:
         return f"{len(scoring.tasks) * args.samples} pictures in each of {', '.join(folders)}: all are there."
     use_available_cores()

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from anytext_lcm import benchmark
 from anytext_lcm.data.fonts import PLAIN_FONT, font_path
 from anytext_lcm.data.words import WORDS
-from anytext_lcm.judging import benchmark_score
+from anytext_lcm.judging import benchmark_report, benchmark_score
 from anytext_lcm.judging.benchmark_pictures import MOST_COMPARED, Found, Scoring, check_scoring, find_pictures
 from anytext_lcm.judging.benchmark_set import PANEL_PROMPTS, Task, read_tasks, write_prompts
 from anytext_lcm.judging.defaults import PANEL
@@ -105,6 +105,32 @@ def test_the_folder_of_a_report(data, good, tmp_path, capsys):
     assert report["settings"]["pictures"] == {"mine": str(good)}
     with Image.open(tmp_path / "out" / "grid.png") as sheet:
         assert sheet.width > 256 and sheet.height > 8 * 256
+
+
+def test_a_report_that_fails_leaves_the_earlier_one_whole(data, good, tmp_path, capsys, monkeypatch):
+    def files():
+        return {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    assert score(data, tmp_path, "--pictures", f"mine={good}", "--limit", "2")[0] == 0
+    before = files()
+    for name in ("chart", "sheet"):
+        with monkeypatch.context() as patch:
+            patch.setattr(benchmark_report, name, lambda *_: float("no number"))  # ValueError
+            assert score(data, tmp_path, "--pictures", f"mine={good}", "--limit", "3")[0] == 2
+        assert files() == before
+    report = json.loads(before["report.json"]) | {"prompts": float("nan")}
+    with pytest.raises(ValueError, match="JSON"):
+        benchmark_report.write_benchmark(tmp_path / "new", report, None)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("limit", "samples"), [(1, 8), (7, 1)])
+def test_too_few_pictures_for_a_distance_are_scored_without(data, words, tmp_path, limit, samples):
+    mine = lettered(dict(list(words.items())[:limit]), tmp_path / "mine", samples=samples)
+    flags = ["--pictures", f"mine={mine}", "--limit", limit, "--samples", samples, "--real"]
+    code, report = score(data, tmp_path, *flags, lettered({f"r{i}": "REAL" for i in range(16)}, tmp_path / "real"))
+    assert code == 0 and report["real"] is None and report["methods"]["mine"]["distance"] is None
+    assert "No distance to real: that needs 8 drawn pictures of two or more prompts." in report["notes"]
 
 
 def test_our_own_pictures_score_as_in_the_benchmarks_own_report(data, teacher, tmp_path):
@@ -238,6 +264,18 @@ def test_mistakes_are_said_before_anything_is_loaded(data, good, flags, said, tm
     assert code == 2 and report is None and said in error and error.count("\n") == 1
 
 
+def test_a_folder_in_the_place_of_a_file_is_named_before_the_work(data, good, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_score.reading, "LineReader", None)
+    for name in benchmark_report.FILES:
+        (tmp_path / "out" / name).mkdir(parents=True)
+        code = benchmark.main(
+            ["--data", str(data), "--output", str(tmp_path / "out"), "--samples", "1", "--pictures", f"mine={good}"]
+        )
+        error = capsys.readouterr().err
+        assert code == 2 and f"{name} is a folder, and a file of this name is to come" in error
+        (tmp_path / "out" / name).rmdir()
+
+
 def test_pictures_that_lie_on_their_side_are_measured_as_they_are_read(data, good, tmp_path):
     folder, exif = shutil.copytree(good, tmp_path / "turned"), Image.Exif()
     exif[0x0112] = 6
@@ -262,6 +300,7 @@ def test_as_many_are_compared_as_there_are_real_ones(tmp_path):
         paths = [tmp_path / f"{i}.png" for i in range(real)]
         assert Scoring(tasks, {}, samples, (8, 8), None, paths, {}).compared == compared
     assert Scoring(tasks[:7], {}, 1, (8, 8), None, PANEL, {}).compared == 0
+    assert [Scoring(tasks[:n], {}, 8, (8, 8), None, PANEL, {}).compared for n in (1, 2)] == [0, 16]
     assert Scoring(tasks, {}, 1, (8, 8), None, None, {}).compared == 0
 
 

@@ -99,9 +99,12 @@ class Scoring:
 
     @property
     def compared(self) -> int:
-        """Drawn pictures of a folder that are compared with as many real ones, with as many again for the floor."""
+        """Drawn pictures of a folder that are compared with as many real ones, with as many again for the floor.
+
+        Pictures of one prompt are not compared with each other, so of one prompt there is none.
+        """
         drawn = len(self.tasks) * self.samples
-        if self.real is None or drawn < DISTRIBUTION_FROM:
+        if self.real is None or len(self.tasks) < 2 or drawn < DISTRIBUTION_FROM:
             return 0
         return min(drawn, MOST_COMPARED, *(() if self.real == PANEL else (len(self.real) // 2,)))
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.figures import style
 from anytext_lcm.figures.contact_sheet import contact_sheet, prompt_label
 from anytext_lcm.figures.text_table import text_table
-from anytext_lcm.files import atomic_file
+from anytext_lcm.files import atomic_file, check_writable
 from anytext_lcm.judging.benchmark_lines import is_chinese
 from anytext_lcm.judging.benchmark_pictures import Scoring
 from anytext_lcm.judging.benchmark_score import resize
 from anytext_lcm.judging.benchmark_set import Task
 from anytext_lcm.judging.defaults import SAMPLES
+from anytext_lcm.judging.judge import DISTRIBUTION_FROM
 from anytext_lcm.model.networks import is_anytext2
 
-REPORT = "report.json"
+REPORT, TABLE, CHART, SHEET = FILES = ("report.json", "table.md", "chart.png", "grid.png")
 SHOWN, ROWS, SHEET_SIDE = 7, 8, 256  # columns and rows of the sheet, and pixels of its pictures at most
 SHOWN_LINES = 10  # a range with fewer lines says nothing and is not drawn
 WHOLE = 1000  # prompts of laion_word's and of wukong_word's test1k.json
@@ -48,11 +50,13 @@ CHINESE_NOTE = (
 )
 
 
-def notes_on(judged: Mapping[str, Any], tasks: Sequence[Task], drawn: bool) -> list[str]:
+def notes_on(judged: Mapping[str, Any], scoring: Scoring, drawn: bool) -> list[str]:
     """What a reader of the numbers must know. judged: of `benchmark_score.judge`. drawn: here, not elsewhere."""
     notes = [*(DRAWN_NOTES if drawn else ()), *READ_NOTES]
-    if is_chinese([text for task in tasks for text, _ in task.lines]):
+    if is_chinese([text for task in scoring.tasks for text, _ in task.lines]):
         notes.append(CHINESE_NOTE)
+    if scoring.real is not None and not scoring.compared:
+        notes.append(f"No distance to real: that needs {DISTRIBUTION_FROM} drawn pictures of two or more prompts.")
     height, width = judged["read_at"]
     for name, row in judged["methods"].items():
         if row["resized"]:
@@ -71,18 +75,27 @@ def published(tasks: Sequence[Task], config: str | Path, samples: int) -> dict[s
     return dict(zip(("name", "accuracy", "ned"), found, strict=True))
 
 
+def check_report(folder: Path) -> None:
+    """Raise ValueError for a folder that `write_benchmark` cannot write to. Ask before minutes of work, not after."""
+    check_writable(folder / REPORT)
+    for name in FILES:
+        if (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is a folder, and a file of this name is to come: name another --output.")
+
+
 def write_benchmark(folder: Path, report: Mapping[str, Any], scoring: Scoring) -> None:
-    """Write report.json, table.md, chart.png and grid.png, the first prompts by each method side by side."""
+    """Write report.json, table.md, chart.png and grid.png, the first prompts by each method side by side.
+
+    All of them or none: files of two runs beside each other would contradict each other.
+    """
     options = {"dpi": 2 * style.DPI, "metadata": {"Software": None}}  # no version of matplotlib in the file
-    with atomic_file(folder / "table.md") as temporary:
-        temporary.write_text(markdown(report), encoding="utf-8")
-    with atomic_file(folder / "chart.png") as temporary:
-        chart(report).savefig(temporary, **options)
-    with atomic_file(folder / "grid.png") as temporary:
-        Image.fromarray(sheet(report, scoring)).save(temporary)
-    with atomic_file(folder / REPORT) as temporary:  # last: with it, all are there
-        text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    with ExitStack() as stack:  # ends in reverse order, with the report last: with it, all are there
+        files = {name: stack.enter_context(atomic_file(folder / name)) for name in FILES}
+        files[REPORT].write_text(text + "\n", encoding="utf-8")
+        files[TABLE].write_text(markdown(report), encoding="utf-8")
+        chart(report).savefig(files[CHART], **options)
+        Image.fromarray(sheet(report, scoring)).save(files[SHEET])
 
 
 # -- tables ----------------------------------------------------------------------------------------------
