@@ -153,7 +153,7 @@ def score(args: argparse.Namespace) -> str:
     output, reference = output_of(args), args.reference or next(iter(folders))
     tasks = read_tasks(args.data, args.limit)
     scoring = check_scoring(tasks, folders, args.samples, reference, args.real, args.partial, args.data == PANEL)
-    check_report(output)
+    check_report(output, [*folders.values(), *([args.real] if args.real is not None else [])])
     if args.dry_run:
         return f"{len(scoring.tasks) * args.samples} pictures in each of {', '.join(folders)}: all are there."
     use_available_cores()

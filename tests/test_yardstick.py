@@ -276,6 +276,18 @@ def test_a_folder_in_the_place_of_a_file_is_named_before_the_work(data, good, tm
         (tmp_path / "out" / name).rmdir()
 
 
+def test_a_report_is_not_written_among_the_pictures_it_is_of(data, good, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_score.reading, "LineReader", None)
+    pictures, real = (shutil.copytree(good, tmp_path / name) for name in ("mine", "real"))
+    (tmp_path / "link").symlink_to(real)
+    scored = ["--samples", "1", "--pictures", f"good={good}", f"mine={pictures}"]
+    for flags in (scored, ["--methods", "teacher-2"]):
+        for output in (pictures, real, tmp_path / "link")[flags != scored :]:
+            words = ["--data", data, *flags, "--real", real, "--output", output, "--dry_run"]
+            assert benchmark.main(list(map(str, words))) == 2
+            assert "holds pictures to score or to compare with: name another --output" in capsys.readouterr().err
+
+
 def test_pictures_that_lie_on_their_side_are_measured_as_they_are_read(data, good, tmp_path):
     folder, exif = shutil.copytree(good, tmp_path / "turned"), Image.Exif()
     exif[0x0112] = 6

@@ -1,7 +1,7 @@
 """The benchmark's report: JSON, tables, a chart, a sheet of pictures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,15 @@ def published(tasks: Sequence[Task], config: str | Path, samples: int) -> dict[s
     return dict(zip(("name", "accuracy", "ned"), found, strict=True))
 
 
-def check_report(folder: Path) -> None:
-    """Raise ValueError for a folder that `write_benchmark` cannot write to. Ask before minutes of work, not after."""
+def check_report(folder: Path, sources: Iterable[str | Path]) -> None:
+    """Raise ValueError for a folder that `write_benchmark` cannot write to. Ask before minutes of work, not after.
+
+    sources: folders of pictures. The report's own would be taken for some of theirs in the next run, so it is refused
+    there too.
+    """
+    for source in sources:
+        if folder.exists() and folder.samefile(source):
+            raise ValueError(f"{folder} holds pictures to score or to compare with: name another --output.")
     check_writable(folder / REPORT)
     for name in FILES:
         if (folder / name).is_dir():

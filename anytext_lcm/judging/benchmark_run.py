@@ -110,12 +110,12 @@ def check_plan(plan: Plan, limit: int | None = None) -> Checked:
     tasks = read_tasks(plan.data, limit)
     unwritten = check_font(tasks, plan.font)
     settings = plan.settings()
-    check_report(plan.output)
     names = [method.name for method in plan.methods]
     if plan.reference is not None and plan.reference not in names:
         raise ValueError(f"{plan.reference} is none of the methods, {', '.join(names)}: name one as --reference.")
     if plan.real is not None:
         real_files(plan.real)
+    check_report(plan.output, [plan.real] if plan.real is not None else [])
     for method in plan.methods:
         check_settings(plan.output / method.name, settings_of(method, settings))
     return Checked(plan, tasks, settings, unwritten)
