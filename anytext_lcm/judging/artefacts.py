@@ -1,8 +1,8 @@
 """A grid in the pictures: what repeats every 8 pixels, the side of one latent.
 
 Users of few-step adapters complain of such a grid: it has the same phase all over the picture. A real picture has
-nothing that repeats every 8 pixels more than every 7 or 9. JPEG does work on blocks of 8 pixels, but its steps between
-blocks go up as often as down, so most of them cancel here. What is left of it is measured in the tests.
+about as much that repeats every 8 pixels as every 7 or 9. JPEG does work on blocks of 8 pixels, but its steps between
+blocks go up as often as down, so most of them cancel here. What is left of both is measured in the tests.
 """
 
 import cv2
@@ -20,8 +20,9 @@ def grid_energy(images) -> np.ndarray:
     """Energy of what repeats every 8 pixels of luma, in grey levels squared (0..255): (B,) float64.
 
     images: as for `as_uint8`, as they were drawn: resizing moves the grid. Of a grid of amplitude a (its root mean
-    square) it is a squared; without one it is 0 on average, hence at times below 0. Raises ValueError for a side below
-    18 pixels.
+    square) it is about a squared. Without one it is not 0 on average: our real pictures have less energy at 8 pixels
+    than at 7 and 9. So compare with theirs; a grid below one level is not seen. Raises ValueError for a side below 18
+    pixels.
     """
     return np.array([_above_controls(image) for image in as_uint8(images)])
 

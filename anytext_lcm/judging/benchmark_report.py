@@ -35,8 +35,9 @@ READ_NOTES = (
     "methods of this report with each other.",
     "FID and CLIPScore are left out: their networks are not part of this package. The pictures are named as "
     "upstream's own scripts expect them.",
-    "The grid is what repeats every 8 pixels, in grey levels: about the amplitude of a grid all over the pictures, and "
-    "near 0 without one, in JPEGs too. It is measured before pictures are resized, because resizing moves it.",
+    "The grid is what repeats every 8 pixels, in grey levels: about the amplitude of a grid all over the pictures, in "
+    "JPEGs too. Without one it may be some tenths below or above 0: compare it with the row of the real pictures. A "
+    "grid below one level is not seen. It is measured before pictures are resized, because resizing moves it.",
 )
 DRAWN_NOTES = (
     "Drawn and measured as AnyText2's eval/anytext2_singleGPU.py and eval/eval_dgocr.py do, but for what follows.",
