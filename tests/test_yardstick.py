@@ -96,6 +96,7 @@ def test_the_folder_of_a_report(data, good, tmp_path, capsys):
         "table.md",
     ]
     assert code == 0 and report["prompts"] == 12 and report["published"] is None and report["real"] is None
+    assert "compare it with the row of the real pictures. A grid below one level is not seen." in printed
     assert "12 prompts, 12 lines, 1 pictures a prompt" in printed and "upstream draws" not in printed
     assert (
         "| mine | 1.0000 [1.000, 1.000] |" in table
@@ -325,6 +326,31 @@ def test_partial_with_nothing_in_common(data, good, words, tmp_path):
         halves.append(tmp_path / str(half))
     with pytest.raises(ValueError, match="No prompt with text is whole in every folder"):
         check_scoring(read_tasks(data), dict(zip("ab", halves, strict=True)), 1, "a", partial=True)
+
+
+def test_samples_and_lines_are_kept_apart(tmp_path):
+    """Two prompts of two unlike lines, two samples each: of each kind, interval and distance what belongs to it."""
+    high, low = ((40, 40), (472, 40), (472, 150), (40, 150)), ((60, 300), (200, 300), (200, 340), (60, 340))
+    tasks = [Task(name, "", (("OPEN", high), ("quietly", low))) for name in "pq"]
+    right = np.array([True, False] * 4)  # of prompt, sample, line: the high lines alone
+    lines = dict.fromkeys(benchmark_score.MEASURES, right) | {"group": np.repeat([0, 1], 4)}
+    kinds = benchmark_score.kinds_of_lines(tasks, 2)
+    measured = benchmark_score.Scores(lines, np.zeros(4), np.repeat([0, 1], 2))
+    row = benchmark_score.summarise({"a": measured}, None, kinds, 2)["a"]
+    for kind, words in (("height", ["32 to 48", "96 to 128"]), ("length", ["5 to 8", "1 to 4"])):
+        found = {one["kind"]: (one["value"], one["lines"], one["n"]) for one in row[f"by_{kind}"]}
+        assert found == {words[0]: (0, 2, 2), words[1]: (1, 2, 2)}
+    assert row["exact"]["n"] == row["grid"]["n"] == 2
+
+
+def test_a_prompts_samples_count_as_one_in_grid_and_distance(data, words, tmp_path):
+    mine = lettered(dict(list(words.items())[:4]), tmp_path / "mine", samples=2)
+    real = lettered({f"r{i}": "REAL" for i in range(16)}, tmp_path / "real")
+    _, report = score(data, tmp_path, "--pictures", f"mine={mine}", "--real", real, "--limit", 4, "--samples", 2)
+    row = report["methods"]["mine"]
+    assert report["real"]["pictures"] == 16 and report["real"]["distance"]["n"] == 8
+    assert [row[key]["n"] for key in ("exact", "grid", "distance")] == [4, 4, 4]
+    assert row["difference"]["grid_energy"]["n"] == 4
 
 
 def test_scripts():
