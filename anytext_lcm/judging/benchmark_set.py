@@ -91,15 +91,13 @@ def _panel_tasks(count: int) -> list[Task]:
 
 
 def write_prompts(path: str | Path, tasks: Sequence[Task]) -> None:
-    """Write prompts in the layout of a test1k.json, so that any model can draw them."""
-    records = [
-        {
-            "img_name": f"{task.name}.jpg",
-            "caption": task.caption,
-            "annotations": [{"polygon": points, "text": text, "valid": True} for text, points in task.lines],
-        }
-        for task in tasks
-    ]
+    """Write prompts in the layout of a test1k.json, so that any model can draw them. `read_tasks` reads the same."""
+    records: list[dict[str, Any]] = []
+    for task in tasks:
+        records.append({"img_name": f"{task.name}.jpg", "caption": task.caption})
+        if task.lines:  # annotations without a line would count as BLANK
+            lines = [{"polygon": points, "text": text, "valid": True} for text, points in task.lines]
+            records[-1]["annotations"] = lines
     with atomic_file(path) as temporary:
         text = json.dumps({"data_list": records}, indent=1, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
