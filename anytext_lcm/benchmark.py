@@ -14,7 +14,7 @@ but the reader.
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,10 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
 def work(args: argparse.Namespace) -> str:
     """Check what can be checked before anything is loaded, then draw or take, read and write."""
     if args.write_prompts is not None:
-        from anytext_lcm.judging.benchmark_set import read_tasks, write_prompts
-
-        write_prompts(args.write_prompts, read_tasks(args.data, args.limit))
-        return args.write_prompts
+        return write(args)
     if args.pictures is not None:
         return score(args)
     if args.partial:
@@ -137,10 +134,28 @@ def work(args: argparse.Namespace) -> str:
     return draw(args)
 
 
+def given_of(args: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Those of the named flags that were given, with another value than the default."""
+    usual = build_parser()
+    return [f"--{name}" for name in names if getattr(args, name) != usual.get_default(name)]
+
+
+def write(args: argparse.Namespace) -> str:
+    """Write the prompts. Raises ValueError for flags that do not choose them, and for the file that they are from."""
+    from anytext_lcm.judging.benchmark_set import read_tasks, write_prompts
+
+    if given := given_of(args, vars(args).keys() - {"write_prompts", "data", "limit"}):
+        raise ValueError(f"{', '.join(sorted(given))} says nothing to --write_prompts, which only writes: drop it.")
+    tasks, path = read_tasks(args.data, args.limit), Path(args.write_prompts)
+    if args.data != PANEL and path.exists() and path.samefile(args.data):
+        raise ValueError(f"{path} is the file of --data, which would be overwritten: name another.")
+    write_prompts(path, tasks)
+    return args.write_prompts
+
+
 def score(args: argparse.Namespace) -> str:
     """Score the folders of --pictures."""
-    usual = build_parser()
-    if given := [f"--{name}" for name in DRAWING.split() if getattr(args, name) != usual.get_default(name)]:
+    if given := given_of(args, DRAWING.split()):
         raise ValueError(f"{', '.join(given)} is of drawing, and --pictures are drawn already: drop it.")
     folders = read_pictures(args.pictures)
 

@@ -234,6 +234,20 @@ def test_the_panel_is_held_out_scenes_and_can_be_drawn_elsewhere(tmp_path, capsy
     assert report["methods"]["own"]["correct"]["value"] > 0.7
 
 
+def test_writing_prompts_takes_no_other_flags_and_spares_its_input(data, tmp_path, capsys):
+    prompts = ["--data", str(data), "--write_prompts"]
+    for flags, named in (("--pictures a=b --partial", "--partial, --pictures"), ("--reference x", "--reference")):
+        assert benchmark.main([*prompts, str(tmp_path / "new.json"), *flags.split()]) == 2
+        assert f"{named} says nothing to --write_prompts" in capsys.readouterr().err
+        assert not (tmp_path / "new.json").exists()
+    before, link = data.read_bytes(), tmp_path / "link.json"
+    link.symlink_to(data)
+    for path in (data, link):
+        assert benchmark.main([*prompts, str(path), "--limit", "3"]) == 2
+        assert "is the file of --data, which would be overwritten" in capsys.readouterr().err
+    assert data.read_bytes() == before and link.is_symlink()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
