@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--data",
+        type=not_empty,
         default=PANEL,
         metavar=f"FILE|{PANEL}",
         help="test1k.json of laion_word or wukong_word, or the embedded network's own prompts (default: %(default)s)",
@@ -71,11 +72,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--reference",
+        type=not_empty,
         metavar="NAME",
         help="the method or pictures that all are compared with, prompt by prompt, and at whose size lines are read "
         "(default: the teacher with most steps, or the first of --pictures)",
     )
-    add("--real", metavar="FOLDER", help=f"real pictures, to measure the distance to ({PANEL} has its own)")
+    add(
+        "--real",
+        type=not_empty,
+        metavar="FOLDER",
+        help=f"real pictures, to measure the distance to ({PANEL} has its own)",
+    )
     add(
         "--partial",
         action="store_true",
@@ -83,11 +90,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--write_prompts",
+        type=not_empty,
         metavar="FILE",
         help="write the prompts in the layout of test1k.json, for another model to draw, and do nothing else",
     )
     add(
         "--output",
+        type=not_empty,
         help="gets report.json, table.md, chart.png, grid.png and a folder of pictures for each method that is drawn; "
         f"drawing goes on where it stopped (default: {DRAWN}, with --pictures {SCORED})",
     )
@@ -121,6 +130,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_precision(parser)
     add_dry_run(parser)
     return parser
+
+
+def not_empty(text: str) -> str:
+    """A name, as argparse's `type`: an empty one would be taken as not given."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty: give a name, or leave the flag out")
+    return text
 
 
 def work(args: argparse.Namespace) -> str:
@@ -182,7 +198,10 @@ def read_pictures(words: Sequence[str]) -> dict[str, Path]:
     for word in words:
         name, _, folder = word.partition("=")
         if not folder or not re.fullmatch(r"[\w.@+-]+", name):
-            raise ValueError(f"{word!r} is not NAME=FOLDER, as in mine=outputs/pictures: give each folder a name.")
+            raise ValueError(
+                f"{word!r} is not NAME=FOLDER, as in mine=outputs/pictures: give each folder a name of letters, digits "
+                "and _ . @ + - alone."
+            )
         if name in folders:
             raise ValueError(f"Two folders of --pictures are named {name!r}: give each a name of its own.")
         folders[name] = Path(folder)

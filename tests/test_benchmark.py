@@ -101,7 +101,8 @@ def test_the_phrase_is_upstreams_of_every_prompt_but_the_first(data):
     [
         ({"data_list": []}, "no prompt"),
         ({"data_list": [RECORDS[0], RECORDS[0]]}, "several prompts named"),
-        ({"data_list": [{"caption": "x"}]}, "record 0"),
+        ({"data_list": [{"caption": "x"}]}, "record 0, img_name: it is missing"),
+        ({"data_list": [5]}, "record 0: it is 5"),
         ({"data_list": [RECORDS[2]]}, "no prompt with a line"),
     ],
 )

@@ -12,6 +12,7 @@ from anytext_lcm.judging.reading import as_uint8
 
 PERIOD = 8  # pixels of a latent
 CONTROLS = (7, 9)  # what a picture's content has at these periods it has at 8 too, and the grid adds nothing to them
+LEAST_SIDE = 2 * max(CONTROLS)  # pixels: two cells, as halves are compared
 QUIET = 16.0  # grey levels squared: windows whose content varies less count alike
 WINDOW = 8  # cells along the side of a window, about; a grid in a part of the picture counts too
 

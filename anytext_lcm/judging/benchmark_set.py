@@ -61,7 +61,9 @@ def read_tasks(path: str | Path, limit: int | None = None) -> list[Task]:
             break
         record, problems = clean(raw, number)
         if record is None:
-            raise ValueError(f"{path}, record {number}: {problems[0].detail if problems else 'it cannot be read'}.")
+            problem = problems[-1]  # for which it is left out
+            where = f"record {number}" + f", {problem.kind}" * (problem.kind != "record")
+            raise ValueError(f"{path}, {where}: {problem.detail}.")
         lines = [
             (annotation.text[:MAX_CHARACTERS], tuple(map(tuple, annotation.points.tolist())))
             for annotation in record.annotations
