@@ -108,6 +108,14 @@ def test_the_folder_of_a_report(data, good, tmp_path, capsys):
         assert sheet.width > 256 and sheet.height > 8 * 256
 
 
+def test_every_name_stands_in_the_charts_legend():
+    found = {"kind": "x", "lines": 9, "value": 0.5, "low": 0.4, "high": 0.6}
+    row = {f"by_{kind}": [found] for kind in ("height", "length", "script")}
+    [legend] = benchmark_report.chart({"methods": dict.fromkeys(("mine", "_x", "a.b"), row)}).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["mine", "_x", "a.b"]
+    assert len(legend.legend_handles) == 3
+
+
 def test_a_report_that_fails_leaves_the_earlier_one_whole(data, good, tmp_path, capsys, monkeypatch):
     def files():
         return {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}

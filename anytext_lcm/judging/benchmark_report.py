@@ -176,7 +176,7 @@ def chart(report: Mapping[str, Any]) -> Figure:
     for axis, (kind, label) in zip(axes[0], labels.items(), strict=True):
         first = next(iter(methods.values()))[f"by_{kind}"]
         kept = [i for i, found in enumerate(first) if found["lines"] >= SHOWN_LINES] or range(len(first))
-        for place, (name, row) in enumerate(methods.items()):
+        for place, row in enumerate(methods.values()):
             shown = [row[f"by_{kind}"][i] for i in kept]
             values, low, high = (np.array([found[key] for found in shown]) for key in ("value", "low", "high"))
             offset = 0.6 * ((place + 0.5) / len(methods) - 0.5)  # beside each other, not over each other
@@ -188,14 +188,16 @@ def chart(report: Mapping[str, Any]) -> Figure:
                 color=style.COLORS[place % len(style.COLORS)],
                 markersize=4,
                 linewidth=1,
-                label=name,
+                label=str(place),
             )
         axis.set_xticks(range(len(kept)), [first[i]["kind"] for i in kept], rotation=30, ha="right", fontsize=8)
         axis.set_xlim(-0.6, len(kept) - 0.4)
         axis.set_ylim(-0.02, 1.05)
         style.finish(axis, label, "sentence accuracy" if kind == "height" else "", "", False)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    handles, places = axes[0, 0].get_legend_handles_labels()
+    legend = figure.legend(handles, places, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    for text, name in zip(legend.get_texts(), methods, strict=True):  # as labels, names that begin with _ are left out
+        text.set_text(name)
     return figure
 
 
