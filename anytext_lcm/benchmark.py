@@ -14,7 +14,7 @@ but the reader.
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--data",
+        type=not_empty,
         default=PANEL,
         metavar=f"FILE|{PANEL}",
         help="test1k.json of laion_word or wukong_word, or the embedded network's own prompts (default: %(default)s)",
@@ -71,11 +72,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--reference",
+        type=not_empty,
         metavar="NAME",
         help="the method or pictures that all are compared with, prompt by prompt, and at whose size lines are read "
         "(default: the teacher with most steps, or the first of --pictures)",
     )
-    add("--real", metavar="FOLDER", help=f"real pictures, to measure the distance to ({PANEL} has its own)")
+    add(
+        "--real",
+        type=not_empty,
+        metavar="FOLDER",
+        help=f"real pictures, to measure the distance to ({PANEL} has its own)",
+    )
     add(
         "--partial",
         action="store_true",
@@ -83,11 +90,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--write_prompts",
+        type=not_empty,
         metavar="FILE",
         help="write the prompts in the layout of test1k.json, for another model to draw, and do nothing else",
     )
     add(
         "--output",
+        type=not_empty,
         help="gets report.json, table.md, chart.png, grid.png and a folder of pictures for each method that is drawn; "
         f"drawing goes on where it stopped (default: {DRAWN}, with --pictures {SCORED})",
     )
@@ -123,13 +132,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def not_empty(text: str) -> str:
+    """A name, as argparse's `type`: an empty one would be taken as not given."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty: give a name, or leave the flag out")
+    return text
+
+
 def work(args: argparse.Namespace) -> str:
     """Check what can be checked before anything is loaded, then draw or take, read and write."""
     if args.write_prompts is not None:
-        from anytext_lcm.judging.benchmark_set import read_tasks, write_prompts
-
-        write_prompts(args.write_prompts, read_tasks(args.data, args.limit))
-        return args.write_prompts
+        return write(args)
     if args.pictures is not None:
         return score(args)
     if args.partial:
@@ -137,24 +150,41 @@ def work(args: argparse.Namespace) -> str:
     return draw(args)
 
 
+def given_of(args: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Those of the named flags that were given, with another value than the default."""
+    usual = build_parser()
+    return [f"--{name}" for name in names if getattr(args, name) != usual.get_default(name)]
+
+
+def write(args: argparse.Namespace) -> str:
+    """Write the prompts. Raises ValueError for flags that do not choose them, and for the file that they are from."""
+    from anytext_lcm.judging.benchmark_set import read_tasks, write_prompts
+
+    if given := given_of(args, vars(args).keys() - {"write_prompts", "data", "limit"}):
+        raise ValueError(f"{', '.join(sorted(given))} says nothing to --write_prompts, which only writes: drop it.")
+    tasks, path = read_tasks(args.data, args.limit), Path(args.write_prompts)
+    if args.data != PANEL and path.exists() and path.samefile(args.data):
+        raise ValueError(f"{path} is the file of --data, which would be overwritten: name another.")
+    write_prompts(path, tasks)
+    return args.write_prompts
+
+
 def score(args: argparse.Namespace) -> str:
     """Score the folders of --pictures."""
-    usual = build_parser()
-    if given := [f"--{name}" for name in DRAWING.split() if getattr(args, name) != usual.get_default(name)]:
+    if given := given_of(args, DRAWING.split()):
         raise ValueError(f"{', '.join(given)} is of drawing, and --pictures are drawn already: drop it.")
     folders = read_pictures(args.pictures)
 
     from anytext_lcm.drawing.cores import use_available_cores
-    from anytext_lcm.files import check_writable
     from anytext_lcm.judging.benchmark_pictures import check_scoring
-    from anytext_lcm.judging.benchmark_report import REPORT, format_table
+    from anytext_lcm.judging.benchmark_report import REPORT, check_report, format_table
     from anytext_lcm.judging.benchmark_run import score_folders
     from anytext_lcm.judging.benchmark_set import read_tasks
 
     output, reference = output_of(args), args.reference or next(iter(folders))
     tasks = read_tasks(args.data, args.limit)
     scoring = check_scoring(tasks, folders, args.samples, reference, args.real, args.partial, args.data == PANEL)
-    check_writable(output / REPORT)
+    check_report(output, [*folders.values(), *([args.real] if args.real is not None else [])])
     if args.dry_run:
         return f"{len(scoring.tasks) * args.samples} pictures in each of {', '.join(folders)}: all are there."
     use_available_cores()
@@ -168,7 +198,10 @@ def read_pictures(words: Sequence[str]) -> dict[str, Path]:
     for word in words:
         name, _, folder = word.partition("=")
         if not folder or not re.fullmatch(r"[\w.@+-]+", name):
-            raise ValueError(f"{word!r} is not NAME=FOLDER, as in mine=outputs/pictures: give each folder a name.")
+            raise ValueError(
+                f"{word!r} is not NAME=FOLDER, as in mine=outputs/pictures: give each folder a name of letters, digits "
+                "and _ . @ + - alone."
+            )
         if name in folders:
             raise ValueError(f"Two folders of --pictures are named {name!r}: give each a name of its own.")
         folders[name] = Path(folder)

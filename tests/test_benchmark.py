@@ -69,6 +69,12 @@ def test_reading(data):
     assert np.array_equal(polygons_of(one, (64, 128))[0], np.rint(np.array(square(40, 40)) * [0.25, 0.125]))
 
 
+def test_prompts_written_are_read_the_same(data, tmp_path):
+    tasks = read_tasks(data)
+    benchmark_set.write_prompts(tmp_path / "prompts.json", tasks)
+    assert read_tasks(tmp_path / "prompts.json") == tasks and tasks[3].lines == ()
+
+
 def test_what_is_asked_for(data):
     one, two, three, four = read_tasks(data)
     batch = make_batch(one, (512, 512), 4, "DejaVuSans.ttf", hint=True)
@@ -95,7 +101,8 @@ def test_the_phrase_is_upstreams_of_every_prompt_but_the_first(data):
     [
         ({"data_list": []}, "no prompt"),
         ({"data_list": [RECORDS[0], RECORDS[0]]}, "several prompts named"),
-        ({"data_list": [{"caption": "x"}]}, "record 0"),
+        ({"data_list": [{"caption": "x"}]}, "record 0, img_name: it is missing"),
+        ({"data_list": [5]}, "record 0: it is 5"),
         ({"data_list": [RECORDS[2]]}, "no prompt with a line"),
     ],
 )

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from anytext_lcm import benchmark
 from anytext_lcm.data.fonts import PLAIN_FONT, font_path
 from anytext_lcm.data.words import WORDS
-from anytext_lcm.judging import benchmark_score
+from anytext_lcm.judging import benchmark_report, benchmark_score
 from anytext_lcm.judging.benchmark_pictures import MOST_COMPARED, Found, Scoring, check_scoring, find_pictures
 from anytext_lcm.judging.benchmark_set import PANEL_PROMPTS, Task, read_tasks, write_prompts
 from anytext_lcm.judging.defaults import PANEL
@@ -96,6 +96,7 @@ def test_the_folder_of_a_report(data, good, tmp_path, capsys):
         "table.md",
     ]
     assert code == 0 and report["prompts"] == 12 and report["published"] is None and report["real"] is None
+    assert "compare it with the row of the real pictures. A grid below one level is not seen." in printed
     assert "12 prompts, 12 lines, 1 pictures a prompt" in printed and "upstream draws" not in printed
     assert (
         "| mine | 1.0000 [1.000, 1.000] |" in table
@@ -105,6 +106,40 @@ def test_the_folder_of_a_report(data, good, tmp_path, capsys):
     assert report["settings"]["pictures"] == {"mine": str(good)}
     with Image.open(tmp_path / "out" / "grid.png") as sheet:
         assert sheet.width > 256 and sheet.height > 8 * 256
+
+
+def test_every_name_stands_in_the_charts_legend():
+    found = {"kind": "x", "lines": 9, "value": 0.5, "low": 0.4, "high": 0.6}
+    row = {f"by_{kind}": [found] for kind in ("height", "length", "script")}
+    [legend] = benchmark_report.chart({"methods": dict.fromkeys(("mine", "_x", "a.b"), row)}).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["mine", "_x", "a.b"]
+    assert len(legend.legend_handles) == 3
+
+
+def test_a_report_that_fails_leaves_the_earlier_one_whole(data, good, tmp_path, capsys, monkeypatch):
+    def files():
+        return {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    assert score(data, tmp_path, "--pictures", f"mine={good}", "--limit", "2")[0] == 0
+    before = files()
+    for name in ("chart", "sheet"):
+        with monkeypatch.context() as patch:
+            patch.setattr(benchmark_report, name, lambda *_: float("no number"))  # ValueError
+            assert score(data, tmp_path, "--pictures", f"mine={good}", "--limit", "3")[0] == 2
+        assert files() == before
+    report = json.loads(before["report.json"]) | {"prompts": float("nan")}
+    with pytest.raises(ValueError, match="JSON"):
+        benchmark_report.write_benchmark(tmp_path / "new", report, None)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("limit", "samples"), [(1, 8), (7, 1)])
+def test_too_few_pictures_for_a_distance_are_scored_without(data, words, tmp_path, limit, samples):
+    mine = lettered(dict(list(words.items())[:limit]), tmp_path / "mine", samples=samples)
+    flags = ["--pictures", f"mine={mine}", "--limit", limit, "--samples", samples, "--real"]
+    code, report = score(data, tmp_path, *flags, lettered({f"r{i}": "REAL" for i in range(16)}, tmp_path / "real"))
+    assert code == 0 and report["real"] is None and report["methods"]["mine"]["distance"] is None
+    assert "No distance to real: that needs 8 drawn pictures of two or more prompts." in report["notes"]
 
 
 def test_our_own_pictures_score_as_in_the_benchmarks_own_report(data, teacher, tmp_path):
@@ -207,18 +242,41 @@ def test_the_panel_is_held_out_scenes_and_can_be_drawn_elsewhere(tmp_path, capsy
     assert report["methods"]["own"]["correct"]["value"] > 0.7
 
 
+def test_writing_prompts_takes_no_other_flags_and_spares_its_input(data, tmp_path, capsys):
+    prompts = ["--data", str(data), "--write_prompts"]
+    for flags, named in (("--pictures a=b --partial", "--partial, --pictures"), ("--reference x", "--reference")):
+        assert benchmark.main([*prompts, str(tmp_path / "new.json"), *flags.split()]) == 2
+        assert f"{named} says nothing to --write_prompts" in capsys.readouterr().err
+        assert not (tmp_path / "new.json").exists()
+    before, link = data.read_bytes(), tmp_path / "link.json"
+    link.symlink_to(data)
+    for path in (data, link):
+        assert benchmark.main([*prompts, str(path), "--limit", "3"]) == 2
+        assert "is the file of --data, which would be overwritten" in capsys.readouterr().err
+    assert data.read_bytes() == before and link.is_symlink()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--pictures", "mine"], "is not NAME=FOLDER"),
         (["--pictures", "=x"], "is not NAME=FOLDER"),
+        (["--pictures", "a b=x"], "give each folder a name of letters, digits and _ . @ + - alone."),
         (["--pictures", "a=x", "a=y"], "are named 'a'"),
         (["--pictures", "a=nowhere"], "There is no folder nowhere"),
-        (["--pictures", "a=EMPTY"], "EMPTY holds no picture of these prompts: the first would be 000000000_0.jpg."),
+        (["--pictures", "a=EMPTY"], "the first would be 000000000_0.jpg; pictures end in .jpg, .jpeg, .png or .webp."),
+        (["--pictures", "a=GOOD", "--real", "EMPTY"], "add some that end in .jpg, .jpeg, .png or .webp."),
         (["--pictures", "a=OTHER"], "000000000_0.jpg; the first there is cat.png"),
         (["--pictures", "a=GOOD", "--reference", "b"], "no pictures named 'b' to compare with: choose a"),
         (["--pictures", "a=GOOD", "--ckpt", "x", "--seed", "3"], "--seed, --ckpt is of drawing"),
         (["--pictures", "a=DOT"], "000000000_0.png is 1 x 1 pixels, and lines are read 48 high: give larger"),
+        (["--pictures", "b=GOOD", "a=DOT"], "DOT/000000000_0.png is 1 x 1 pixels, and a grid needs 18: give larger"),
+        (["--pictures", "a=GOOD", "--real", "DOT"], "DOT/000000000_0.png is 1 x 1 pixels, and a grid needs 18"),
+        (["--pictures", "a=GOOD", "--reference", ""], "--reference: must not be empty"),
+        (["--pictures", "a=GOOD", "--real", ""], "--real: must not be empty"),
+        (["--pictures", "a=GOOD", "--output", ""], "--output: must not be empty"),
+        (["--data", ""], "--data: must not be empty"),
+        (["--write_prompts", ""], "--write_prompts: must not be empty"),
         (["--partial"], "--partial is of --pictures"),
         (["--methods", "teacher-2", "--reference", "student-4"], "student-4 is none of the methods, teacher-2"),
     ],
@@ -236,6 +294,30 @@ def test_mistakes_are_said_before_anything_is_loaded(data, good, flags, said, tm
     code, report = score(data, tmp_path, *(word.replace("GOOD", str(good)) for word in flags))
     error = capsys.readouterr().err.replace(f"{tmp_path}/", "")
     assert code == 2 and report is None and said in error and error.count("\n") == 1
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_before_the_work(data, good, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_score.reading, "LineReader", None)
+    for name in benchmark_report.FILES:
+        (tmp_path / "out" / name).mkdir(parents=True)
+        code = benchmark.main(
+            ["--data", str(data), "--output", str(tmp_path / "out"), "--samples", "1", "--pictures", f"mine={good}"]
+        )
+        error = capsys.readouterr().err
+        assert code == 2 and f"{name} is a folder, and a file of this name is to come" in error
+        (tmp_path / "out" / name).rmdir()
+
+
+def test_a_report_is_not_written_among_the_pictures_it_is_of(data, good, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_score.reading, "LineReader", None)
+    pictures, real = (shutil.copytree(good, tmp_path / name) for name in ("mine", "real"))
+    (tmp_path / "link").symlink_to(real)
+    scored = ["--samples", "1", "--pictures", f"good={good}", f"mine={pictures}"]
+    for flags in (scored, ["--methods", "teacher-2"]):
+        for output in (pictures, real, tmp_path / "link")[flags != scored :]:
+            words = ["--data", data, *flags, "--real", real, "--output", output, "--dry_run"]
+            assert benchmark.main(list(map(str, words))) == 2
+            assert "holds pictures to score or to compare with: name another --output" in capsys.readouterr().err
 
 
 def test_pictures_that_lie_on_their_side_are_measured_as_they_are_read(data, good, tmp_path):
@@ -262,6 +344,7 @@ def test_as_many_are_compared_as_there_are_real_ones(tmp_path):
         paths = [tmp_path / f"{i}.png" for i in range(real)]
         assert Scoring(tasks, {}, samples, (8, 8), None, paths, {}).compared == compared
     assert Scoring(tasks[:7], {}, 1, (8, 8), None, PANEL, {}).compared == 0
+    assert [Scoring(tasks[:n], {}, 8, (8, 8), None, PANEL, {}).compared for n in (1, 2)] == [0, 16]
     assert Scoring(tasks, {}, 1, (8, 8), None, None, {}).compared == 0
 
 
@@ -274,6 +357,31 @@ def test_partial_with_nothing_in_common(data, good, words, tmp_path):
         halves.append(tmp_path / str(half))
     with pytest.raises(ValueError, match="No prompt with text is whole in every folder"):
         check_scoring(read_tasks(data), dict(zip("ab", halves, strict=True)), 1, "a", partial=True)
+
+
+def test_samples_and_lines_are_kept_apart(tmp_path):
+    """Two prompts of two unlike lines, two samples each: of each kind, interval and distance what belongs to it."""
+    high, low = ((40, 40), (472, 40), (472, 150), (40, 150)), ((60, 300), (200, 300), (200, 340), (60, 340))
+    tasks = [Task(name, "", (("OPEN", high), ("quietly", low))) for name in "pq"]
+    right = np.array([True, False] * 4)  # of prompt, sample, line: the high lines alone
+    lines = dict.fromkeys(benchmark_score.MEASURES, right) | {"group": np.repeat([0, 1], 4)}
+    kinds = benchmark_score.kinds_of_lines(tasks, 2)
+    measured = benchmark_score.Scores(lines, np.zeros(4), np.repeat([0, 1], 2))
+    row = benchmark_score.summarise({"a": measured}, None, kinds, 2)["a"]
+    for kind, words in (("height", ["32 to 48", "96 to 128"]), ("length", ["5 to 8", "1 to 4"])):
+        found = {one["kind"]: (one["value"], one["lines"], one["n"]) for one in row[f"by_{kind}"]}
+        assert found == {words[0]: (0, 2, 2), words[1]: (1, 2, 2)}
+    assert row["exact"]["n"] == row["grid"]["n"] == 2
+
+
+def test_a_prompts_samples_count_as_one_in_grid_and_distance(data, words, tmp_path):
+    mine = lettered(dict(list(words.items())[:4]), tmp_path / "mine", samples=2)
+    real = lettered({f"r{i}": "REAL" for i in range(16)}, tmp_path / "real")
+    _, report = score(data, tmp_path, "--pictures", f"mine={mine}", "--real", real, "--limit", 4, "--samples", 2)
+    row = report["methods"]["mine"]
+    assert report["real"]["pictures"] == 16 and report["real"]["distance"]["n"] == 8
+    assert [row[key]["n"] for key in ("exact", "grid", "distance")] == [4, 4, 4]
+    assert row["difference"]["grid_energy"]["n"] == 4
 
 
 def test_scripts():

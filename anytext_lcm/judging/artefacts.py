@@ -1,8 +1,8 @@
 """A grid in the pictures: what repeats every 8 pixels, the side of one latent.
 
 Users of few-step adapters complain of such a grid: it has the same phase all over the picture. A real picture has
-nothing that repeats every 8 pixels more than every 7 or 9. JPEG does work on blocks of 8 pixels, but its steps between
-blocks go up as often as down, so most of them cancel here. What is left of it is measured in the tests.
+about as much that repeats every 8 pixels as every 7 or 9. JPEG does work on blocks of 8 pixels, but its steps between
+blocks go up as often as down, so most of them cancel here. What is left of both is measured in the tests.
 """
 
 import cv2
@@ -12,6 +12,7 @@ from anytext_lcm.judging.reading import as_uint8
 
 PERIOD = 8  # pixels of a latent
 CONTROLS = (7, 9)  # what a picture's content has at these periods it has at 8 too, and the grid adds nothing to them
+LEAST_SIDE = 2 * max(CONTROLS)  # pixels: two cells, as halves are compared
 QUIET = 16.0  # grey levels squared: windows whose content varies less count alike
 WINDOW = 8  # cells along the side of a window, about; a grid in a part of the picture counts too
 
@@ -20,8 +21,9 @@ def grid_energy(images) -> np.ndarray:
     """Energy of what repeats every 8 pixels of luma, in grey levels squared (0..255): (B,) float64.
 
     images: as for `as_uint8`, as they were drawn: resizing moves the grid. Of a grid of amplitude a (its root mean
-    square) it is a squared; without one it is 0 on average, hence at times below 0. Raises ValueError for a side below
-    18 pixels.
+    square) it is about a squared. Without one it is not 0 on average: our real pictures have less energy at 8 pixels
+    than at 7 and 9. So compare with theirs; a grid below one level is not seen. Raises ValueError for a side below 18
+    pixels.
     """
     return np.array([_above_controls(image) for image in as_uint8(images)])
 

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from anytext_lcm.data.pictures import picture_size
+from anytext_lcm.judging.artefacts import LEAST_SIDE
 from anytext_lcm.judging.benchmark_set import Task
 from anytext_lcm.judging.defaults import PANEL
 from anytext_lcm.judging.judge import DISTRIBUTION_FROM
@@ -39,8 +42,8 @@ def find_pictures(folder: Path, tasks: Sequence[Task], samples: int) -> Found:
         there[path.stem] = path
     missing = tuple(f"{stem}.jpg" for stem in wanted if stem not in there)
     if len(missing) == len(wanted):
-        other = f"; the first there is {next(iter(there.values())).name}" if there else ""
-        raise ValueError(f"{folder} holds no picture of these prompts: the first would be {missing[0]}{other}.")
+        other = f"the first there is {next(iter(there.values())).name}" if there else f"pictures end in {_endings()}"
+        raise ValueError(f"{folder} holds no picture of these prompts: the first would be {missing[0]}; {other}.")
     by_task = {task.name: [f"{task.name}_{k}" for k in range(samples)] for task in tasks}
     paths = {name: tuple(there[s] for s in stems) for name, stems in by_task.items() if there.keys() >= set(stems)}
     return Found(folder, paths, missing)
@@ -58,9 +61,14 @@ def real_files(folder: str | Path) -> list[Path]:
     found = pictures_in(folder)
     if len(found) < 2 * DISTRIBUTION_FROM:
         raise ValueError(
-            f"{folder} holds {len(found)} pictures, and a distance needs {2 * DISTRIBUTION_FROM}: add some."
+            f"{folder} holds {len(found)} pictures, and a distance needs {2 * DISTRIBUTION_FROM}: add some that end in "
+            f"{_endings()}."
         )
     return found
+
+
+def _endings() -> str:
+    return f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
 
 
 def require_complete(found: Found, total: int, samples: int) -> None:
@@ -98,10 +106,21 @@ class Scoring:
         return self.real if self.real is None or isinstance(self.real, str) else str(self.real[0].parent)
 
     @property
+    def real_chosen(self) -> list[Path]:
+        """The files of real pictures to compare with, none for PANEL; shuffled: files beside each other are alike."""
+        if self.real is None or isinstance(self.real, str):
+            return []
+        order = np.random.default_rng(0).permutation(len(self.real))[: 2 * self.compared]
+        return [self.real[i] for i in order]
+
+    @property
     def compared(self) -> int:
-        """Drawn pictures of a folder that are compared with as many real ones, with as many again for the floor."""
+        """Drawn pictures of a folder that are compared with as many real ones, with as many again for the floor.
+
+        Pictures of one prompt are not compared with each other, so of one prompt there is none.
+        """
         drawn = len(self.tasks) * self.samples
-        if self.real is None or drawn < DISTRIBUTION_FROM:
+        if self.real is None or len(self.tasks) < 2 or drawn < DISTRIBUTION_FROM:
             return 0
         return min(drawn, MOST_COMPARED, *(() if self.real == PANEL else (len(self.real) // 2,)))
 
@@ -133,10 +152,18 @@ def check_scoring(
     if real is not None:
         pictures = real_files(real)
     first = found[reference or next(iter(found))].paths[whole[0].name][0]
-    width, height = picture_size(first, turned=True)
-    if min(width, height) < READ_HEIGHT:
-        raise ValueError(
-            f"{first} is {width} x {height} pixels, and lines are read {READ_HEIGHT} high: give larger pictures."
-        )
+    size = picture_size(first, turned=True)[::-1]
+    _require_side(first, READ_HEIGHT, "lines are read {} high")
     left_out = {name: len(tasks) - len(one.paths) for name, one in found.items()}
-    return Scoring(whole, found, samples, (height, width), reference, pictures, left_out)
+    scoring = Scoring(whole, found, samples, size, reference, pictures, left_out)
+    drawn = [path for one in found.values() for task in whole for path in one.paths[task.name]]
+    for path in [*drawn, *scoring.real_chosen]:
+        _require_side(path, LEAST_SIDE, "a grid needs {}")
+    return scoring
+
+
+def _require_side(path: Path, least: int, why: str) -> None:
+    """Raise ValueError for a picture with fewer pixels along a side, or one that cannot be read. why: of how many."""
+    width, height = picture_size(path)
+    if min(width, height) < least:
+        raise ValueError(f"{path} is {width} x {height} pixels, and {why.format(least)}: give larger pictures.")

@@ -1,7 +1,8 @@
 """The benchmark's report: JSON, tables, a chart, a sheet of pictures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ from anytext_lcm.data.pictures import open_picture
 from anytext_lcm.figures import style
 from anytext_lcm.figures.contact_sheet import contact_sheet, prompt_label
 from anytext_lcm.figures.text_table import text_table
-from anytext_lcm.files import atomic_file
+from anytext_lcm.files import atomic_file, check_writable
 from anytext_lcm.judging.benchmark_lines import is_chinese
 from anytext_lcm.judging.benchmark_pictures import Scoring
 from anytext_lcm.judging.benchmark_score import resize
 from anytext_lcm.judging.benchmark_set import Task
 from anytext_lcm.judging.defaults import SAMPLES
+from anytext_lcm.judging.judge import DISTRIBUTION_FROM
 from anytext_lcm.model.networks import is_anytext2
 
-REPORT = "report.json"
+REPORT, TABLE, CHART, SHEET = FILES = ("report.json", "table.md", "chart.png", "grid.png")
 SHOWN, ROWS, SHEET_SIDE = 7, 8, 256  # columns and rows of the sheet, and pixels of its pictures at most
 SHOWN_LINES = 10  # a range with fewer lines says nothing and is not drawn
 WHOLE = 1000  # prompts of laion_word's and of wukong_word's test1k.json
@@ -33,8 +35,9 @@ READ_NOTES = (
     "methods of this report with each other.",
     "FID and CLIPScore are left out: their networks are not part of this package. The pictures are named as "
     "upstream's own scripts expect them.",
-    "The grid is what repeats every 8 pixels, in grey levels: about the amplitude of a grid all over the pictures, and "
-    "near 0 without one, in JPEGs too. It is measured before pictures are resized, because resizing moves it.",
+    "The grid is what repeats every 8 pixels, in grey levels: about the amplitude of a grid all over the pictures, in "
+    "JPEGs too. Without one it may be some tenths below or above 0: compare it with the row of the real pictures. A "
+    "grid below one level is not seen. It is measured before pictures are resized, because resizing moves it.",
 )
 DRAWN_NOTES = (
     "Drawn and measured as AnyText2's eval/anytext2_singleGPU.py and eval/eval_dgocr.py do, but for what follows.",
@@ -48,11 +51,13 @@ CHINESE_NOTE = (
 )
 
 
-def notes_on(judged: Mapping[str, Any], tasks: Sequence[Task], drawn: bool) -> list[str]:
+def notes_on(judged: Mapping[str, Any], scoring: Scoring, drawn: bool) -> list[str]:
     """What a reader of the numbers must know. judged: of `benchmark_score.judge`. drawn: here, not elsewhere."""
     notes = [*(DRAWN_NOTES if drawn else ()), *READ_NOTES]
-    if is_chinese([text for task in tasks for text, _ in task.lines]):
+    if is_chinese([text for task in scoring.tasks for text, _ in task.lines]):
         notes.append(CHINESE_NOTE)
+    if scoring.real is not None and not scoring.compared:
+        notes.append(f"No distance to real: that needs {DISTRIBUTION_FROM} drawn pictures of two or more prompts.")
     height, width = judged["read_at"]
     for name, row in judged["methods"].items():
         if row["resized"]:
@@ -71,18 +76,34 @@ def published(tasks: Sequence[Task], config: str | Path, samples: int) -> dict[s
     return dict(zip(("name", "accuracy", "ned"), found, strict=True))
 
 
+def check_report(folder: Path, sources: Iterable[str | Path]) -> None:
+    """Raise ValueError for a folder that `write_benchmark` cannot write to. Ask before minutes of work, not after.
+
+    sources: folders of pictures. The report's own would be taken for some of theirs in the next run, so it is refused
+    there too.
+    """
+    for source in sources:
+        if folder.exists() and folder.samefile(source):
+            raise ValueError(f"{folder} holds pictures to score or to compare with: name another --output.")
+    check_writable(folder / REPORT)
+    for name in FILES:
+        if (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is a folder, and a file of this name is to come: name another --output.")
+
+
 def write_benchmark(folder: Path, report: Mapping[str, Any], scoring: Scoring) -> None:
-    """Write report.json, table.md, chart.png and grid.png, the first prompts by each method side by side."""
+    """Write report.json, table.md, chart.png and grid.png, the first prompts by each method side by side.
+
+    All of them or none: files of two runs beside each other would contradict each other.
+    """
     options = {"dpi": 2 * style.DPI, "metadata": {"Software": None}}  # no version of matplotlib in the file
-    with atomic_file(folder / "table.md") as temporary:
-        temporary.write_text(markdown(report), encoding="utf-8")
-    with atomic_file(folder / "chart.png") as temporary:
-        chart(report).savefig(temporary, **options)
-    with atomic_file(folder / "grid.png") as temporary:
-        Image.fromarray(sheet(report, scoring)).save(temporary)
-    with atomic_file(folder / REPORT) as temporary:  # last: with it, all are there
-        text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    with ExitStack() as stack:  # ends in reverse order, with the report last: with it, all are there
+        files = {name: stack.enter_context(atomic_file(folder / name)) for name in FILES}
+        files[REPORT].write_text(text + "\n", encoding="utf-8")
+        files[TABLE].write_text(markdown(report), encoding="utf-8")
+        chart(report).savefig(files[CHART], **options)
+        Image.fromarray(sheet(report, scoring)).save(files[SHEET])
 
 
 # -- tables ----------------------------------------------------------------------------------------------
@@ -155,7 +176,7 @@ def chart(report: Mapping[str, Any]) -> Figure:
     for axis, (kind, label) in zip(axes[0], labels.items(), strict=True):
         first = next(iter(methods.values()))[f"by_{kind}"]
         kept = [i for i, found in enumerate(first) if found["lines"] >= SHOWN_LINES] or range(len(first))
-        for place, (name, row) in enumerate(methods.items()):
+        for place, row in enumerate(methods.values()):
             shown = [row[f"by_{kind}"][i] for i in kept]
             values, low, high = (np.array([found[key] for found in shown]) for key in ("value", "low", "high"))
             offset = 0.6 * ((place + 0.5) / len(methods) - 0.5)  # beside each other, not over each other
@@ -167,14 +188,16 @@ def chart(report: Mapping[str, Any]) -> Figure:
                 color=style.COLORS[place % len(style.COLORS)],
                 markersize=4,
                 linewidth=1,
-                label=name,
+                label=str(place),
             )
         axis.set_xticks(range(len(kept)), [first[i]["kind"] for i in kept], rotation=30, ha="right", fontsize=8)
         axis.set_xlim(-0.6, len(kept) - 0.4)
         axis.set_ylim(-0.02, 1.05)
         style.finish(axis, label, "sentence accuracy" if kind == "height" else "", "", False)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    handles, places = axes[0, 0].get_legend_handles_labels()
+    legend = figure.legend(handles, places, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    for text, name in zip(legend.get_texts(), methods, strict=True):  # as labels, names that begin with _ are left out
+        text.set_text(name)
     return figure
 
 

@@ -12,9 +12,8 @@ from anytext_lcm.adapter.stored import CONFIG_FILE, WEIGHTS_FILE
 from anytext_lcm.data.fonts import font_path
 from anytext_lcm.drawing.cores import describe_hardware
 from anytext_lcm.drawing.methods import Method, reference_of
-from anytext_lcm.files import check_writable
 from anytext_lcm.judging.benchmark_pictures import Scoring, check_scoring, real_files
-from anytext_lcm.judging.benchmark_report import REPORT, notes_on, published, write_benchmark
+from anytext_lcm.judging.benchmark_report import check_report, notes_on, published, write_benchmark
 from anytext_lcm.judging.benchmark_score import judge
 from anytext_lcm.judging.benchmark_set import (
     PHRASE,
@@ -111,12 +110,12 @@ def check_plan(plan: Plan, limit: int | None = None) -> Checked:
     tasks = read_tasks(plan.data, limit)
     unwritten = check_font(tasks, plan.font)
     settings = plan.settings()
-    check_writable(plan.output / REPORT)
     names = [method.name for method in plan.methods]
     if plan.reference is not None and plan.reference not in names:
         raise ValueError(f"{plan.reference} is none of the methods, {', '.join(names)}: name one as --reference.")
     if plan.real is not None:
         real_files(plan.real)
+    check_report(plan.output, [plan.real] if plan.real is not None else [])
     for method in plan.methods:
         check_settings(plan.output / method.name, settings_of(method, settings))
     return Checked(plan, tasks, settings, unwritten)
@@ -143,7 +142,7 @@ def run_benchmark(model: AnyText2, checked: Checked) -> dict[str, Any]:
         "lines_the_font_lacks": checked.unwritten,
         "published": published(tasks, plan.config, plan.samples),
         "hardware": describe_hardware(model.device),
-        "notes": notes_on(judged, tasks, drawn=True),
+        "notes": notes_on(judged, scoring, drawn=True),
         **judged,
     }
     write_benchmark(plan.output, report, scoring)
@@ -162,7 +161,7 @@ def score_folders(scoring: Scoring, data: str, output: Path, show: bool = True) 
             "real": scoring.real_name,
         },
         "published": None,  # who drew the pictures is not known
-        "notes": notes_on(judged, scoring.tasks, drawn=False),
+        "notes": notes_on(judged, scoring, drawn=False),
         **judged,
     }
     write_benchmark(output, report, scoring)

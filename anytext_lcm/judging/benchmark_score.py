@@ -189,9 +189,9 @@ def _real_pictures(scoring: Scoring, count: int, chunk: int = 16) -> Iterator[li
     if scoring.real == PANEL:
         yield list(real_pictures(count, PANEL_SIDE))
         return
-    order = np.random.default_rng(0).permutation(len(scoring.real))[:count]  # files beside each other are alike
-    for start in range(0, count, chunk):
-        yield [open_picture(scoring.real[i]) for i in order[start : start + chunk]]
+    files = scoring.real_chosen
+    for start in range(0, len(files), chunk):
+        yield [open_picture(path) for path in files[start : start + chunk]]
 
 
 def summarise(

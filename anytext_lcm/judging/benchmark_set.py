@@ -61,7 +61,9 @@ def read_tasks(path: str | Path, limit: int | None = None) -> list[Task]:
             break
         record, problems = clean(raw, number)
         if record is None:
-            raise ValueError(f"{path}, record {number}: {problems[0].detail if problems else 'it cannot be read'}.")
+            problem = problems[-1]  # for which it is left out
+            where = f"record {number}" + f", {problem.kind}" * (problem.kind != "record")
+            raise ValueError(f"{path}, {where}: {problem.detail}.")
         lines = [
             (annotation.text[:MAX_CHARACTERS], tuple(map(tuple, annotation.points.tolist())))
             for annotation in record.annotations
@@ -91,15 +93,13 @@ def _panel_tasks(count: int) -> list[Task]:
 
 
 def write_prompts(path: str | Path, tasks: Sequence[Task]) -> None:
-    """Write prompts in the layout of a test1k.json, so that any model can draw them."""
-    records = [
-        {
-            "img_name": f"{task.name}.jpg",
-            "caption": task.caption,
-            "annotations": [{"polygon": points, "text": text, "valid": True} for text, points in task.lines],
-        }
-        for task in tasks
-    ]
+    """Write prompts in the layout of a test1k.json, so that any model can draw them. `read_tasks` reads the same."""
+    records: list[dict[str, Any]] = []
+    for task in tasks:
+        records.append({"img_name": f"{task.name}.jpg", "caption": task.caption})
+        if task.lines:  # annotations without a line would count as BLANK
+            lines = [{"polygon": points, "text": text, "valid": True} for text, points in task.lines]
+            records[-1]["annotations"] = lines
     with atomic_file(path) as temporary:
         text = json.dumps({"data_list": records}, indent=1, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
