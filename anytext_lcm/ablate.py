@@ -47,7 +47,15 @@ def work(args: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one sentence on stderr."""
-    return run(build_parser(), work, arguments)
+    return run(build_parser(), work, arguments, kept)
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What is there after Ctrl-C, and how to begin anew."""
+    return (
+        f"{args.output} keeps the runs that were trained, but no ablation goes on with them: delete their folders or "
+        "name another --output."
+    )
 
 
 if __name__ == "__main__":
