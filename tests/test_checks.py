@@ -219,6 +219,18 @@ def test_records_are_looked_at_and_nothing_is_written(given, tmp_path):
     assert states(found)["pictures"] == "missing" and "see --data_root" in said(found, "pictures")
 
 
+def test_held_out_records_are_looked_at(given, tmp_path):
+    source = records(tmp_path, ["Word", "another"])
+    settings = TrainSettings(
+        **given | {"use_mock_dataset": False, "data_list": (source,), "validation_list": (source,)}
+    )
+    found = Findings()
+    assert look_at_data(found, settings) == 2 and "2 of its records" in said(found, "held out")
+    found = Findings()
+    look_at_data(found, replace(settings, validation_list=("nope.json",)))
+    assert states(found)["held out"] == "missing" and "nope.json" in said(found, "held out")
+
+
 def test_lines_that_no_font_holds(given, tmp_path):
     settings = TrainSettings(**given | {"use_mock_dataset": False})
     for texts, state, count in ((["Word", "招牌", "門"], "note", "2 of 3"), (["招牌"], "missing", "1 of 1")):
