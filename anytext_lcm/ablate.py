@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from anytext_lcm.command import natural, new_parser, positive, run
+from anytext_lcm.command import natural, new_parser, panel_lines, positive, run
 from anytext_lcm.model.networks import EMBEDDED_CONFIG
 from anytext_lcm.training.recipes import DEFAULTS, RUNS
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=DEFAULTS.steps,
         help="updates of the default; the others cost the same (default: %(default)s)",
     )
-    add("--lines", type=int, default=256, help="lines of text to read (default: %(default)s)")
+    add("--lines", type=panel_lines, default=256, help="lines of text to read (default: %(default)s)")
     add("--seed", type=natural, default=0, help="of training and panel (default: %(default)s)")
     add("--config", default=str(EMBEDDED_CONFIG), help="yaml of the network (default: the embedded one)")
     add("--teacher_ckpt", help="its weights (default: those that come with the yaml)")
@@ -47,7 +47,15 @@ def work(args: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one sentence on stderr."""
-    return run(build_parser(), work, arguments)
+    return run(build_parser(), work, arguments, kept)
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What is there after Ctrl-C, and how to begin anew."""
+    return (
+        f"{args.output} keeps the runs that were trained, but no ablation goes on with them: delete their folders or "
+        "name another --output."
+    )
 
 
 if __name__ == "__main__":

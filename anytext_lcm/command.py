@@ -17,6 +17,9 @@ FAILURES = (ValueError, OSError, FloatingPointError)
 """What a command reports in a sentence; anything else is a fault of the program and keeps its traceback."""
 
 
+MAX_LINES = 10_000  # in a panel: 10 GB at 128 px, and by then intervals of half a point
+
+
 class Missing(ValueError):
     """Several things that are not there or do not fit, one sentence each."""
 
@@ -114,6 +117,19 @@ def finite(text: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"must be a finite number, not {text!r}")
+    return number
+
+
+def panel_lines(text: str) -> int:
+    """A number of lines of text in a panel, as argparse's `type`; the least number is the command's own."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+    if number > MAX_LINES:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {MAX_LINES:,}, not {number:,}: all pictures of a panel are held in memory at once"
+        )
     return number
 
 

@@ -44,7 +44,8 @@ def work(args: argparse.Namespace) -> str:
     wanted = TrainSettings(**settings)
     wanted.check_values()
     fitted, decided = fit_to_machine(wanted)
-    return "\n".join([tell(look_at_run(fitted, tflops, price, data_needed=False)), *decided])
+    found = look_at_run(fitted, tflops, price, data_needed=False, folder_named="output_dir" in given)
+    return "\n".join([tell(found), *decided])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,16 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import add_dry_run, add_guidance, add_network, add_precision, natural, new_parser, run
+from anytext_lcm.command import (
+    add_dry_run,
+    add_guidance,
+    add_network,
+    add_precision,
+    natural,
+    new_parser,
+    panel_lines,
+    run,
+)
 from anytext_lcm.data.text import checked
 from anytext_lcm.files import atomic_folder, check_replaceable
 from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION
@@ -42,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--lines",
-        type=int,
+        type=panel_lines,
         help=f"lines of text in the panel; {LINES} give 3 to 5 points either way (default: {LINES}, or what there is)",
     )
     add(

@@ -98,7 +98,8 @@ def describe(settings: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     wanted.check_values()
     wanted, decided = fit_to_machine(wanted)
     if asked["dry_run"]:
-        return "\n".join([tell(look_at_run(wanted, asked["tflops"], asked["price"])), *decided])
+        found = look_at_run(wanted, asked["tflops"], asked["price"], folder_named="output_dir" in settings)
+        return "\n".join([tell(found), *decided])
     sizes, found = memory.estimate(wanted), Findings()
     add_forecast(found, wanted, sizes, asked["tflops"], asked["price"])
     precision = wanted.mixed_precision or "no"

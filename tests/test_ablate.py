@@ -8,6 +8,7 @@ import pytest
 from micro_network import micro_network
 from omegaconf import OmegaConf
 
+from anytext_lcm import ablate as command
 from anytext_lcm.adapter import stored, targets
 from anytext_lcm.adapter.stored import training_header
 from anytext_lcm.judging import likeness
@@ -96,6 +97,24 @@ def test_two_runs_are_trained_and_judged(teacher, tmp_path, monkeypatch, quick):
     assert (tmp_path / "table.md").read_text() == "the table\n"
     with pytest.raises(ValueError, match="checkpoint-5"):  # trained ones are not overwritten
         ablation.ablate(tmp_path, (), steps=2, lines=16, **small(teacher))
+
+
+def test_a_stopped_ablation_is_told_what_its_own_flags_can_do(teacher, tmp_path, monkeypatch, capsys):
+    flags = ["--output", str(tmp_path), "--config", str(teacher / "micro.yaml"), "--steps", "2", "--lines", "16"]
+    flags += ["--teacher_ckpt", str(teacher / "micro.safetensors"), "--runs", "Huber"]
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation, "ablate", stopped)
+        assert command.main(flags) == 130
+    assert "delete their folders or name another --output" in capsys.readouterr().err
+    monkeypatch.setattr(ablation, "checkpoints", lambda folder: {2: folder / "checkpoint-2"})
+    monkeypatch.setattr(ablation, "load_teacher", lambda *_: pytest.fail("the weights were read"))
+    assert command.main(flags) == 2
+    said = capsys.readouterr().err
+    assert "Huber (checkpoint-2)" in said and "default (checkpoint-2)" in said and "name another --output" in said
 
 
 def test_fast_control_off_is_the_same_network_in_a_yaml_of_its_own(teacher, tmp_path, monkeypatch, quick):

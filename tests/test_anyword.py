@@ -185,6 +185,12 @@ def test_watermarks(tmp_path):
 
     assert numbers() == [0, 1, 2, 3, 4, 5]
     assert numbers(wm_thresh=0.5) == [0, 2, 4, 5]
+    with pytest.raises(ValueError, match="is left of 6: wm_thresh 0.05 leaves out 6 for their watermarks; change that"):
+        numbers(wm_thresh=0.05)
+    with pytest.raises(
+        ValueError, match="leaves out 2 for their watermarks and a held-out share of 1e-06 has none of 4"
+    ):
+        numbers(wm_thresh=0.5, share=1e-6, held_out=True)
 
 
 def test_several_jsons_are_one_data_set(tmp_path):
@@ -260,7 +266,7 @@ def test_arguments_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="no 'data_list'"):
         AnyWordDataset(bare)
     bare.write_text('{"data_root": ".", "data_list": [5]}')
-    with pytest.raises(ValueError, match="No record of .* can be used"):
+    with pytest.raises(ValueError, match="No record of .* can be used; the first problem: .*record 0"):
         AnyWordDataset(bare)
 
 

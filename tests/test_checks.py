@@ -219,6 +219,18 @@ def test_records_are_looked_at_and_nothing_is_written(given, tmp_path):
     assert states(found)["pictures"] == "missing" and "see --data_root" in said(found, "pictures")
 
 
+def test_held_out_records_are_looked_at(given, tmp_path):
+    source = records(tmp_path, ["Word", "another"])
+    settings = TrainSettings(
+        **given | {"use_mock_dataset": False, "data_list": (source,), "validation_list": (source,)}
+    )
+    found = Findings()
+    assert look_at_data(found, settings) == 2 and "2 of its records" in said(found, "held out")
+    found = Findings()
+    look_at_data(found, replace(settings, validation_list=("nope.json",)))
+    assert states(found)["held out"] == "missing" and "nope.json" in said(found, "held out")
+
+
 def test_lines_that_no_font_holds(given, tmp_path):
     settings = TrainSettings(**given | {"use_mock_dataset": False})
     for texts, state, count in ((["Word", "招牌", "門"], "note", "2 of 3"), (["招牌"], "missing", "1 of 1")):
@@ -498,6 +510,47 @@ def test_dry_runs_of_what_draws(teacher, tmp_path, capsys, nothing_is_read, comm
     wanted = [command.main([*more_flags, *methods]) for more_flags in (flags, [f for f in flags if f != "--dry_run"])]
     assert wanted == [2, 2] and capsys.readouterr().err.count("does not fit this network") == 2
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--objective", "path"], "--objective path needs the teacher's stored paths"),
+        (["--phases", "4"], "--phases has no effect on --objective lcm"),
+        (["--patience", "3", "--panel_prompts", "0"], "--patience needs a panel to go by"),
+        (["--validation_share", "0.1"], "--validation_share has no effect on mock data"),
+        (["--fonts", "nope.ttf"], "--fonts has no effect on mock data"),
+        (["--paths", "P"], "--use_mock_dataset has no effect beside --paths"),
+        (["--resume_from_checkpoint", "nope"], "nope is no checkpoint to resume from"),
+        (["--resume_from_checkpoint", "latest"], "holds no checkpoint to resume from"),
+        (["--lora_targets", "zero_convs", "nope"], "Unknown LoRA target 'nope'"),
+        (["--lora_targets", ""], "A LoRA target is empty; name a group"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses(given, tmp_path, capsys, nothing_is_read, monkeypatch, more, words):
+    """In the same words, and neither leaves anything behind."""
+    monkeypatch.setattr("anytext_lcm.checks.everything.add_estimate", lambda *_: None)  # seconds, tested elsewhere
+    flags = [f"--{name}={value}" for name, value in given.items() if name != "use_mock_dataset"]
+    flags += ["--use_mock_dataset", "--mixed_precision", "no", *more]
+    for command, own in ((train, ["--dry_run"]), (doctor, []), (train, [])):
+        assert command.main([*flags, *own]) == 2
+        assert f"error: {words}" in capsys.readouterr().err.replace(f"{tmp_path / 'run'} ", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_looks_at_the_folder_that_was_named(given, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("anytext_lcm.checks.everything.add_estimate", lambda *_: None)  # seconds, tested elsewhere
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "outputs" / "run"
+    short = {"max_train_steps": 1, "gradient_accumulation_steps": 1, "sample_steps": 0, "mixed_precision": "no"}
+    run_distillation(given | short | {"output_dir": str(run), "progress": False}, None)
+    flags = ["--config", given["config"], "--teacher_ckpt", given["teacher_ckpt"], "--use_mock_dataset"]
+    for command, own in ((train, ["--dry_run"]), (doctor, [])):
+        assert command.main([*flags, *own, "--output_dir", str(run)]) == 2
+        assert "run holds checkpoint-1 already" in capsys.readouterr().err
+        assert command.main([*flags, *own, "--output_dir", str(run), "--resume_from_checkpoint", "latest"]) == 0
+        assert "goes on from" in capsys.readouterr().out
+        assert command.main([*flags, *own]) == 0  # outputs/run stands in for a folder to be named
 
 
 def test_stored_latents_of_a_run_that_holds_records_out(given, tmp_path):

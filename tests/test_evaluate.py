@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from micro_network import SIDE, micro_network
 from PIL import Image
 
-from anytext_lcm import evaluate
+from anytext_lcm import ablate, evaluate
 from anytext_lcm.adapter.lora import adapter_state, attach, save_adapter
 from anytext_lcm.data.words import kind_of
 from anytext_lcm.drawing.methods import parse_method, reference_of
@@ -319,6 +319,15 @@ def test_fast_solvers_without_diffusers(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ValueError, match="not installed"):
         make_scheduler(parse_method("teacher-4-unipc"), NoiseSchedule.scaled_linear())
+
+
+@pytest.mark.parametrize("command", [evaluate, ablate])
+def test_more_lines_than_fit_in_memory_are_refused_at_once(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Panel, "build", lambda **_: pytest.fail("the panel was begun"))
+    for lines, words in (("10001", "at most 10,000, not 10,001: all pictures"), ("many", "a whole number, not 'many'")):
+        assert command.main(["--lines", lines, "--output", str(tmp_path / "out")]) == 2
+        assert f"error: argument --lines: must be {words}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_command(model, teacher, tmp_path, capsys):

@@ -141,5 +141,5 @@ def test_a_share_is_held_out_and_nothing_is_in_both_parts(tmp_path):
     records(tmp_path, 60)  # more pictures: those of before stay where they were
     more = AnyWordDataset(path, share=0.25, held_out=True)
     assert names[1] == {more.record(i)[1].img_name for i in range(len(more))} & (names[0] | names[1])
-    with pytest.raises(ValueError, match="that a share of 1e-06 leaves can be used"):
+    with pytest.raises(ValueError, match="is left of .*: a held-out share of 1e-06 has none of"):
         AnyWordDataset(path, share=1e-6, held_out=True)

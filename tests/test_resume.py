@@ -305,6 +305,32 @@ def test_a_checkpoint_without_its_state_is_not_in_the_way(teacher, tmp_path, unb
     assert aside.name in said and (aside / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("how", ["short", "flipped"])
+def test_a_folder_of_damaged_checkpoints_starts_anew(teacher, tmp_path, unbroken, how, capsys):
+    """With the flag or without, whatever the damage; with one that is whole it is refused without the flag."""
+    output = shutil.copytree(unbroken[0].parent, tmp_path / "run")
+    fresh = TrainSettings.from_dict(options(teacher, output))
+    latest = TrainSettings.from_dict(options(teacher, output, resume_from_checkpoint="latest"))
+    damage(output / f"checkpoint-{STEPS}" / "training_state.pt", how)
+    with pytest.raises(ValueError, match="already; resume from latest"):
+        find_resume(fresh)
+    damage(output / f"checkpoint-{STEPS - 1}" / "training_state.pt", how)
+    assert find_resume(fresh) is None and find_resume(latest) is None
+    assert "holds no complete checkpoint; it starts anew" in capsys.readouterr().err
+    shutil.rmtree(output / "logs")  # as of a folder that was copied without
+    with pytest.raises(FileNotFoundError, match="leave the flag out to start"):
+        find_resume(latest)
+    assert find_resume(fresh) is None
+
+
+def test_a_damaged_later_checkpoint_does_not_push_out_a_new_one(tmp_path, unbroken):
+    output = shutil.copytree(unbroken[0].parent, tmp_path / "run")
+    shutil.copytree(unbroken[0], output / "checkpoint-9")
+    damage(output / "checkpoint-9" / "training_state.pt", "flipped")
+    checkpoints.prune(output, limit=1, best=0, last=STEPS)
+    assert sorted(checkpoints.checkpoints(output)) == [STEPS, 9]
+
+
 def test_a_mistyped_folder_is_refused_and_stays_unmade(teacher, tmp_path):
     settings = options(teacher, tmp_path / "mistyped", resume_from_checkpoint="latest")
     for _ in range(2):

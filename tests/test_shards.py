@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from processes import FORK, finish, start
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from anytext_lcm.training import shards
 from anytext_lcm.training.shards import MANIFEST, Array, Layout, ShardReader, ShardWriter, shard_path
@@ -84,6 +84,19 @@ def test_a_killed_run_goes_on_and_its_half_file_is_swept(tmp_path):
     assert writer.missing() == [0, 2] and not left.exists() and mine.exists()
     fill(store)
     assert len(ShardReader(store)) == 10 and shard_path(store, 1).stat().st_mtime_ns == before
+
+
+def test_numbers_that_are_not_finite_are_refused_with_their_file(store):
+    path = shard_path(store, 1)
+    state = load_file(path)
+    state["moments"][2, 0, 0] = torch.nan
+    save_file(state, path)
+    reader = ShardReader(store)
+    reader.row(5)
+    with pytest.raises(
+        ValueError, match=f"Row 6 of .*{path.name} has numbers in 'moments' that are not finite; delete"
+    ):
+        reader.row(6)
 
 
 @pytest.mark.parametrize("change", [{"precision": "fp32"}, {"autoencoder": "xyz"}, {"more": 1}])

@@ -87,9 +87,11 @@ def find_unet_decoder(model: nn.Module) -> list[str]:
 
 def read_lists(targets: Sequence[str]) -> Iterator[str]:
     """The targets, with the content of a list file in the place of its name. Raises ValueError for one that cannot be
-    read and an empty one.
+    read, and for an empty file or name.
     """
     for target in targets:
+        if not target.strip():
+            raise ValueError("A LoRA target is empty; name a group, a module or a .txt file that lists them.")
         if not target.endswith(".txt"):
             yield target
             continue

@@ -55,6 +55,9 @@ def look_at_data(found: Findings, settings: "TrainSettings", needed: bool = True
             heads.append(_read_head(source))
             counts.append(_count(found, heads[-1], settings.index_dir))
             _look_at_pictures(found, heads[-1], settings.data_root)
+    for source in map(Path, settings.validation_list or ()):
+        with found.looking_at("held out"):
+            found.ok("held out", f"{source}: {len(_read_head(source).records):,} of its records were read")
     if len(counts) < len(settings.data_list):
         return None
     with found.looking_at("fonts"):

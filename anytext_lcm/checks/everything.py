@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anytext_lcm.checks.data import look_at_data, look_at_latents
@@ -9,8 +10,10 @@ from anytext_lcm.checks.forecast import checkpoint_bytes, forecast, latent_bytes
 from anytext_lcm.checks.found import Findings
 from anytext_lcm.checks.machine import look_at_disk, look_at_memory, look_at_precision, verdicts
 from anytext_lcm.checks.network import look_at_network
+from anytext_lcm.files import check_writable
 
 if TYPE_CHECKING:
+    from anytext_lcm.model.anytext2 import AnyText2
     from anytext_lcm.training.settings import TrainSettings
 
 
@@ -26,7 +29,7 @@ def look_at_inputs(
     found = Findings()
     model = look_at_network(found, settings.config, settings.teacher_ckpt, "--teacher_ckpt")
     with found.looking_at("settings"):
-        settings.check_values()
+        settings.check_together()
     records = look_at_data(found, settings, data_needed)
     look_at_precision(found, settings)
     if model is not None:
@@ -37,20 +40,51 @@ def look_at_inputs(
             if ask_disk:
                 look_at_disk(found, latents_to, need, f"latents of {records:,} pictures")
     if latents_to is None:
+        if model is not None:
+            look_at_targets(found, settings, model)
         look_at_latents(found, settings.latents_folder, records, settings.validation_share)
     return found
 
 
 def look_at_run(
-    settings: "TrainSettings", teraflops: float | None = None, price: float | None = None, data_needed: bool = True
+    settings: "TrainSettings",
+    teraflops: float | None = None,
+    price: float | None = None,
+    data_needed: bool = True,
+    folder_named: bool = True,
 ) -> Findings:
-    """Look at the inputs, and count memory, disk and time of the run. Arguments as in `look_at_inputs`, `Forecast`."""
+    """Look at the inputs and the run's folder, and count memory, disk and time of the run.
+
+    folder_named: whether output_dir is where the run will go, not a stand-in. The others are as in `look_at_inputs` and
+    `Forecast`.
+    """
     found = look_at_inputs(settings, data_needed=data_needed)
+    if folder_named:
+        look_at_folder(found, settings)
     if any(finding.subject == "network" and finding.state == "missing" for finding in found.found):
         return found
     with found.looking_at("estimate"):
         add_estimate(found, settings, teraflops, price)
     return found
+
+
+def look_at_targets(found: Findings, settings: "TrainSettings", model: "AnyText2") -> None:
+    """Look for the layers that the adapter will change. model: on the meta device."""
+    from anytext_lcm.adapter.targets import resolve_targets
+
+    with found.looking_at("adapter"):
+        layers = resolve_targets(model, settings.lora_targets)
+        found.ok("adapter", f"rank {settings.lora_rank} at {len(layers)} layers")
+
+
+def look_at_folder(found: Findings, settings: "TrainSettings") -> None:
+    """Look for the checkpoint to resume from, and for those that the run would write again."""
+    from anytext_lcm.training.checkpoints import find_resume
+
+    with found.looking_at("output"):
+        resume = find_resume(settings)
+        check_writable(Path(settings.output_dir) / "run.yaml")
+        found.ok("output", f"goes on from {resume}" if resume else f"{settings.output_dir}: a run from the start")
 
 
 def add_estimate(found: Findings, settings: "TrainSettings", teraflops: float | None, price: float | None) -> None:

@@ -147,9 +147,7 @@ class AnyWordDataset(torch.utils.data.Dataset):
         self._chosen = [_chosen(index, wm_thresh, share, held_out) for index in self.indices]
         self._ends = list(accumulate(len(chosen) for chosen in self._chosen))
         if not len(self):
-            names = ", ".join(map(str, self.sources))
-            part = f"that a share of {share:g} leaves " if share else ""
-            raise ValueError(f"No record of {names} {part}can be used: see the problems.")
+            raise ValueError(self._why_none(wm_thresh, share, held_out))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -195,6 +193,21 @@ class AnyWordDataset(torch.utils.data.Dataset):
         if named is None:
             raise ValueError(f"{self.sources[number]} names no data_root: give one.")
         return self.sources[number].parent / named  # an absolute one stays as it is
+
+    def _why_none(self, wm_thresh: float, share: float, held_out: bool) -> str:
+        """What is wrong with the records, or which setting leaves out how many of them, when none is left."""
+        names, total = ", ".join(map(str, self.sources)), sum(map(len, self.indices))
+        if not total:
+            of = zip(self.sources, self.indices, strict=True)
+            first = [problem_sentence(source, problem) for source, index in of for problem in index.problems(1)]
+            return f"No record of {names} can be used" + (f"; the first problem: {first[0]}" if first else ".")
+        unmarked = sum(len(_chosen(index, wm_thresh)) for index in self.indices)
+        reasons = []
+        if unmarked < total:
+            reasons.append(f"wm_thresh {wm_thresh:g} leaves out {total - unmarked} for their watermarks")
+        if unmarked:
+            reasons.append(f"a held-out share of {share:g} {'has none' if held_out else 'takes all'} of {unmarked}")
+        return f"No record of {names} is left of {total}: {' and '.join(reasons)}; change that."
 
     def _report(self, source: int, found: Sequence[Problem], problems: list[str]) -> None:
         sentences = [problem_sentence(self.sources[source], problem) for problem in found]

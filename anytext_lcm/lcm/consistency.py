@@ -35,7 +35,10 @@ def consistency_function(x_t: Tensor, eps: Tensor, timesteps: Tensor, schedule: 
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of values (B, C, h, w), weighted by (B, 1, h, w) from 0 on; 0 when all weights are."""
+    """Mean of values (B, C, h, w), weighted by (B, 1, h, w) from 0 on; 0 when all weights are.
+
+    Weights that sum to less than 1, over channels too, are not scaled up: then it is their weighted sum.
+    """
     if weight is None:
         return values.mean()
     weight = weight.float().expand_as(values)

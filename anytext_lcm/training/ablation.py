@@ -24,7 +24,7 @@ from anytext_lcm.judging.panel import Panel, prepare_panel
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.loading import default_device
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for, find_config
-from anytext_lcm.training.checkpoints import EMA_FOLDER
+from anytext_lcm.training.checkpoints import EMA_FOLDER, checkpoints
 from anytext_lcm.training.data_order import build_dataset
 from anytext_lcm.training.latents import write_latents
 from anytext_lcm.training.loop import load_teacher, run_distillation
@@ -113,6 +113,20 @@ def _suited(adapter: Path, steps: int) -> Method:
     return student_method(steps, gamma=0.0 if sampler == "deterministic" else None)
 
 
+def run_folder(output: Path, name: str) -> Path:
+    """Where a run of an ablation goes."""
+    return output / name.replace(" ", "_")
+
+
+def check_untrained(folders: Sequence[Path]) -> None:
+    """Raise ValueError for folders of runs that were trained before: an ablation does not go on with them."""
+    if trained := [f"{folder} ({[*found.values()][-1].name})" for folder in folders if (found := checkpoints(folder))]:
+        raise ValueError(
+            f"An earlier ablation trained {', '.join(trained)}, and none goes on with another's runs: name another "
+            "--output, or delete these folders."
+        )
+
+
 def ablate(
     output: str | Path,
     chosen: Sequence[str] = RUNS,
@@ -135,6 +149,7 @@ def ablate(
     most = updates_for({"objective": "teacher_x0"}, steps) * DEFAULTS.batch  # so none is seen twice
     common = recipe(steps) | {"dataset_size": most} | common | changed
     settings = TrainSettings.from_dict(common)
+    check_untrained([run_folder(output, name) for name in (DEFAULT, *chosen)])
     check_writable(output / "results.json")
     panel = Panel.build(lines=lines, seed=seed, image_size=defaults_for(settings.config).size[0])
     places = (str(output / name) for name in ("latents", "paths", SLOW))
@@ -146,7 +161,7 @@ def ablate(
     adapters: dict[str, Path | None] = {}
     configs: dict[str, str] = {}
     for name, differs in plan.items():
-        folder, updates = output / name.replace(" ", "_"), updates_for(differs, steps)
+        folder, updates = run_folder(output, name), updates_for(differs, steps)
         own = common | differs | {"output_dir": str(folder), "max_train_steps": updates, "checkpointing_steps": updates}
         runs[name] = train(TrainSettings.from_dict(own)) | {"changes": differs}
         if "failed" not in runs[name]:

@@ -106,7 +106,6 @@ def find_resume(settings: TrainSettings) -> Path | None:
     stopped before its first checkpoint. Raises FileNotFoundError for a checkpoint that is missing or damaged,
     ValueError when the folder holds checkpoints that this run would write again.
     """
-    existing = checkpoints(settings.output_dir)
     wanted = settings.resume_from_checkpoint
     if wanted == "latest":
         for path in reversed(_numbered(settings.output_dir).values()):
@@ -114,7 +113,7 @@ def find_resume(settings: TrainSettings) -> Path | None:
             if problem is None:
                 return path
             print(printable(f"{path} is passed over: {problem}."), file=sys.stderr)
-        if not existing and was_started(settings.output_dir):
+        if was_started(settings.output_dir):
             print(f"{settings.output_dir} holds no complete checkpoint; it starts anew.", file=sys.stderr)
             return None
         raise FileNotFoundError(
@@ -125,10 +124,10 @@ def find_resume(settings: TrainSettings) -> Path | None:
         if problem := what_is_wrong_with(Path(wanted)):
             raise FileNotFoundError(f"{wanted} is no checkpoint to resume from: {problem}.")
         start = read_state(Path(wanted))["progress"]["step"]
-    if later := [path.name for step, path in existing.items() if step > start]:
-        raise ValueError(
-            f"{settings.output_dir} holds {', '.join(later)} already; resume from latest or name another output_dir."
-        )
+    later = [path for step, path in checkpoints(settings.output_dir).items() if step > start]
+    if any(what_is_wrong_with(path) is None for path in reversed(later)):  # the others are put aside in their turn
+        names = ", ".join(path.name for path in later)
+        raise ValueError(f"{settings.output_dir} holds {names} already; resume from latest or name another output_dir.")
     return None if wanted is None else Path(wanted)
 
 
@@ -214,9 +213,13 @@ def new_checkpoint(directory: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
 
 
-def prune(output_dir: str | Path, limit: int, best: int) -> None:
-    """Delete all checkpoints but the latest `limit` and the one of step `best`."""
-    for step, path in list(checkpoints(output_dir).items())[:-limit]:
+def prune(output_dir: str | Path, limit: int, best: int, last: int) -> None:
+    """Delete all checkpoints up to step `last` but the latest `limit` and the one of step `best`.
+
+    Later ones were damaged when the run was resumed, and wait to be put aside.
+    """
+    found = [(step, path) for step, path in checkpoints(output_dir).items() if step <= last]
+    for step, path in found[:-limit]:
         if step == best:
             continue
         doomed = path.with_name(f".{path.name}.old")  # renamed first, so that none is ever half there

@@ -79,7 +79,8 @@ def save_checkpoint(state: TrainingState, settings: TrainSettings) -> Path:
             )
     raise_everywhere(problem)
     if state.accelerator.is_main_process and settings.checkpoints_total_limit:
-        prune(settings.output_dir, settings.checkpoints_total_limit, state.progress.best_step)
+        progress = state.progress
+        prune(settings.output_dir, settings.checkpoints_total_limit, progress.best_step, progress.step)
     return directory
 
 

@@ -236,6 +236,13 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
 
     def check(self) -> None:
         """Raise ValueError or FileNotFoundError for the first wrong value, before anything is loaded."""
+        self.check_together()
+        find_config(self.config)
+        if not Path(self.teacher_ckpt).is_file():
+            raise FileNotFoundError(f"--teacher_ckpt {self.teacher_ckpt} does not exist.")
+
+    def check_together(self) -> None:
+        """Raise ValueError for the first value that is wrong, by itself or beside others; weights need not be there."""
         from anytext_lcm.adapter.targets import read_lists  # imports torch
         from anytext_lcm.lcm.schedule import lcm_timesteps
 
@@ -258,9 +265,6 @@ class TrainSettings(WatchSettings, OptimisationSettings, AdapterSettings, Object
             raise ValueError("--patience needs a panel to go by; hold records out with --validation_list or _share.")
         lcm_timesteps(self.num_inference_steps)
         list(read_lists(self.lora_targets or ()))
-        find_config(self.config)
-        if not Path(self.teacher_ckpt).is_file():
-            raise FileNotFoundError(f"--teacher_ckpt {self.teacher_ckpt} does not exist.")
 
     def check_held_out(self) -> None:
         """Raise ValueError for two kinds of held-out records at once, and for a share of nothing."""

@@ -219,17 +219,26 @@ class ShardReader:
     def row(self, index: int, *names: str) -> dict[str, Tensor]:
         """The arrays of a row, or those that are named, shape as in the manifest: copies of what the file holds.
 
-        Raises IndexError outside 0 <= index < len, ValueError for a file that can no longer be read.
+        Raises IndexError outside 0 <= index < len, ValueError for a file that can no longer be read and for one whose
+        numbers are not finite.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"Row {index} is outside the store of {len(self)} rows.")
         shard, place = divmod(index, self.layout.shard_rows)
         try:
             file = self._opened(shard)
-            return {name: file.get_slice(name)[place].clone() for name in names or self.layout.arrays}
+            found = {name: file.get_slice(name)[place].clone() for name in names or self.layout.arrays}
         except (OSError, *DAMAGE) as error:
             path = shard_path(self.folder, shard)
             raise ValueError(f"Row {index} of {path} cannot be read ({error}); compute it again.") from error
+        for name, value in found.items():
+            if not bool(torch.isfinite(value).all()):
+                path = shard_path(self.folder, shard)
+                raise ValueError(
+                    f"Row {index} of {path} has numbers in {name!r} that are not finite; delete this file and compute "
+                    "it again."
+                )
+        return found
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return (self.row(index) for index in range(len(self)))

@@ -49,7 +49,7 @@ def cases():
                 continue
             flag = action.option_strings[-1]
             numeric = action.type not in (None, str, Path)
-            words = action.type is int or getattr(action.type, "__name__", "") in ("positive", "natural")
+            words = action.type is int or getattr(action.type, "__name__", "") in ("positive", "natural", "panel_lines")
             for value in NO_NUMBER if numeric else ():
                 # Python's int and float read an underscore between digits
                 must = value != "1_0" or getattr(action.type, "__name__", "") == "positive"
