@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anytext_lcm.checks.forecast import scaled
-from anytext_lcm.command import FAILURES, AlreadyReported, finite, new_parser, positive, run
+from anytext_lcm.command import FAILURES, AlreadyReported, finite, new_parser, output_path, positive, run
 from anytext_lcm.training.flags import add_flags, collect
 from anytext_lcm.training.settings import TrainSettings, check_picture_size
 
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_flags(parser, FLAGS)
     add = parser.add_argument
-    add("--latents", required=True, help="folder to fill; one that was begun is completed")
+    add("--latents", type=output_path, required=True, help="folder to fill; one that was begun is completed")
     add(
         "--precision",
         choices=("fp16", "bf16", "fp32"),

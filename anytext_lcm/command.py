@@ -106,6 +106,13 @@ def natural(text: str) -> int:
     return _whole(text, 0)
 
 
+def output_path(text: str) -> str:
+    """The name of a file or folder to write, as argparse's `type`. An empty one would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must name what to write, not {text!r}")
+    return text
+
+
 def finite(text: str) -> float:
     """A number that is neither nan nor infinite, as argparse's `type`."""
     try:

@@ -11,7 +11,16 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import add_dry_run, add_guidance, add_network, add_precision, natural, new_parser, run
+from anytext_lcm.command import (
+    add_dry_run,
+    add_guidance,
+    add_network,
+    add_precision,
+    natural,
+    new_parser,
+    output_path,
+    run,
+)
 from anytext_lcm.data.text import checked
 from anytext_lcm.files import atomic_folder, check_replaceable
 from anytext_lcm.judging.defaults import COMPARISON, METHODS, REAL, RECONSTRUCTION
@@ -74,7 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--edit_share", type=float, default=0.0, help="of prompts that edit a picture (default: %(default)s)")
     add("--hint_share", type=float, default=0.0, help="of prompts with a font hint (default: %(default)s)")
-    add("--output", default="outputs/evaluation", help="folder for report, table and grid (default: %(default)s)")
+    add(
+        "--output",
+        type=output_path,
+        default="outputs/evaluation",
+        help="folder for report, table and grid (default: %(default)s)",
+    )
     add_guidance(parser)
     add_network(parser, str(EMBEDDED_CONFIG))
     add_precision(parser)

@@ -7,7 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import add_adapter, add_network, add_precision, finite, natural, new_parser, positive, run
+from anytext_lcm.command import (
+    add_adapter,
+    add_network,
+    add_precision,
+    finite,
+    natural,
+    new_parser,
+    output_path,
+    positive,
+    run,
+)
 from anytext_lcm.data.fonts import PLAIN_FONT, check_fonts
 from anytext_lcm.data.text import checked
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST
@@ -109,7 +119,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--height", type=int, help="likewise")
     add("--font", default=PLAIN_FONT, help="file or matplotlib font that gives the letters' shapes")
     add("--font_hint", metavar="FONT", help="font the text should look like; default: any")
-    add("--output", default="sample.png", help="a PNG carries all settings in its text (default: %(default)s)")
+    add(
+        "--output",
+        type=output_path,
+        default="sample.png",
+        help="a PNG carries all settings in its text (default: %(default)s)",
+    )
     add_network(parser, str(EMBEDDED_CONFIG))
     add_precision(parser)
     return parser

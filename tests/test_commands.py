@@ -214,6 +214,7 @@ OUTPUTS = {
     "sample": "--output",
     "speed": "--out",
 }
+NAMED = [("build_teacher", "--target"), ("build_teacher", "--work"), ("cache_latents", "--latents")]
 COUNTS = [
     ("ablate", "--steps"),
     *(("benchmark", flag) for flag in ("--samples", "--limit")),
@@ -234,6 +235,13 @@ CASES = [
     *((name, [flag, "x"], f"{flag}: must be a whole number from 1 on, not 'x'") for name, flag in COUNTS[:3]),
     *((name, [flag, "/dev/null/a.png"], "Nothing can be written to /dev/null") for name, flag in OUTPUTS.items()),
     *((name, ["--output", "."], "holds other files") for name in ("demo", "evaluate", "export")),
+    *(
+        (name, [flag, ""], f"{flag}: must name what to write")
+        for name, flag in (*NAMED, *OUTPUTS.items())
+        if name != "benchmark"
+    ),
+    ("data", ["convert", "--mock", "1", "--output", " "], "--output: must name what to write, not ' '"),
+    ("data", ["preview", "--mock", "1", "--output", ""], "--output: must name what to write, not ''"),
 ]
 
 
