@@ -6,6 +6,7 @@ The network is the micro one; every refusal comes before its weights are read.
 import io
 import json
 import os
+import shutil
 from importlib import import_module
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from anytext_lcm import command
 from anytext_lcm.adapter.lora import attach, save_adapter
+from anytext_lcm.adapter.stored import WEIGHTS_FILE
 from anytext_lcm.model import loading, networks
 
 FULL = str(networks.EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml"))
@@ -230,6 +232,9 @@ CASES = [
     *((name, ["--config", "nowhere.yaml"], "nowhere.yaml") for name in CONFIGS),
     *((name, ["--config", "{folder}/wrong.yaml"], "wrong.yaml") for name in CONFIGS),
     *((name, ["--adapter", "nowhere"], "no adapter in nowhere") for name in ADAPTERS),
+    *((name, ["--adapter", "{folder}/cut"], "is truncated or no safetensors file") for name in ADAPTERS),
+    *((name, ["--adapter", "{folder}/piped"], "it is no regular file") for name in ADAPTERS),
+    ("evaluate", ["--adapter", "{folder}/cut", "--dry_run"], "is truncated or no safetensors file"),
     *((name, ["--seed", "-1"], "--seed: must be a whole number from 0 on, not '-1'") for name in SEEDS),
     *((name, [flag, "0"], f"{flag}: must be a whole number from 1 on, not '0'") for name, flag in COUNTS),
     *((name, [flag, "x"], f"{flag}: must be a whole number from 1 on, not 'x'") for name, flag in COUNTS[:3]),
@@ -247,8 +252,14 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def folder(teacher):
-    """The folder of the micro network, with an adapter, a benchmark of one picture and a yaml of something else."""
+    """The folder of the micro network, with a whole and two damaged adapters, a benchmark of one picture and a wrong yaml."""
     save_adapter(attach(micro_network(), 2, 2), teacher / "adapter")
+    for name in ("cut", "piped"):
+        shutil.copytree(teacher / "adapter", teacher / name)
+    whole = (teacher / "cut" / WEIGHTS_FILE).read_bytes()
+    (teacher / "cut" / WEIGHTS_FILE).write_bytes(whole[:-1])
+    (teacher / "piped" / WEIGHTS_FILE).unlink()
+    os.mkfifo(teacher / "piped" / WEIGHTS_FILE)
     (teacher / "test1k.json").write_text(json.dumps({"data_root": ".", "data_list": [RECORD]}))
     os.mkfifo(teacher / "pipe.txt")
     (teacher / "deep.json").write_text("[" * 99_999)

@@ -50,6 +50,24 @@ def test_an_older_header_is_read_by_its_objective(tmp_path):
     assert read_made_for(training_header(tmp_path)) == MadeFor(("lcm",), (1, 2))
 
 
+@pytest.mark.parametrize("kept", [5000, 0, -1, None], ids=["cut", "empty", "a byte short", "a pointer"])
+def test_the_header_of_a_damaged_file_is_refused_in_a_sentence(tmp_path, kept):
+    path = tmp_path / WEIGHTS_FILE
+    save_file({"w": torch.zeros(5000)}, path, {"anytext_lcm": "{}"})
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"
+    path.write_bytes(pointer if kept is None else path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=f"{WEIGHTS_FILE} cannot be read: it is truncated or no safetensors file"):
+        training_header(tmp_path)
+
+
+def test_a_folder_in_the_place_of_the_weights_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{WEIGHTS_FILE} does not exist"):
+        training_header(tmp_path)
+    (tmp_path / WEIGHTS_FILE).mkdir()
+    with pytest.raises(ValueError, match=f"{WEIGHTS_FILE} cannot be read: it is no regular file"):
+        training_header(tmp_path)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"samplers": ["euler"], "steps": [1, 4]}, {"samplers": [], "steps": [1, 4]}, {"samplers": ["lcm"]}, 7]
 )
