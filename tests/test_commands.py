@@ -252,7 +252,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def folder(teacher):
-    """The folder of the micro network, with a whole and two damaged adapters, a benchmark of one picture and a wrong yaml."""
+    """The micro network, adapters (`cut` and `piped` are damaged), a benchmark of one picture, a yaml of something else."""
     save_adapter(attach(micro_network(), 2, 2), teacher / "adapter")
     for name in ("cut", "piped"):
         shutil.copytree(teacher / "adapter", teacher / name)

@@ -306,6 +306,8 @@ def test_bad_methods_and_seeds(model, prepared):
         (lambda: parse_method("teacher-4-emphasis1.2"), "unknown"),
         (lambda: Method("m", "lcm", 2.5), "integer"),
         (lambda: parse_method("student-4-leading"), "unknown"),
+        (lambda: parse_method("teacher-200-karras"), "200 steps are too many for the spacing karras"),
+        (lambda: parse_method("teacher-200-logsnr"), "200 steps are too many for the spacing logsnr"),
         (lambda: parse_method("student"), "teacher-N"),
         (lambda: prepare(model, prompts_to_batch(PROMPTS, SIZE, 2), [1]), "1 seeds for 3"),
         (lambda: prepare(model, prompts_to_batch(PROMPTS[:1], SIZE, 2), [-1]), "from 0 on"),
