@@ -252,7 +252,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def folder(teacher):
-    """The micro network, adapters (`cut` and `piped` are damaged), a benchmark of one picture, a yaml of something else."""
+    """The micro network, adapters (`cut` and `piped` are damaged), a benchmark of one picture, and wrong files."""
     save_adapter(attach(micro_network(), 2, 2), teacher / "adapter")
     for name in ("cut", "piped"):
         shutil.copytree(teacher / "adapter", teacher / name)

@@ -318,6 +318,14 @@ def test_bad_methods_and_seeds(model, prepared):
             make()
 
 
+def test_the_weights_to_blame_for_pictures_that_are_not_finite(model):
+    broken = torch.full((1, model.latent_channels, 8, 8), float("nan"))
+    with pytest.raises(ValueError, match="not finite; use fp32, less guidance or another checkpoint"):
+        draw_module.decode(micro_network(), broken)
+    with pytest.raises(ValueError, match="not finite; use fp32, less guidance or another adapter or checkpoint"):
+        draw_module.decode(model, broken)
+
+
 def test_method_names():
     assert parse_method("teacher-50", 3.0) == teacher_method(50, 3.0)
     assert parse_method("teacher-50").spacing == "leading" and parse_method("teacher-4").spacing == "trailing"
