@@ -265,10 +265,11 @@ def choose_method(args: argparse.Namespace, suits: "MadeFor | None", teacher_gui
         raise ValueError("--eta is of the teacher's ddim: for the student choose --sampler gamma, or --adapter none.")
     steps = STUDENT_STEPS if args.steps is None else args.steps
     sampler = suits.samplers[0] if args.sampler is None else args.sampler
+    gamma = {"deterministic": 0.0, "gamma": GAMMA if args.gamma is None else args.gamma}.get(sampler)
+    method = student_method(steps, 1.0 if guidance is None else guidance, gamma)
     if complaint := suits.complaint(sampler, steps):
         print(f"warning: {complaint}", file=sys.stderr)
-    gamma = {"deterministic": 0.0, "gamma": GAMMA if args.gamma is None else args.gamma}.get(sampler)
-    return student_method(steps, 1.0 if guidance is None else guidance, gamma)
+    return method
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -92,6 +92,13 @@ def test_sample_takes_the_sampler_of_the_adapter(capsys):
     assert chosen(made_for("lcm"), "--steps", "16") == "student-16" and "1 to 8 steps" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [["--steps", "0"], ["--steps", "51"], ["--sampler", "gamma", "--gamma", "1.1"]])
+def test_what_cannot_be_sampled_is_refused_without_a_warning(flags, capsys):
+    with pytest.raises(ValueError, match="not possible|gamma must lie"):
+        sample.choose_method(sample.build_parser().parse_args(flags), made_for("lcm"), 4.0)
+    assert capsys.readouterr().err == ""
+
+
 def test_evaluate_draws_what_the_adapter_was_made_for(capsys):
     def chosen(suits, *flags):
         return evaluate.choose_methods(evaluate.build_parser().parse_args(flags), suits)
