@@ -212,9 +212,7 @@ def to_uint8(images: Tensor, truncate: bool = False, weights: str = "checkpoint"
     Raises ValueError when a number is not finite, which names the weights that the pictures were drawn with.
     """
     if not bool(torch.isfinite(images).all()):
-        raise ValueError(
-            f"The pictures hold numbers that are not finite; use fp32, less guidance or another {weights}."
-        )
+        raise ValueError(f"Pictures hold numbers that are not finite; use fp32, less guidance or another {weights}.")
     levels = (images.float().clamp(-1, 1) + 1) * 127.5
     levels = levels.floor() if truncate else levels.round()
     return levels.byte().permute(0, 2, 3, 1).cpu().numpy()

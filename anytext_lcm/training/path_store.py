@@ -63,12 +63,8 @@ class Wishes(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self.mock is None:
-            place = index % len(self.prompts)
-            try:
-                size = (self.side, self.side)
-                return prompt_item(self.prompts[place], size, self.network.max_lines)
-            except ValueError as error:
-                raise ValueError(f"Entry {place} of {self.captions} cannot be drawn: {error}") from error
+            prompt = self.prompts[index % len(self.prompts)]
+            return prompt_item(prompt, (self.side, self.side), self.network.max_lines)
         item = self.mock[index]
         return {name: value for name, value in item.items() if name not in UNUSED}
 
