@@ -99,6 +99,13 @@ def test_what_cannot_be_sampled_is_refused_without_a_warning(flags, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_evaluate_warns_of_no_method_beside_one_that_cannot_be(capsys):
+    args = evaluate.build_parser().parse_args(["--methods", "student-16", "student-51"])
+    with pytest.raises(ValueError, match="51 steps are not possible"):
+        evaluate.choose_methods(args, made_for("lcm"))
+    assert capsys.readouterr().err == ""
+
+
 def test_evaluate_draws_what_the_adapter_was_made_for(capsys):
     def chosen(suits, *flags):
         return evaluate.choose_methods(evaluate.build_parser().parse_args(flags), suits)
