@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from anytext_lcm.command import natural, new_parser, panel_lines, positive, run
+from anytext_lcm.command import named, natural, new_parser, panel_lines, positive, run
 from anytext_lcm.model.networks import EMBEDDED_CONFIG
 from anytext_lcm.training.recipes import DEFAULTS, RUNS
 
@@ -16,6 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--output",
+        type=named,
         default="outputs/ablation",
         help="gets results.json, table.md and a folder for each run (default: %(default)s)",
     )

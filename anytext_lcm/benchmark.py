@@ -24,6 +24,7 @@ from anytext_lcm.command import (
     add_guidance,
     add_network,
     add_precision,
+    named,
     natural,
     new_parser,
     positive,
@@ -58,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--data",
-        type=not_empty,
+        type=named,
         default=PANEL,
         metavar=f"FILE|{PANEL}",
         help="test1k.json of laion_word or wukong_word, or the embedded network's own prompts (default: %(default)s)",
@@ -72,14 +73,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--reference",
-        type=not_empty,
+        type=named,
         metavar="NAME",
         help="the method or pictures that all are compared with, prompt by prompt, and at whose size lines are read "
         "(default: the teacher with most steps, or the first of --pictures)",
     )
     add(
         "--real",
-        type=not_empty,
+        type=named,
         metavar="FOLDER",
         help=f"real pictures, to measure the distance to ({PANEL} has its own)",
     )
@@ -90,13 +91,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--write_prompts",
-        type=not_empty,
+        type=named,
         metavar="FILE",
         help="write the prompts in the layout of test1k.json, for another model to draw, and do nothing else",
     )
     add(
         "--output",
-        type=not_empty,
+        type=named,
         help="gets report.json, table.md, chart.png, grid.png and a folder of pictures for each method that is drawn; "
         f"drawing goes on where it stopped (default: {DRAWN}, with --pictures {SCORED})",
     )
@@ -130,13 +131,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_precision(parser)
     add_dry_run(parser)
     return parser
-
-
-def not_empty(text: str) -> str:
-    """A name, as argparse's `type`: an empty one would be taken as not given."""
-    if not text:
-        raise argparse.ArgumentTypeError("must not be empty: give a name, or leave the flag out")
-    return text
 
 
 def work(args: argparse.Namespace) -> str:

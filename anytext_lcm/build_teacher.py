@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from anytext_lcm.command import finite, natural, new_parser, positive, run
+from anytext_lcm.command import finite, named, natural, new_parser, positive, run
 from anytext_lcm.teacher.recipe import DEFAULT_STAGES, FEWEST_PICTURES, STAGES, Recipe
 
 
@@ -32,7 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("build_teacher", "Rebuilds the embedded teacher from nothing.")
     add = parser.add_argument
     add(
-        "--work", type=Path, default=Path("outputs/teacher"), help="gets columns and checkpoints (default: %(default)s)"
+        "--work",
+        type=_path_to_write,
+        default=Path("outputs/teacher"),
+        help="gets columns and checkpoints (default: %(default)s)",
     )
     add("--stage", nargs="+", choices=STAGES, help="default: all but tokenizer")
     add("--steps", type=positive, help=f"diffusion steps (default: {Recipe.diffusion_steps})")
@@ -48,9 +51,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--decoder_steps", type=positive, help=f"default: {Recipe.decoder_steps}")
     add("--writing_steps", type=positive, help=f"default: {Recipe.writing_steps}")
     add("--processes", type=positive, help="default: as many as cores, 1 on a GPU")
-    add("--target", type=Path, default=Path("anytext_lcm/assets/teacher.safetensors"), help="default: %(default)s")
+    add(
+        "--target",
+        type=_path_to_write,
+        default=Path("anytext_lcm/assets/teacher.safetensors"),
+        help="default: %(default)s",
+    )
     add("--start_from", type=Path, help="weights that a new work folder starts from")
     return parser
+
+
+def _path_to_write(text: str) -> Path:
+    return Path(named(text))
 
 
 def work(args: argparse.Namespace) -> None:

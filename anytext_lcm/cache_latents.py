@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anytext_lcm.checks.forecast import scaled
-from anytext_lcm.command import FAILURES, AlreadyReported, finite, new_parser, positive, run
+from anytext_lcm.command import FAILURES, AlreadyReported, finite, named, new_parser, positive, run
 from anytext_lcm.training.flags import add_flags, collect
 from anytext_lcm.training.settings import TrainSettings, check_picture_size
 
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_flags(parser, FLAGS)
     add = parser.add_argument
-    add("--latents", required=True, help="folder to fill; one that was begun is completed")
+    add("--latents", type=named, required=True, help="folder to fill; one that was begun is completed")
     add(
         "--precision",
         choices=("fp16", "bf16", "fp32"),
@@ -63,7 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--captions",
         metavar="FILE",
-        help="of --draw: prompts as for sample --batch, whose seeds are passed over; by default the mock data's rules",
+        help="of --draw: prompts as for sample --batch, whose seeds are passed over, written in the font of --fonts; "
+        "by default the mock data's rules",
     )
     add("--tflops", type=finite, help="of --draw: say the hours at so many 10^12 operations a second")
     add("--estimate", action="store_true", help="of --draw: print what it would take, and draw nothing")
@@ -200,7 +201,8 @@ def draw(chosen: dict, latents: str, draw: int, captions: str | None, tflops: fl
     from anytext_lcm.training.path_store import Wishes, cost, write_paths
     from anytext_lcm.training.shards import check_folder
 
-    settings = settings_to_draw(chosen, latents, estimate)
+    font = font_of_captions(chosen["fonts"], captions)
+    settings = settings_to_draw(chosen | {"fonts": None}, latents, estimate)
     channels = AnyText2.from_config(settings.config, device="meta").latent_channels
     takes = cost(settings, draw, channels)
     said = takes.words(tflops)
@@ -208,7 +210,7 @@ def draw(chosen: dict, latents: str, draw: int, captions: str | None, tflops: fl
         return said
     check_folder(latents)
     require_space(Path(latents), takes.bytes - sum(file.stat().st_size for file in Path(latents).glob("shard-*")))
-    wishes = Wishes(settings, draw, None if captions is None else Path(captions))
+    wishes = Wishes(settings, draw, None if captions is None else Path(captions), font)
     wishes.check()
     print(said, flush=True)
     use_available_cores()
@@ -216,6 +218,20 @@ def draw(chosen: dict, latents: str, draw: int, captions: str | None, tflops: fl
     with tqdm(total=draw, desc="draw", disable=None if settings.progress else True) as bar:
         write_paths(latents, settings, wishes, model, bar.update)
     return f"{draw} paths are in {latents}; train with --paths {latents}"
+
+
+def font_of_captions(fonts: Sequence[str] | None, captions: str | None) -> str | None:
+    """The font that --captions are written in, None for the usual one. Raises FileNotFoundError or ValueError."""
+    from anytext_lcm.data.fonts import check_fonts
+
+    if not fonts:
+        return None
+    if captions is None:
+        raise ValueError("--fonts has no effect on --draw without --captions; leave it out or name these.")
+    if len(fonts) > 1:
+        raise ValueError(f"--draw writes captions in one font, not {len(fonts)}; name one with --fonts.")
+    check_fonts(fonts)
+    return fonts[0]
 
 
 def settings_to_draw(chosen: dict, folder: str, estimate: bool) -> TrainSettings:

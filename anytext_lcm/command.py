@@ -109,6 +109,13 @@ def natural(text: str) -> int:
     return _whole(text, 0)
 
 
+def named(text: str) -> str:
+    """A name of anything, as argparse's `type`. An empty one would be the current folder, or count as not given."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must be a name, not {text!r}")
+    return text
+
+
 def finite(text: str) -> float:
     """A number that is neither nan nor infinite, as argparse's `type`."""
     try:

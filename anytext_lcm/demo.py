@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anytext_lcm.command import add_precision, natural, new_parser, positive, run
+from anytext_lcm.command import add_precision, named, natural, new_parser, positive, run
 from anytext_lcm.files import atomic_folder
 from anytext_lcm.training.recipes import DEFAULTS, SHIPPED_STEPS
 
@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--output",
+        type=named,
         default="outputs/demo",
         help="gets grid.png, table.md, charts, report.json and adapter/; replaced when all went well "
         "(default: %(default)s)",

@@ -16,6 +16,7 @@ from anytext_lcm.command import (
     add_guidance,
     add_network,
     add_precision,
+    named,
     natural,
     new_parser,
     panel_lines,
@@ -83,7 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--edit_share", type=float, default=0.0, help="of prompts that edit a picture (default: %(default)s)")
     add("--hint_share", type=float, default=0.0, help="of prompts with a font hint (default: %(default)s)")
-    add("--output", default="outputs/evaluation", help="folder for report, table and grid (default: %(default)s)")
+    add(
+        "--output",
+        type=named,
+        default="outputs/evaluation",
+        help="folder for report, table and grid (default: %(default)s)",
+    )
     add_guidance(parser)
     add_network(parser, str(EMBEDDED_CONFIG))
     add_precision(parser)
@@ -266,6 +272,8 @@ def choose_methods(
     suits: None without a student, which then has no methods. shipped: the package's adapters, if they are drawn, each
     in its own steps. Named methods that their adapter was not made for are said on stderr. Raises ValueError.
     """
+    from anytext_lcm.judging.compare import resolve_methods
+
     if args.comparison and args.methods is not None:
         raise ValueError("--comparison names the methods itself: drop it or --methods.")
     if args.methods is None:
@@ -274,6 +282,7 @@ def choose_methods(
         return [_suited(name, suits, shipped) for name in METHODS if suits or not name.startswith("student")]
     if suits is None and any(name.startswith("student") for name in args.methods):
         raise ValueError("There is no student without an adapter: name one, or leave its methods out.")
+    resolve_methods(args.methods, 1.0)  # names that cannot be are refused before a warning about others
     for name in args.methods if suits else ():
         found = re.fullmatch(r"student-(\d+)(?:-(deterministic))?", name)
         if found and (complaint := _made_for(name, suits, shipped).complaint(found[2] or "lcm", int(found[1]))):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from anytext_lcm.adapter.choices import LAYOUTS, PRECISIONS
-from anytext_lcm.command import add_network, new_parser, run
+from anytext_lcm.command import add_network, named, new_parser, run
 from anytext_lcm.files import atomic_folder, read_json
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, defaults_for
 
@@ -33,7 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH[@SCALE]",
         help="another adapter to add: a PEFT folder, a kohya or a diffusers file; may be repeated",
     )
-    add("--output", default="outputs/export", help="folder for all layouts and export.json (default: %(default)s)")
+    add(
+        "--output",
+        type=named,
+        default="outputs/export",
+        help="folder for all layouts and export.json (default: %(default)s)",
+    )
     add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: all")
     add(
         "--precision",

@@ -160,6 +160,8 @@ def check_replaceable(path: str | Path, mark: str = "report.json") -> Path:
             raise ValueError(f"{path} is a file; name a folder to write.")
         if any(path.iterdir()) and not (path / mark).is_file():
             raise ValueError(f"{path} holds other files and will not be replaced; name another folder.")
+        if Path.cwd().is_relative_to(path.resolve()):  # its mark may be another program's, and the shell stands there
+            raise ValueError(f"{path} holds the current folder and will not be replaced; name another folder.")
     check_writable(path)
     return path
 
@@ -168,9 +170,9 @@ def check_replaceable(path: str | Path, mark: str = "report.json") -> Path:
 def atomic_folder(path: str | Path, mark: str = "report.json") -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends well, else it vanishes.
 
-    An existing folder is replaced only if it is empty or holds `mark`, that is, if an earlier run wrote it: a mistyped
-    name deletes nothing. What a killed run of the same machine left of its own temporary folder is deleted. Raises
-    ValueError for any other folder, before the block runs.
+    An existing folder is replaced only if it is empty or holds `mark`, that is, if an earlier run wrote it, and does
+    not hold the current folder: a mistyped name deletes nothing. What a killed run of the same machine left of its own
+    temporary folder is deleted. Raises ValueError for any other folder, before the block runs.
     """
     path = check_replaceable(path, mark)
     with _folder_of(path) as folder, _temporary_folder(path, folder) as temporary:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import new_parser, positive, run
+from anytext_lcm.command import named, new_parser, positive, run
 from anytext_lcm.files import atomic_file, check_writable
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", required=True, help="yaml of the network, in upstream's format")
     add("--ckpt", help="weights to load and check as well; without them shapes are enough")
-    add("--output", default="target_modules_list.txt", help="gets one target per line (default: %(default)s)")
+    add(
+        "--output",
+        type=named,
+        default="target_modules_list.txt",
+        help="gets one target per line (default: %(default)s)",
+    )
     add("--lora_rank", type=positive, default=64, help="rank that the adapter is counted for (default: %(default)s)")
     add("--summary", action="store_true", help="leave out the list of single layers")
     return parser

@@ -7,7 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import add_adapter, add_network, add_precision, finite, natural, new_parser, positive, run
+from anytext_lcm.command import (
+    add_adapter,
+    add_network,
+    add_precision,
+    finite,
+    named,
+    natural,
+    new_parser,
+    positive,
+    run,
+)
 from anytext_lcm.data.fonts import PLAIN_FONT, check_fonts
 from anytext_lcm.data.text import checked
 from anytext_lcm.drawing.editing import BRIGHT, ORDERS, STEEPEST
@@ -109,7 +119,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--height", type=int, help="likewise")
     add("--font", default=PLAIN_FONT, help="file or matplotlib font that gives the letters' shapes")
     add("--font_hint", metavar="FONT", help="font the text should look like; default: any")
-    add("--output", default="sample.png", help="a PNG carries all settings in its text (default: %(default)s)")
+    add(
+        "--output",
+        type=named,
+        default="sample.png",
+        help="a PNG carries all settings in its text (default: %(default)s)",
+    )
     add_network(parser, str(EMBEDDED_CONFIG))
     add_precision(parser)
     return parser
@@ -250,10 +265,11 @@ def choose_method(args: argparse.Namespace, suits: "MadeFor | None", teacher_gui
         raise ValueError("--eta is of the teacher's ddim: for the student choose --sampler gamma, or --adapter none.")
     steps = STUDENT_STEPS if args.steps is None else args.steps
     sampler = suits.samplers[0] if args.sampler is None else args.sampler
+    gamma = {"deterministic": 0.0, "gamma": GAMMA if args.gamma is None else args.gamma}.get(sampler)
+    method = student_method(steps, 1.0 if guidance is None else guidance, gamma)
     if complaint := suits.complaint(sampler, steps):
         print(f"warning: {complaint}", file=sys.stderr)
-    gamma = {"deterministic": 0.0, "gamma": GAMMA if args.gamma is None else args.gamma}.get(sampler)
-    return student_method(steps, 1.0 if guidance is None else guidance, gamma)
+    return method
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

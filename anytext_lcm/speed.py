@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anytext_lcm.command import new_parser, positive, run
+from anytext_lcm.command import named, new_parser, positive, run
 from anytext_lcm.files import atomic_file, check_writable
 from anytext_lcm.model.networks import EMBEDDED_CONFIG, FULL_CONFIG, defaults_for
 from anytext_lcm.timing import PARTS
@@ -47,7 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="of upstream's and the teacher's samplers (default: 20, upstream's own, and 50)",
     )
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of the report (default: both)")
-    add("--out", default="outputs/speed", help="folder of speed.json, speed.md and speed.png (default: %(default)s)")
+    add(
+        "--out",
+        type=named,
+        default="outputs/speed",
+        help="folder of speed.json, speed.md and speed.png (default: %(default)s)",
+    )
     return parser
 
 

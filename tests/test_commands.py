@@ -6,6 +6,7 @@ The network is the micro one; every refusal comes before its weights are read.
 import io
 import json
 import os
+import shutil
 from importlib import import_module
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from anytext_lcm import command
 from anytext_lcm.adapter.lora import attach, save_adapter
+from anytext_lcm.adapter.stored import WEIGHTS_FILE
 from anytext_lcm.model import loading, networks
 
 FULL = str(networks.EMBEDDED_CONFIG.with_name("anytext2_sd15.yaml"))
@@ -214,6 +216,7 @@ OUTPUTS = {
     "sample": "--output",
     "speed": "--out",
 }
+NAMED = [("build_teacher", "--target"), ("build_teacher", "--work"), ("cache_latents", "--latents")]
 COUNTS = [
     ("ablate", "--steps"),
     *(("benchmark", flag) for flag in ("--samples", "--limit")),
@@ -229,18 +232,30 @@ CASES = [
     *((name, ["--config", "nowhere.yaml"], "nowhere.yaml") for name in CONFIGS),
     *((name, ["--config", "{folder}/wrong.yaml"], "wrong.yaml") for name in CONFIGS),
     *((name, ["--adapter", "nowhere"], "no adapter in nowhere") for name in ADAPTERS),
+    *((name, ["--adapter", "{folder}/cut"], "is truncated or no safetensors file") for name in ADAPTERS),
+    *((name, ["--adapter", "{folder}/piped"], "it is no regular file") for name in ADAPTERS),
+    ("evaluate", ["--adapter", "{folder}/cut", "--dry_run"], "is truncated or no safetensors file"),
     *((name, ["--seed", "-1"], "--seed: must be a whole number from 0 on, not '-1'") for name in SEEDS),
     *((name, [flag, "0"], f"{flag}: must be a whole number from 1 on, not '0'") for name, flag in COUNTS),
     *((name, [flag, "x"], f"{flag}: must be a whole number from 1 on, not 'x'") for name, flag in COUNTS[:3]),
     *((name, [flag, "/dev/null/a.png"], "Nothing can be written to /dev/null") for name, flag in OUTPUTS.items()),
     *((name, ["--output", "."], "holds other files") for name in ("demo", "evaluate", "export")),
+    *((name, [flag, ""], f"{flag}: must be a name") for name, flag in (*NAMED, *OUTPUTS.items())),
+    ("data", ["convert", "--mock", "1", "--output", " "], "--output: must be a name, not ' '"),
+    ("data", ["preview", "--mock", "1", "--output", ""], "--output: must be a name, not ''"),
 ]
 
 
 @pytest.fixture(scope="module")
 def folder(teacher):
-    """The folder of the micro network, with an adapter, a benchmark of one picture and a yaml of something else."""
+    """The micro network, adapters (`cut` and `piped` are damaged), a benchmark of one picture, and wrong files."""
     save_adapter(attach(micro_network(), 2, 2), teacher / "adapter")
+    for name in ("cut", "piped"):
+        shutil.copytree(teacher / "adapter", teacher / name)
+    whole = (teacher / "cut" / WEIGHTS_FILE).read_bytes()
+    (teacher / "cut" / WEIGHTS_FILE).write_bytes(whole[:-1])
+    (teacher / "piped" / WEIGHTS_FILE).unlink()
+    os.mkfifo(teacher / "piped" / WEIGHTS_FILE)
     (teacher / "test1k.json").write_text(json.dumps({"data_root": ".", "data_list": [RECORD]}))
     os.mkfifo(teacher / "pipe.txt")
     (teacher / "deep.json").write_text("[" * 99_999)

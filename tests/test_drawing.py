@@ -306,6 +306,8 @@ def test_bad_methods_and_seeds(model, prepared):
         (lambda: parse_method("teacher-4-emphasis1.2"), "unknown"),
         (lambda: Method("m", "lcm", 2.5), "integer"),
         (lambda: parse_method("student-4-leading"), "unknown"),
+        (lambda: parse_method("teacher-200-karras"), "200 steps are too many for the spacing karras"),
+        (lambda: parse_method("teacher-200-logsnr"), "200 steps are too many for the spacing logsnr"),
         (lambda: parse_method("student"), "teacher-N"),
         (lambda: prepare(model, prompts_to_batch(PROMPTS, SIZE, 2), [1]), "1 seeds for 3"),
         (lambda: prepare(model, prompts_to_batch(PROMPTS[:1], SIZE, 2), [-1]), "from 0 on"),
@@ -314,6 +316,14 @@ def test_bad_methods_and_seeds(model, prepared):
     ):
         with pytest.raises(ValueError, match=match):
             make()
+
+
+def test_the_weights_to_blame_for_pictures_that_are_not_finite(model):
+    broken = torch.full((1, model.latent_channels, 8, 8), float("nan"))
+    with pytest.raises(ValueError, match="not finite; use fp32, less guidance or another checkpoint"):
+        draw_module.decode(micro_network(), broken)
+    with pytest.raises(ValueError, match="not finite; use fp32, less guidance or another adapter or checkpoint"):
+        draw_module.decode(model, broken)
 
 
 def test_method_names():

@@ -486,14 +486,23 @@ def network(teacher, tmp_path):
     return ["--config", tmp_path / "micro.yaml", "--device", "cpu"]
 
 
-@pytest.mark.parametrize("fields", [{"guidance_scale": "x"}, {"guidance_scale": True}, {"step": []}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"guidance_scale": value} for value in ("x", True, float("nan"), 0.5)),
+        *({"step": value} for value in ([], -1, 2.0)),
+        *({"phases": value} for value in (-3, 51, "4")),
+        *({key: 5} for key in ("objective", "network")),
+    ],
+    ids=str,
+)
 def test_a_header_of_another_form_is_refused_by_export(network, tmp_path, fields, capsys):
     header = {"anytext_lcm": json.dumps(TRAINING | fields)}
     folder = lora.save_adapter(adapted(), tmp_path / "adapter", header)
     command = ["--adapter", folder, "--output", tmp_path / "out", *network]
     assert export.main([str(word) for word in command]) == 2
     said = capsys.readouterr().err
-    assert f"{next(iter(fields))} in the header is no number" in said and said.count("\n") == 1
+    assert f"adapter_model.safetensors: {next(iter(fields))} in the header must be" in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -123,6 +123,19 @@ def test_a_refusal_leaves_no_folders(tmp_path):
         target.parent.parent.rmdir()
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../here", "link"])
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch, name):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "link").symlink_to(here)
+    for file in (tmp_path / "report.json", here / "report.json", here / "notes.txt"):
+        file.touch()
+    monkeypatch.chdir(here)
+    with pytest.raises(ValueError, match="holds the current folder"), files.atomic_folder(name):
+        pytest.fail("it would be replaced")
+    assert {path.name for path in here.iterdir()} == {"link", "report.json", "notes.txt"}
+
+
 def test_printable_text_is_one_line():
     assert files.printable("a b é 文 |") == "a b é 文 |"
     assert files.printable("x\n\x1b[2J\t\u202e\ud800\x7f") == r"x\n\x1b[2J\t\u202e\ud800\x7f"

@@ -50,6 +50,24 @@ def test_an_older_header_is_read_by_its_objective(tmp_path):
     assert read_made_for(training_header(tmp_path)) == MadeFor(("lcm",), (1, 2))
 
 
+@pytest.mark.parametrize("kept", [5000, 0, -1, None], ids=["cut", "empty", "a byte short", "a pointer"])
+def test_the_header_of_a_damaged_file_is_refused_in_a_sentence(tmp_path, kept):
+    path = tmp_path / WEIGHTS_FILE
+    save_file({"w": torch.zeros(5000)}, path, {"anytext_lcm": "{}"})
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"
+    path.write_bytes(pointer if kept is None else path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=f"{WEIGHTS_FILE} cannot be read: it is truncated or no safetensors file"):
+        training_header(tmp_path)
+
+
+def test_a_folder_in_the_place_of_the_weights_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{WEIGHTS_FILE} does not exist"):
+        training_header(tmp_path)
+    (tmp_path / WEIGHTS_FILE).mkdir()
+    with pytest.raises(ValueError, match=f"{WEIGHTS_FILE} cannot be read: it is no regular file"):
+        training_header(tmp_path)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"samplers": ["euler"], "steps": [1, 4]}, {"samplers": [], "steps": [1, 4]}, {"samplers": ["lcm"]}, 7]
 )
@@ -72,6 +90,20 @@ def test_sample_takes_the_sampler_of_the_adapter(capsys):
         "warning: the adapter was made for deterministic or lcm sampling in 4 to 16 steps, not for lcm in 2.\n"
     )
     assert chosen(made_for("lcm"), "--steps", "16") == "student-16" and "1 to 8 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--steps", "0"], ["--steps", "51"], ["--sampler", "gamma", "--gamma", "1.1"]])
+def test_what_cannot_be_sampled_is_refused_without_a_warning(flags, capsys):
+    with pytest.raises(ValueError, match="not possible|gamma must lie"):
+        sample.choose_method(sample.build_parser().parse_args(flags), made_for("lcm"), 4.0)
+    assert capsys.readouterr().err == ""
+
+
+def test_evaluate_warns_of_no_method_beside_one_that_cannot_be(capsys):
+    args = evaluate.build_parser().parse_args(["--methods", "student-16", "student-51"])
+    with pytest.raises(ValueError, match="51 steps are not possible"):
+        evaluate.choose_methods(args, made_for("lcm"))
+    assert capsys.readouterr().err == ""
 
 
 def test_evaluate_draws_what_the_adapter_was_made_for(capsys):

@@ -145,6 +145,25 @@ def test_captions_of_a_file_are_drawn_again_and_again(teacher, tmp_path, capsys)
     assert not (tmp_path / "new").exists()
 
 
+def test_captions_are_written_in_the_font_that_is_named(teacher, tmp_path, capsys):
+    entries = [{"prompt": "a sign", "lines": ["\u2312\u2313@4,8,60,28"]}]  # DejaVu Sans lacks these
+    (tmp_path / "wishes.json").write_text(json.dumps(entries))
+    wishes, folder = ("--captions", str(tmp_path / "wishes.json")), tmp_path / "paths"
+    assert cache_latents.main(command(teacher, folder, *wishes)) == 2
+    assert "choose a font that covers" in capsys.readouterr().err
+    assert cache_latents.main(command(teacher, folder, *wishes, "--fonts", "DejaVuSansMono.ttf")) == 0
+    data = PathDataset(settings(teacher, folder))
+    assert len(data) == 5 and data[0]["gly_line"].any()
+    (folder / path_store.FONT).write_bytes(b"another")
+    with pytest.raises(ValueError, match="captions.ttf is not the file that the paths"):
+        PathDataset(settings(teacher, folder))
+    assert cache_latents.main(command(teacher, tmp_path / "new", "--fonts", "DejaVuSerif.ttf")) == 2
+    assert "--fonts has no effect on --draw without --captions" in capsys.readouterr().err
+    two = ("--fonts", "DejaVuSerif.ttf", "DejaVuSans.ttf")
+    assert cache_latents.main(command(teacher, tmp_path / "new", *wishes, *two)) == 2
+    assert "one font, not 2" in capsys.readouterr().err
+
+
 def test_a_share_of_the_captions_is_held_out_for_panel_and_pictures(teacher, tmp_path, capfd, monkeypatch):
     entries = [{"prompt": f"wall {n}", "lines": [f"W{n}@4,8,60,28"]} for n in range(8)]
     (tmp_path / "wishes.json").write_text(json.dumps(entries))

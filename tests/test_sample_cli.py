@@ -54,9 +54,17 @@ def test_lines_and_colours():
     assert prompts.parse_line("x@1,2,30,40").polygon.tolist() == [[1, 2], [30, 2], [30, 40], [1, 40]]
     assert prompts.parse_line("x@10,10,30,20/90").polygon.tolist() == [[25, 5], [25, 25], [15, 25], [15, 5]]
     box = np.zeros((4, 2), int)
-    for text, words, color in (("C#", "C#", None), ("a#red", "a", COLORS["red"]), ("b", "b", None)):
+    taken = ("a@b", "@1,2", "1,2,3,4", "x@1,2,3,4 y")
+    for text, words, color in (
+        ("C#", "C#", None),
+        ("a#red", "a", COLORS["red"]),
+        *((text, text, None) for text in taken),
+    ):
         line = prompts.parse_line(text, polygon=box)
         assert (line.text, line.color) == (words, color)
+    for text in ("A@1,2,30,40", "A@1,2,30,40/10#red", "A@-1,2,30,40,5,6#ff8000"):
+        with pytest.raises(ValueError, match="says a box, and the mask gives it another"):
+            prompts.parse_line(text, polygon=box)
 
 
 def test_teacher_and_student_pictures(micro, tmp_path, capsys):
@@ -252,12 +260,13 @@ def test_a_line_may_begin_with_a_minus(micro, tmp_path):
     assert png.read_settings(tmp_path / "out.png")["lines"][0]["text"] == "-50%"
 
 
-@pytest.mark.parametrize("device", ["banana", "cuda:99", "cuda:x"])
+@pytest.mark.parametrize("device", ["banana", "cuda:99", "cuda:x", "mps", "vulkan"])
 def test_a_device_that_is_not_there(micro, device, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading.AnyText2, "from_config", lambda *_: pytest.fail("the network was built"))
     assert run(*micro, "--line", "cat@4,4,60,30", "--device", device, "--output", tmp_path / "out.png") == 2
     printed = capsys.readouterr().err
     assert f"Device '{device}' cannot be used" in printed and printed.count("\n") == 1
+    assert ": there is cpu" in printed and len(printed) < 200
     assert list(tmp_path.iterdir()) == []
 
 
@@ -278,6 +287,9 @@ def test_a_batch_of_prompts(micro, tmp_path, capsys):
     assert np.abs(pair[0] - pair[1]).max() <= 1
 
 
+ENTRY = {"prompt": "a wall", "lines": ["cat@4,4,60,30"]}
+
+
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
@@ -295,6 +307,14 @@ def test_a_batch_of_prompts(micro, tmp_path, capsys):
         ('[{"prompt": "a", "lines": [5]}]', "list of texts"),
         ('[{"prompt": "a", "lines": ["\\u200b@4,4,60,30"]}]', "invisible"),
         ('[{"prompt": "\\udcff", "lines": ["cat@4,4,60,30"]}]', "not UTF-8"),
+        *(
+            (json.dumps([ENTRY, ENTRY | changes]), f"Entry 1 of {{file}} {words}")
+            for changes, words in (
+                ({"seed": -1}, "is wrong: seed must be an integer from 0 on, not -1"),
+                ({"prompt": "a\n"}, "cannot be drawn: The prompt 'a\\n' holds control characters"),
+                ({"lines": 101 * ["cat@4,4,60,30"]}, "cannot be drawn: 101 lines do not fit"),
+            )
+        ),
         ("[5]", "must be an object"),
         (100_000 * "[", "cannot be read"),
     ],
@@ -303,6 +323,6 @@ def test_wrong_batches(entries, words, tmp_path, capsys):
     (tmp_path / "b.json").write_text(entries)
     assert sample.main(["--adapter", "none", "--batch", str(tmp_path / "b.json")]) == 2
     error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1
+    assert words.replace("{file}", str(tmp_path / "b.json")) in error and error.count("\n") == 1
     for more in ([], ["--prompt", "a", "--batch", str(tmp_path / "b.json")]):
         assert sample.main(["--adapter", "none", *more]) == 2

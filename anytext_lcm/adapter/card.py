@@ -9,7 +9,7 @@ from typing import Any
 from anytext_lcm import __version__
 from anytext_lcm.adapter.choices import LAYOUTS, read_made_for
 from anytext_lcm.adapter.lora import Adapter
-from anytext_lcm.adapter.stored import WEIGHTS_FILE, read_adapter, training_header
+from anytext_lcm.adapter.stored import read_adapter, training_header
 from anytext_lcm.figures.text_table import text_table
 from anytext_lcm.files import printable
 from anytext_lcm.lcm.schedule import ddim_timesteps, lcm_timesteps
@@ -17,8 +17,6 @@ from anytext_lcm.model.anytext2 import AnyText2
 
 REPORT, CARD = "export.json", "README.md"
 LIBRARIES = ("peft", "diffusers")  # layouts that a hub knows as a library
-HEADER = {"guidance_scale": int | float, "step": int, "learning_rate": int | float, "text_factor": int | float}
-"""Numbers that the card takes from the header of the weights."""
 TEMPLATE = Path(__file__).with_name("card.md")
 USES = {layout: Path(__file__).with_name("use") / f"{layout}.md" for layout in LAYOUTS}
 UPSTREAM_SCRIPT = Path(__file__).with_name("use") / "upstream_lcm.txt"
@@ -30,17 +28,12 @@ def describe_adapter(folder: str | Path) -> dict[str, Any]:
     settings that this package writes into the header. Raises FileNotFoundError or ValueError.
     """
     config, state = read_adapter(folder)
-    training = training_header(folder)
-    for key, kind in HEADER.items():
-        value = training.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-            raise ValueError(f"{Path(folder) / WEIGHTS_FILE}: {key} in the header is no number: {value!r}.")
     return {
         "rank": config["r"],
         "alpha": config["lora_alpha"],
         "layers": sum(key.endswith(".lora_A.weight") for key in state),
         "parameters": sum(value.numel() for value in state.values()),
-        "training": training,
+        "training": training_header(folder),
     }
 
 

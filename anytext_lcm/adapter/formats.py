@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from anytext_lcm.adapter.lora import ADAPTER_NAME, Adapter, adapter_layers
-from anytext_lcm.adapter.stored import check_alpha, check_config, check_rank, read_tensors
+from anytext_lcm.adapter.stored import check_alpha, check_config, check_rank, read_header, read_tensors
 from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.checkpoint import write_state_dict
@@ -249,8 +248,7 @@ def _unet_config(path: str | Path) -> dict[str, Any]:
 
     Raises ValueError when they are not readable or are those of a variant of LoRA.
     """
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get("lora_adapter_metadata")
+    text = read_header(Path(path)).get("lora_adapter_metadata")
     if text is None:
         return {}
     what = f"{path}: lora_adapter_metadata"

@@ -2,13 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from anytext_lcm.adapter.choices import MAX_RANK
@@ -18,6 +17,16 @@ from anytext_lcm.model.checkpoint import DAMAGE
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."  # in front of every key that PEFT writes and reads
 HALVES = (".lora_A.weight", ".lora_B.weight")
+
+# What this package reads of the header that it writes: texts, and numbers with their kind and the range of training.
+TEXTS = ("objective", "network")
+NUMBERS = {
+    "guidance_scale": (int | float, 1, 100),
+    "learning_rate": (int | float, 0, 1),
+    "phases": (int, 1, 50),
+    "step": (int, 0, math.inf),
+    "text_factor": (int | float, 1, 1000),
+}
 
 # Values of init_lora_weights that leave the base weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take a part out
 # of them that the saved adapter does not hold.
@@ -41,8 +50,7 @@ def read_adapter(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
     """
     directory = Path(directory)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name} does not exist; name a directory that holds a saved adapter.")
+        _require_file(directory / name)
     path = directory / CONFIG_FILE
     try:
         config = read_json(path)
@@ -60,14 +68,37 @@ def read_adapter(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
 
 
 def training_header(folder: str | Path) -> dict[str, Any]:
-    """What this package writes into the header of an adapter's weights; empty where another wrote them."""
-    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
-        header = file.metadata() or {}
+    """What this package writes into the header of an adapter's weights; empty where another wrote them.
+
+    Raises as `read_header`, and ValueError naming file and field for one of TEXTS and NUMBERS that training cannot have
+    written.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    header = read_header(path)
     try:
         training = json.loads(header.get("anytext_lcm", "{}"))
     except (ValueError, RecursionError):
         return {}
-    return training if isinstance(training, dict) else {}
+    if not isinstance(training, dict):
+        return {}
+    _check_header(training, path)
+    return training
+
+
+def _check_header(training: Mapping[str, Any], path: Path) -> None:
+    for key in TEXTS:
+        if not isinstance(value := training.get(key), str | None):
+            raise ValueError(f"{path}: {key} in the header must be a text, not {value!r}; train the adapter anew.")
+    for key, (kind, least, most) in NUMBERS.items():
+        value = training.get(key)
+        fits = isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most  # refuses nan too
+        if value is not None and not fits:
+            number = "an integer" if kind is int else "a number"
+            upward = "on" if most == math.inf else f"to {most}"
+            raise ValueError(
+                f"{path}: {key} in the header must be {number} from {least} {upward}, not {value!r}; "
+                "train the adapter anew."
+            )
 
 
 def check_config(config: Mapping[str, Any], source: str | Path) -> None:
@@ -108,19 +139,39 @@ def check_alpha(alpha: Any, what: str) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file. Raises ValueError for another or a truncated file, and for tensors that
-    are not floating-point or not finite.
+    """Read the tensors of a safetensors file. Raises as `read_header`, and ValueError for tensors that are not
+    floating-point or not finite.
     """
-    try:
-        state = load_file(path)
-    except DAMAGE as error:
-        raise ValueError(f"{path} cannot be read: it is truncated or no safetensors file ({error}).") from error
+    state = _read(path, lambda file: {key: file.get_tensor(key) for key in file.keys()})
     for key, value in state.items():
         if not value.is_floating_point() and not key.endswith(".alpha"):
             raise ValueError(f"{path}: {key!r} is {value.dtype}; only floating-point weights can be used.")
         if not bool(torch.isfinite(value.float()).all()):
             raise ValueError(f"{path}: {key!r} holds numbers that are not finite.")
     return state
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file. Raises FileNotFoundError, or ValueError for another or a truncated
+    file.
+    """
+    return _read(path, lambda file: file.metadata() or {})
+
+
+def _require_file(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; name a directory that holds a saved adapter.")
+    if not path.is_file():  # opening a pipe would wait for a writer
+        raise ValueError(f"{path} cannot be read: it is no regular file; name a directory that holds a saved adapter.")
+
+
+def _read(path: Path, read: Callable[[Any], Any]) -> Any:
+    _require_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return read(file)
+    except DAMAGE as error:
+        raise ValueError(f"{path} cannot be read: it is truncated or no safetensors file ({error}).") from error
 
 
 def layer_names(state: Mapping[str, Tensor]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext_lcm.command import finite, natural, new_parser, positive, run
+from anytext_lcm.command import finite, named, natural, new_parser, positive, run
 from anytext_lcm.files import printable
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ def build_parser() -> argparse.ArgumentParser:
     look = commands.add_parser("preview", help="a sheet of items as PNG, counts, fields, problems")
     look.set_defaults(work=preview)
     _add_source(look)
-    look.add_argument("--output", default="outputs/preview.png", help="the sheet (default: %(default)s)")
+    look.add_argument("--output", type=named, default="outputs/preview.png", help="the sheet (default: %(default)s)")
     look.add_argument("--count", type=positive, default=6, help="items on the sheet (default: %(default)s)")
     look.add_argument("--check_pictures", action="store_true", help="open every picture, not only those shown")
 
     write = commands.add_parser("convert", help="write the mock data in AnyWord's layout")
     write.set_defaults(work=convert)
     _add_source(write, records=False)
-    write.add_argument("--output", required=True, help="folder that gets data.json and imgs/")
+    write.add_argument("--output", type=named, required=True, help="folder that gets data.json and imgs/")
     write.add_argument("--format", default="png", help="png or jpg; only png keeps every byte (default: %(default)s)")
 
     measure = commands.add_parser("benchmark", help="items per second, MB per item, opening a large index")

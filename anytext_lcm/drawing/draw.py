@@ -198,19 +198,23 @@ def adapter_switch(model: AnyText2, method: Method, merge: bool = False) -> Abst
 def decode(model: AnyText2, latents: Tensor, truncate: bool = False) -> np.ndarray:
     """Scaled latents (B, C, h, w) -> pictures (B, 8h, 8w, 3) uint8. Arguments and ValueError as of `to_uint8`."""
 
+    weights = "adapter or checkpoint" if adapter_layers(model) else "checkpoint"
+
     def work(rows: slice) -> np.ndarray:
-        return to_uint8(model.decode(latents[rows].to(model.device)), truncate)
+        return to_uint8(model.decode(latents[rows].to(model.device)), truncate, weights)
 
     return np.concatenate(spread_over_cores(work, _chunks(len(latents)), model.device))
 
 
-def to_uint8(images: Tensor, truncate: bool = False) -> np.ndarray:
+def to_uint8(images: Tensor, truncate: bool = False, weights: str = "checkpoint") -> np.ndarray:
     """(B, 3, H, W) about -1..1 -> (B, H, W, 3) uint8. truncate: cut levels off instead of rounding them, as upstream.
 
-    Raises ValueError when a number is not finite.
+    Raises ValueError when a number is not finite, which names the weights that the pictures were drawn with.
     """
     if not bool(torch.isfinite(images).all()):
-        raise ValueError("The pictures hold numbers that are not finite; use fp32, less guidance or another adapter.")
+        raise ValueError(
+            f"The pictures hold numbers that are not finite; use fp32, less guidance or another {weights}."
+        )
     levels = (images.float().clamp(-1, 1) + 1) * 127.5
     levels = levels.floor() if truncate else levels.round()
     return levels.byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -1,7 +1,7 @@
 """What `python -m anytext_lcm.sample` draws: prompts from flags or from a JSON, each with its seed and its file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def boxes_from_mask(path: str, size: tuple[int, int], fit: bool, count: int, ord
 
 def read_batch(path: str, seed: int, hint_font: str | None) -> list[tuple[Prompt, int]]:
     """Prompts and seeds of a JSON `[{"prompt": ..., "lines": [...], "seed": ...}, ...]`; an entry without a seed gets
-    `seed` plus its place. Raises ValueError, also for keys that an entry does not have and seeds that are no integers.
+    `seed` plus its place. Raises ValueError, also for keys that an entry does not have and seeds that are no integers
+    from 0 on.
     """
     try:
         entries = read_json(path)
@@ -74,9 +75,10 @@ def read_batch(path: str, seed: int, hint_font: str | None) -> list[tuple[Prompt
     wishes = []
     for place, entry in enumerate(entries):
         try:
-            wishes.append(_read_entry(entry, seed + place, hint_font))
+            prompt, own_seed = _read_entry(entry, seed + place, hint_font)
         except (TypeError, ValueError) as error:
             raise ValueError(f"Entry {place} of {path} is wrong: {error}") from error
+        wishes.append((replace(prompt, source=f"Entry {place} of {path}"), own_seed))
     return wishes
 
 
@@ -91,7 +93,7 @@ def _read_entry(entry: Mapping[str, Any], seed: int, hint_font: str | None) -> t
     caption, lines, seed = entry["prompt"], entry["lines"], entry.get("seed", seed)
     if not isinstance(caption, str) or not isinstance(lines, list) or any(not isinstance(line, str) for line in lines):
         raise TypeError("prompt must be a text and lines a list of texts")
-    if type(seed) is not int:
+    if type(seed) is not int or seed < 0:
         raise TypeError(f"seed must be an integer from 0 on, not {seed!a}")
     return Prompt(caption, tuple(parse_line(line, hint_font) for line in lines)), seed
 

@@ -61,7 +61,12 @@ class Method:
     strength: float = 1.0  # weight of WriteNet's residuals, likewise
 
     def __post_init__(self):
-        from anytext_lcm.lcm.schedule import ddim_timesteps, lcm_timesteps  # torch, which --help does without
+        from anytext_lcm.lcm.schedule import (  # torch, which --help does without
+            NoiseSchedule,
+            ddim_timesteps,
+            lcm_timesteps,
+            noise_spaced_timesteps,
+        )
 
         if self.sampler not in LOOPS:
             raise ValueError(f"Sampler {self.sampler!r} is unknown: choose {' or '.join(map(repr, LOOPS))}.")
@@ -81,6 +86,8 @@ class Method:
             lcm_timesteps(self.steps)
         else:
             ddim_timesteps(self.steps, spacing="trailing" if self.spacing in NOISE_SPACINGS else self.spacing)
+        if self.sampler == "ddim" and self.spacing in NOISE_SPACINGS:  # diffusers' solvers may take a timestep twice
+            noise_spaced_timesteps(NoiseSchedule.scaled_linear(), self.steps, self.spacing)
 
     @property
     def guided(self) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,21 @@ from anytext_lcm.data.records import MAX_COORDINATE
 from anytext_lcm.data.text import checked, is_visible
 from anytext_lcm.drawing.editing import turned_box
 
+_BOX = re.compile(r"@-?\d+(,-?\d+){3,}(/[^#]*)?(#.*)?$")
+
 
 @dataclass(frozen=True)
 class Prompt:
     """What is wanted: a caption without the text, the lines of text, and for editing the picture to change.
 
-    image: (H, W, 3) uint8 RGB, kept outside the lines' polygons; None = draw all of it.
+    image: (H, W, 3) uint8 RGB, kept outside the lines' polygons; None = draw all of it. source: the place in a file
+    that it was read from, which begins what is said about it.
     """
 
     caption: str
     lines: tuple[Line, ...]
     image: np.ndarray | None = None
+    source: str = field(default="", compare=False)
 
 
 def prompts_to_batch(
@@ -51,6 +55,15 @@ def prompts_to_items(
 
 def prompt_item(prompt: Prompt, size: tuple[int, int], max_lines: int, font: str | Path = PLAIN_FONT) -> dict[str, Any]:
     """One item of `prompts_to_batch`. Raises as it does."""
+    try:
+        return _item(prompt, size, max_lines, font)
+    except ValueError as error:
+        if not prompt.source:
+            raise
+        raise ValueError(f"{prompt.source} cannot be drawn: {error}") from error
+
+
+def _item(prompt: Prompt, size: tuple[int, int], max_lines: int, font: str | Path) -> dict[str, Any]:
     caption = checked(prompt.caption, "The prompt")
     for line in prompt.lines:
         if line.text and not is_visible(line.text):
@@ -84,9 +97,11 @@ def parse_line(text: str, hint_font: str | None = None, polygon: np.ndarray | No
     clockwise, of a box) and #COLOUR.
 
     TEXT may hold @, / and #. With a polygon (4, 2), from a mask, TEXT or TEXT#COLOUR is enough; there a # belongs to
-    the text unless a colour follows it. Raises ValueError.
+    the text unless a colour follows it, and a box is refused. Raises ValueError.
     """
     if polygon is not None:
+        if _BOX.search(text):
+            raise ValueError(f"Line {text!r} says a box, and the mask gives it another: drop the box, or the mask.")
         words, mark, colour = text.rpartition("#")
         try:
             ink = parse_colour(colour) if mark else None

@@ -8,6 +8,7 @@ from anytext_lcm.model import networks
 from anytext_lcm.model.anytext2 import AnyText2
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+LONGEST_REASON = 80  # characters
 
 
 def default_device() -> torch.device:
@@ -25,10 +26,19 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
         torch.zeros(1, device=found).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"Device {str(device)!r} cannot be used ({reason}): choose cpu or cuda.") from error
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"Device {str(device)!r} cannot be used{_reason(error)}: there is {_devices()}.") from error
     return found
+
+
+def _reason(error: Exception) -> str:
+    """What torch says, in brackets; nothing where it lists all devices or kernels that it knows."""
+    reason = str(error).partition("\n")[0].rstrip(".")
+    return f" ({reason})" if 0 < len(reason) <= LONGEST_REASON else ""
+
+
+def _devices() -> str:
+    return " and ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
 
 
 def usual_precision(device: str | torch.device) -> str:

@@ -2,7 +2,7 @@
 
 Written by `python -m anytext_lcm.cache_latents --draw N`, read by training with --paths FOLDER. The folder is a store
 of shards (`shards.py`) with one array, `path`, float16 (n + 1, C, h, w) as `lcm.paths.Paths` has it, and with
---captions also captions.json, a copy of that file.
+--captions also captions.json, a copy of that file, and with a font for them captions.ttf, a copy of it.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anytext_lcm.data.batch import collate
+from anytext_lcm.data.fonts import PLAIN_FONT, font_path
 from anytext_lcm.drawing.draw import predictor, prepare
 from anytext_lcm.drawing.jobs import read_batch
 from anytext_lcm.drawing.noise import initial_noise
@@ -35,7 +36,7 @@ from anytext_lcm.training.memory import evaluation_flops
 from anytext_lcm.training.settings import TrainSettings
 from anytext_lcm.training.shards import Array, Layout, ShardReader, ShardWriter, compare_settings
 
-PATH, CAPTIONS, POINTS = "path", "captions.json", 50
+PATH, CAPTIONS, FONT, POINTS = "path", "captions.json", "captions.ttf", 50
 SHARD_PATHS = 32  # paths of a file: at 512 px 53 MB, and 3,200 evaluations that a killed run draws again at most
 UNUSED = ("img", "inv_mask", "polygons", "meta")  # fields of an item that belong to its picture
 
@@ -46,9 +47,11 @@ UNUSED = ("img", "inv_mask", "polygons", "meta")  # fields of an item that belon
 class Wishes(Dataset):
     """Items of the batch contract without a picture: captions and lines of the mock data's rules, or of a file."""
 
-    def __init__(self, settings: TrainSettings, count: int, captions: Path | None):
-        """Raises ValueError for a captions file that cannot be read or drawn, naming the entry."""
-        self.count, self.captions = count, captions
+    def __init__(self, settings: TrainSettings, count: int, captions: Path | None, font: str | Path | None = None):
+        """font: of the captions, None for the usual one. Raises ValueError for a captions file that cannot be read,
+        naming the entry.
+        """
+        self.count, self.captions, self.font = count, captions, font
         self.network, self.side = defaults_for(settings.config), settings.picture_size
         self.prompts: list[Prompt] = []
         self.mock = None
@@ -63,12 +66,8 @@ class Wishes(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self.mock is None:
-            place = index % len(self.prompts)
-            try:
-                size = (self.side, self.side)
-                return prompt_item(self.prompts[place], size, self.network.max_lines)
-            except ValueError as error:
-                raise ValueError(f"Entry {place} of {self.captions} cannot be drawn: {error}") from error
+            prompt = self.prompts[index % len(self.prompts)]
+            return prompt_item(prompt, (self.side, self.side), self.network.max_lines, self.font or PLAIN_FONT)
         item = self.mock[index]
         return {name: value for name, value in item.items() if name not in UNUSED}
 
@@ -95,7 +94,8 @@ class Wishes(Dataset):
     def about(self) -> dict[str, Any]:
         """What decides the items, for the manifest."""
         if self.mock is None:
-            return {"captions": hashlib.sha256(self.captions.read_bytes()).hexdigest()[:16]}
+            files = {"captions": self.captions} | ({"font": font_path(self.font)} if self.font else {})
+            return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in files.items()}
         return {"mock_seed": self.mock.seed}
 
 
@@ -174,9 +174,10 @@ def write_paths(
     """
     layout, folder = layout_of(settings, wishes, model), Path(folder)
     writer = ShardWriter(folder, layout)
-    if wishes.captions is not None and not (folder / CAPTIONS).is_file():
-        with atomic_file(folder / CAPTIONS) as temporary:
-            shutil.copyfile(wishes.captions, temporary)
+    if wishes.captions is not None:
+        _keep(wishes.captions, folder / CAPTIONS)
+    if wishes.font is not None:
+        _keep(font_path(wishes.font), folder / FONT)
     solver, missing = DDIMSolver(NoiseSchedule(model.alphas_cumprod), POINTS), writer.missing()
     if progress is not None:
         progress(len(wishes) - sum(len(layout.rows_of(shard)) for shard in missing))
@@ -188,6 +189,12 @@ def write_paths(
             if progress is not None:
                 progress(len(chunk))
         writer.write(shard, {PATH: torch.cat(drawn)})
+
+
+def _keep(file: Path, place: Path) -> None:
+    if not place.is_file():
+        with atomic_file(place) as temporary:
+            shutil.copyfile(file, temporary)
 
 
 def _draw(rows: range, settings: TrainSettings, wishes: Wishes, model: AnyText2, solver: DDIMSolver) -> Tensor:
@@ -210,6 +217,7 @@ def _draw(rows: range, settings: TrainSettings, wishes: Wishes, model: AnyText2,
 def _is_whole(about: Mapping[str, Any], stored: Array | None) -> bool:
     """Whether a manifest says all that is read of it, and in its types."""
     wanted = {"side": int, "seed": int} | ({"captions": str} if "captions" in about else {"mock_seed": int})
+    wanted |= {"font": str} if "font" in about else {}
     if stored is None or any(type(about.get(name)) is not kind for name, kind in wanted.items()):
         return False
     side = about["side"] // 8
@@ -270,18 +278,19 @@ class PathDataset(Dataset):
             )
 
     def _wishes(self, settings: TrainSettings) -> Wishes:
-        about, captions = self.about, None
+        about, captions, font = self.about, None, self.folder / FONT if "font" in self.about else None
         if "captions" in about:
             captions = self.folder / CAPTIONS
         else:
             settings = replace(settings, seed=about["mock_seed"])
         try:
-            wishes = Wishes(settings, len(self.reader), captions)
-            same = wishes.about() == {name: about[name] for name in wishes.about()}
+            wishes = Wishes(settings, len(self.reader), captions, font)
+            other = [name for name, value in wishes.about().items() if value != about.get(name)]
         except (OSError, ValueError) as error:
             raise ValueError(f"The captions of the paths in {self.folder} cannot be read ({error}).") from error
-        if not same:
-            raise ValueError(f"{captions} is not the file that the paths in {self.folder} were drawn from.")
+        if other:
+            file = {"captions": captions, "font": font}[other[0]]
+            raise ValueError(f"{file} is not the file that the paths in {self.folder} were drawn from.")
         return wishes
 
     def __len__(self) -> int:
@@ -294,7 +303,7 @@ class PathDataset(Dataset):
     @property
     def name(self) -> str:
         """What tells these paths from others of the same teacher."""
-        of = [f"{name} {self.about[name]}" for name in ("seed", "captions", "mock_seed") if name in self.about]
+        of = [f"{name} {self.about[name]}" for name in ("seed", "captions", "font", "mock_seed") if name in self.about]
         return f"{len(self.reader)} of {', '.join(of)}"
 
     def check(self, settings: TrainSettings, model: AnyText2) -> None:
