@@ -68,13 +68,14 @@ def work(args: argparse.Namespace) -> str:
 
 
 def closing(report: Mapping[str, Any], output: Path, minutes: float) -> str:
-    """What the demo ends with: four numbers of teacher and student, one picture, what to do next."""
+    """What the demo ends with: four numbers of teacher, untrained network and student, a picture, what to do next."""
     from anytext_lcm.figures.text_table import text_table
     from anytext_lcm.judging.tables import times_of
 
     _, speed, _ = times_of(report)
     rows = []
-    for name in (report["reference"], next(name for name in METHODS if name.startswith("student"))):
+    shown = [next((name for name in METHODS if name.startswith(kind)), None) for kind in ("untrained", "student")]
+    for name in filter(None, (report["reference"], *shown)):
         row = report["methods"][name]
         read, real, things = row["accuracy"], row["distribution"], row.get("objects_obeyed")
         cells = [f"{row[speed]['denoise']:.1f}", "{value:.2f} [{low:.2f}, {high:.2f}]".format(**read)]
@@ -87,8 +88,8 @@ def closing(report: Mapping[str, Any], output: Path, minutes: float) -> str:
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
     return f"""
 {table}
-The number after a dash counts the steps. Brackets are 95 % intervals over {report["panel"]["prompts"]} prompts. A lower
-distance is nearer.
+The number after a dash counts the steps; "untrained" is the student before its training. Brackets are 95 % intervals
+over {report["panel"]["prompts"]} prompts. A lower distance is nearer.
 
 The pictures side by side: {output / "grid.png"}
 All methods and measures:  {output / "table.md"}

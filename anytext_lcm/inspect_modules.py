@@ -23,7 +23,11 @@ def build_parser() -> argparse.ArgumentParser:
         "inspect_modules", "List every Linear and Conv2d of an AnyText2 network and write its LoRA targets."
     )
     add = parser.add_argument
-    add("--config", required=True, help="yaml of the network, in upstream's format")
+    add(
+        "--config",
+        required=True,
+        help="yaml of the network: anytext2_tiny.yaml is the embedded one, anytext2_sd15.yaml the full size",
+    )
     add("--ckpt", help="weights to load and check as well; without them shapes are enough")
     add(
         "--output",

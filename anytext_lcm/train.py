@@ -74,12 +74,14 @@ def newest(args: argparse.Namespace) -> str:
     """What a training that was stopped has kept, and how to go on."""
     if args.estimate or args.dry_run:
         return "An estimate keeps nothing."
-    from anytext_lcm.training.checkpoints import checkpoints
-
     folder = split(args)[0]["output_dir"]
+    # Not imported here: torch may be half imported, and a second import of it ends the process.
+    checkpoints = getattr(sys.modules.get("anytext_lcm.training.checkpoints"), "checkpoints", None)
+    if checkpoints is None:
+        return f"the training had not begun; {folder} is as it was."
     found = list(checkpoints(folder).values())
     if not found:
-        return f"{folder} has no checkpoint yet; start again with --resume_from_checkpoint latest."
+        return f"{folder} has no checkpoint yet, so no update is kept; --checkpointing_steps says how often one comes."
     return f"{found[-1]} is kept; the same command with --resume_from_checkpoint latest goes on from there."
 
 

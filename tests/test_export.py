@@ -633,11 +633,12 @@ def test_the_snippet_for_diffusers_runs(tmp_path, monkeypatch):
 def test_the_snippet_for_peft_runs(folder, network, teacher, tmp_path, monkeypatch):
     """As the card has it, with the micro network's files under the card's names; and PEFT reads the folder."""
     monkeypatch.chdir(tmp_path)
-    Path(network[1]).rename("anytext2.yaml")
-    torch.save(load_file(teacher / "micro.safetensors"), "anytext2.ckpt")
+    Path(network[1]).rename("anytext2_sd15.yaml")
+    Path("models").mkdir()
+    torch.save(load_file(teacher / "micro.safetensors"), "models/anytext_v2.0.ckpt")
     card = model_card(describe_adapter(folder), layout="peft")
     exec(python_of(card).replace('"this/folder"', repr(str(folder))), names := {})
-    bare = loading.load_model("anytext2.yaml", "anytext2.ckpt", "cpu")
+    bare = loading.load_model("anytext2_sd15.yaml", "models/anytext_v2.0.ckpt", "cpu")
     wrapped = PeftModel.from_pretrained(bare, folder).base_model.model
     assert layouts.distance(probe(wrapped), probe(names["model"])) < 1e-5
     assert "PeftModel.from_pretrained" in card

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from types import ModuleType
 
 import psutil
 import pytest
@@ -91,7 +92,15 @@ def test_of_several_processes_the_first_says_it(teacher, tmp_path):
 
 def test_a_training_without_a_checkpoint(tmp_path):
     args = train.build_parser().parse_args(["--config", "a", "--output_dir", str(tmp_path)])
-    assert "has no checkpoint yet" in train.newest(args)
+    assert "has no checkpoint yet, so no update is kept" in train.newest(args)
+
+
+def test_a_training_stopped_while_torch_is_imported(tmp_path, monkeypatch):
+    """To import it once more would end the process, so a module that is not there whole is left alone."""
+    args = train.build_parser().parse_args(["--config", "a", "--output_dir", str(tmp_path)])
+    for half in (None, ModuleType("anytext_lcm.training.checkpoints")):
+        monkeypatch.setitem(sys.modules, "anytext_lcm.training.checkpoints", half)
+        assert train.newest(args) == f"the training had not begun; {tmp_path} is as it was."
 
 
 def test_cached_latents_say_that_they_go_on(teacher, tmp_path):

@@ -251,7 +251,9 @@ def resolve_adapter(name: str | Path, steps: int = USUAL_STEPS) -> Path | None:
         return None
     folder = adapter_for(shipped_adapters(), steps) if str(name) == "shipped" else Path(name)
     if not (folder / CONFIG_FILE).is_file():
-        hint = "make one with `make demo` or `python -m anytext_lcm.train`, or say none for the teacher"
+        hint = (
+            "make one with `python -m anytext_lcm.demo` or `python -m anytext_lcm.train`, or say none for the teacher"
+        )
         raise FileNotFoundError(f"There is no adapter in {folder}; {hint}.")
     return folder
 

@@ -17,7 +17,7 @@ def adapters_in(folder: Path) -> dict[Path, MadeFor]:
     """
     found = [file.parent for file in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
     if not found:
-        raise FileNotFoundError(f"There is no adapter in {folder}; make one with `make demo`.")
+        raise FileNotFoundError(f"There is no adapter in {folder}; make one with `python -m anytext_lcm.demo`.")
     suits = {path: read_made_for(training_header(path)) for path in found}
     return dict(sorted(suits.items(), key=lambda entry: entry[1].steps[::-1]))
 

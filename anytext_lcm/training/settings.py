@@ -29,7 +29,12 @@ REMOVED = {"loss_gain": 1.0, "guidance_spread": 0.0, "solver_steps": 50, "optimi
 class NetworkSettings:
     """The network, its weights, and where the run goes."""
 
-    config: str = setting(MISSING, "yaml of the network, in upstream's format", identity=False, path=True)
+    config: str = setting(
+        MISSING,
+        "yaml of the network: anytext2_tiny.yaml is the embedded one, anytext2_sd15.yaml the full size",
+        identity=False,
+        path=True,
+    )
     output_dir: str = setting(MISSING, "gets checkpoint-N/ and logs/", identity=False, path=True)
     teacher_ckpt: str | None = setting(
         None, "weights, .ckpt or .safetensors; the embedded network brings its own", identity=False, path=True
