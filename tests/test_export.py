@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -714,3 +715,19 @@ def test_a_probe_knows_two_networks_apart():
     assert layouts.distance(probe(micro_network()), probe(micro_network())) == 0
     assert layouts.distance(probe(micro_network()), probe(micro_network(seed=1))) > 0.01
     assert all(np.isfinite(x.numpy()).all() for x in probe(micro_network()))
+
+
+def test_a_file_for_a_network_of_another_size_does_not_pass_for_stable_diffusions(tmp_path):
+    """Its card says so, and its header names no base that tools would offer it for."""
+    model = adapted()
+    assert formats.is_of_stable_diffusion(AnyText2.from_config("anytext2_sd15.yaml", "meta"))
+    about = {"rank": 1, "alpha": 1, "layers": 1, "parameters": 1, "training": {}}
+    options = layouts.ExportOptions(layouts=layouts.UNET_ONLY, check=False)
+    report = layouts.export(model, tmp_path, partial(model_card, about), options=options)
+    assert layouts.OTHER_SIZE in report["left_out"]["note"]
+    for layout in layouts.UNET_ONLY:
+        card = (tmp_path / report["files"][layout]).with_name("README.md").read_text(encoding="utf-8")
+        assert layouts.OTHER_SIZE in " ".join(card.split())
+    with safe_open(tmp_path / report["files"]["kohya"], "pt") as file:
+        header = file.metadata()
+    assert "ss_network_module" in header and "ss_base_model_version" not in header

@@ -19,6 +19,7 @@ from anytext_lcm.adapter.stored import check_alpha, check_config, check_rank, re
 from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
 from anytext_lcm.model.checkpoint import write_state_dict
+from anytext_lcm.model.config import TrunkConfig
 from anytext_lcm.model.layers import Downsample, ResBlock, SpatialTransformer, Upsample
 from anytext_lcm.model.unet import UNetModel
 
@@ -126,6 +127,13 @@ def describe_rest(rest: Sequence[str]) -> str:
     )
 
 
+def is_of_stable_diffusion(model: AnyText2) -> bool:
+    """Whether the UNet's layers have the sizes of Stable Diffusion 1.5's, so that other tools can load a file."""
+    own, usual = model.model.diffusion_model.trunk_config, TrunkConfig()
+    sizes = ("in_channels", "out_channels", "model_channels", "channel_mult", "num_res_blocks", "context_dim")
+    return all(getattr(own, size) == getattr(usual, size) for size in sizes)
+
+
 # -- write ------------------------------------------------------------------------------------------------
 
 
@@ -171,9 +179,9 @@ def write_kohya(
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
-        "ss_base_model_version": "sd_v1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
     }
+    if is_of_stable_diffusion(model):
+        ours |= {"ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-v1/lora"}
     return _write_lora(convert_state_dict_to_kohya(peft), path, file_header(metadata) | ours, dtype)
 
 

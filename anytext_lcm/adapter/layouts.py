@@ -16,6 +16,7 @@ from anytext_lcm.adapter.choices import LAYOUTS, PRECISIONS
 from anytext_lcm.adapter.formats import (
     describe_rest,
     file_header,
+    is_of_stable_diffusion,
     read_lora_file,
     split_layers,
     update_error,
@@ -27,6 +28,9 @@ from anytext_lcm.adapter.mix import merge, write_merged
 from anytext_lcm.adapter.stored import CONFIG_FILE
 from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
+
+UNET_ONLY = ("kohya", "diffusers")  # layouts that hold the UNet's layers alone
+OTHER_SIZE = "This network has not the sizes of Stable Diffusion 1.5, so no other tool loads the file."
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ def export(
     options = options or ExportOptions()
     dtype, layouts = getattr(torch, PRECISIONS[options.precision]), options.layouts
     files, errors, (_, rest) = {}, {}, split_layers(model)
+    left_out = describe_rest(rest)
+    unet_note = left_out if is_of_stable_diffusion(model) else f"{left_out} {OTHER_SIZE}".strip()
     reference = probe(model) if options.check else []
     if "peft" in layouts:  # always fp32: training goes on from it
         files["peft"] = write_peft(model, folder / "peft", card(layout="peft"), metadata, options.base_model)
@@ -77,19 +83,20 @@ def export(
             errors["merged"] = distance(reference, probe(model))
     for layout, path in files.items():
         if layout != "peft":
-            text = card(layout=layout, file=path.name, left_out=describe_rest(rest))
+            note = unet_note if layout in UNET_ONLY else left_out
+            text = card(layout=layout, file=path.name, left_out=note)
             path.with_name(CARD).write_text(text, encoding="utf-8")
     if "merged" in layouts:
         script = files["merged"].with_name(UPSTREAM_SCRIPT.stem + ".py")
         script.write_bytes(UPSTREAM_SCRIPT.read_bytes())
-    unet_only = [layout for layout in ("kohya", "diffusers") if layout in layouts]
+    unet_only = [layout for layout in UNET_ONLY if layout in layouts]
     return {
         "anytext_lcm": __version__,
         "about": dict(metadata),
         "precision": options.precision,
         "files": {layout: str(path.relative_to(folder)) for layout, path in files.items()},
         "errors": errors,
-        "left_out": {"layouts": unet_only, "layers": rest, "note": describe_rest(rest)} if unet_only else None,
+        "left_out": {"layouts": unet_only, "layers": rest, "note": unet_note} if unet_only else None,
     }
 
 
