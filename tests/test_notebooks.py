@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from types import CodeType
 
-import nbformat
 import pytest
 from PIL import Image
 
@@ -150,6 +149,6 @@ def test_a_picture_with_a_palette_stays(monkeypatch):
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", compress_level=0)  # so that a new file would be smaller
         data = {"image/png": base64.b64encode(buffer.getvalue()).decode()}
-        outputs = [nbformat.v4.new_output("display_data", data)]
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=outputs)])
+        outputs = [tidy.nbformat.v4.new_output("display_data", data)]
+        notebook = tidy.nbformat.v4.new_notebook(cells=[tidy.nbformat.v4.new_code_cell(outputs=outputs)])
         assert tidy.shrink_pictures(notebook) == changed
