@@ -94,7 +94,7 @@ over {report["panel"]["prompts"]} prompts. A lower distance is nearer.
 The pictures side by side: {output / "grid.png"}
 All methods and measures:  {output / "table.md"}
 
-Next, draw a text of your own, then read how it works in notebooks/03_lcm_maths.ipynb:
+Next, draw a text of your own, then read how it works in the repository's notebooks/03_lcm_maths.ipynb:
   {python} -m anytext_lcm.sample --adapter {output / "adapter"} {draw}
 Done in {minutes:.1f} minutes."""
 
