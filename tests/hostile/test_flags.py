@@ -41,6 +41,14 @@ def parsers():
             yield name, GOOD[name], parser
 
 
+def takes_text(kind):
+    """Whether a flag's type gives a text or a path, and not a number."""
+    try:
+        return kind is None or isinstance(kind("x"), str | Path)
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
+
+
 def cases():
     """(command, arguments, whether they must be refused) for every flag that takes a value."""
     for name, good, parser in parsers():
@@ -48,7 +56,7 @@ def cases():
             if not action.option_strings or action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
                 continue
             flag = action.option_strings[-1]
-            numeric = action.type not in (None, str, Path)
+            numeric = not takes_text(action.type)
             words = action.type is int or getattr(action.type, "__name__", "") in ("positive", "natural", "panel_lines")
             for value in NO_NUMBER if numeric else ():
                 # Python's int and float read an underscore between digits
