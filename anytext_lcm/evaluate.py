@@ -230,8 +230,8 @@ def choose_panel(args: argparse.Namespace, defaults: Defaults) -> "Panel":
     from anytext_lcm.judging.panel import Panel
     from anytext_lcm.training.data_order import held_out_records
 
-    named = {name: tuple(v) if isinstance(v := getattr(args, name), list) else v for name in OWN_DATA}
-    settings = TrainSettings(config=args.config, output_dir=args.output, **named)
+    own = {name: tuple(v) if isinstance(v := getattr(args, name), list) else v for name in OWN_DATA}
+    settings = TrainSettings(config=args.config, output_dir=args.output, **own)
     settings.check_values()
     usual = TrainSettings(config=args.config, output_dir=args.output)
     given = [f"--{name}" for name in OWN_DATA if getattr(settings, name) != getattr(usual, name)]

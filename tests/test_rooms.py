@@ -1,8 +1,6 @@
 """The house: each room of the package names here the rooms that it may import. `CONTRIBUTING.md` shows the plan."""
 
 import ast
-import os
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -135,20 +133,7 @@ def test_a_room_says_what_it_is_and_where_to_read_first(room):
 
 
 def test_the_package_exports_only_its_version():
-    """Beside it stands what torch reads when it is imported, which no other module is sure to come before."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     names = [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
     assert names == ["__version__"]
-    assert [type(node) for node in tree.body] == [ast.Expr, ast.Import, ast.Assign, ast.Expr]
-
-
-@pytest.mark.parametrize("own", [None, "active"])
-def test_threads_wait_without_spinning(own):
-    """Set before torch is imported; what the user has set stays."""
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": own} if own else {}
-    code = "import os, sys, anytext_lcm; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    said = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=PACKAGE.parent, capture_output=True, text=True
-    )
-    assert said.stdout.split() == [own or "passive", "False"], said.stderr
+    assert len(tree.body) == 2, "a docstring and the version, nothing else"

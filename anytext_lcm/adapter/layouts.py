@@ -30,7 +30,7 @@ from anytext_lcm.files import atomic_file
 from anytext_lcm.model.anytext2 import AnyText2
 
 UNET_ONLY = ("kohya", "diffusers")  # layouts that hold the UNet's layers alone
-OTHER_SIZE = "This network has not the sizes of Stable Diffusion 1.5, so no other tool loads the file."
+OTHER_SIZE = "This network is not of Stable Diffusion 1.5's sizes, so these tools cannot load the file."
 
 
 @dataclass(frozen=True)
