@@ -236,10 +236,8 @@ def font_of_captions(fonts: Sequence[str] | None, captions: str | None) -> str |
 
 def settings_to_draw(chosen: dict, folder: str, estimate: bool) -> TrainSettings:
     """The settings of --draw, checked; for an estimate the weights need not be there. Raises ValueError."""
-    if others := [
-        f"--{name}" for name in ("use_mock_dataset", "data_list", "data_root", "edit_share") if chosen[name]
-    ]:
-        raise ValueError(f"{', '.join(needless)} has no effect on --draw, which needs no pictures; leave it out.")
+    if others := [f"--{name}" for name in ("use_mock_dataset", "data_list", "data_root", "edit_share") if chosen[name]]:
+        raise ValueError(f"{', '.join(others)} has no effect on --draw, which needs no pictures; leave it out.")
     chosen = chosen | {"output_dir": folder, "paths": folder}
     if not estimate:
         return TrainSettings.from_dict(chosen)
