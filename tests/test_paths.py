@@ -159,6 +159,8 @@ def test_captions_are_written_in_the_font_that_is_named(teacher, tmp_path, capsy
         PathDataset(settings(teacher, folder))
     assert cache_latents.main(command(teacher, tmp_path / "new", "--fonts", "DejaVuSerif.ttf")) == 2
     assert "--fonts has no effect on --draw without --captions" in capsys.readouterr().err
+    assert cache_latents.main(command(teacher, tmp_path / "new", *wishes, "--use_mock_dataset")) == 2
+    assert "--use_mock_dataset has no effect on --draw, which needs no pictures" in capsys.readouterr().err
     two = ("--fonts", "DejaVuSerif.ttf", "DejaVuSans.ttf")
     assert cache_latents.main(command(teacher, tmp_path / "new", *wishes, *two)) == 2
     assert "one font, not 2" in capsys.readouterr().err
